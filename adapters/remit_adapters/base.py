@@ -106,6 +106,15 @@ class Health:
     connects: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something the source said unasked: a list changed, or a subscribed resource did."""
+
+    kind: Literal["tools", "resources", "prompts", "resource_updated"]
+    #: `resource_updated` only.
+    uri: str = ""
+
+
 class AdapterError(Exception):
     """The request did not end in a clean answer.
 
@@ -133,10 +142,11 @@ class Adapter(Protocol):
         """The configured source id; the exported names' prefix."""
         ...
 
-    async def start(self, tasks: TaskGroup, on_change: Callable[[], None]) -> None:
+    async def start(self, tasks: TaskGroup, on_event: Callable[[Event], None]) -> None:
         """Connect, keeping the connection alive in `tasks`; return when up.
 
-        `on_change` must be called (from the event loop) when the source says that its offer changed.
+        `on_event` must be called (from the event loop) when the source says that its offer or a
+        subscribed resource changed, and after a reconnect (its offer may have changed meanwhile).
         Raises AdapterError when the first connection fails; a later loss is repaired with back-off.
         """
         ...
@@ -154,6 +164,10 @@ class Adapter(Protocol):
 
         Cancellation must be forwarded to the source. Raises AdapterError and nothing else.
         """
+        ...
+
+    async def subscribe(self, uri: str, on: bool) -> None:
+        """Start or stop `resource_updated` events for one resource. Raises AdapterError if it cannot."""
         ...
 
     def health(self) -> Health: ...
