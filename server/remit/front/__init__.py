@@ -1,0 +1,1 @@
+"""What faces the clients: strict decoding, identity at the door, and the MCP server itself."""
