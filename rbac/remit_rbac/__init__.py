@@ -1,1 +1,31 @@
-"""Casbin policies for tools, at memory speed. Usable on its own; imports nothing else of Remit."""
+"""Casbin policies for tools, at memory speed. Usable on its own; imports nothing else of Remit.
+
+policy = load_files(None, [Path("policy.csv")])
+decision = policy.decide(Question(tenant="acme", agent="agent:refunder", user="user:alice", ...))
+"""
+
+from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, compile_expression
+from remit_rbac.index import Row
+from remit_rbac.loading import load_files, load_text
+from remit_rbac.policy import Answer, Decision, Duty, Policy, Question, RowError, Rung, Subjects
+from remit_rbac.problems import PolicyError, Problem
+
+__all__ = [
+    "Answer",
+    "Decision",
+    "Duty",
+    "EvaluationError",
+    "Expression",
+    "ExpressionError",
+    "Policy",
+    "PolicyError",
+    "Problem",
+    "Question",
+    "Row",
+    "RowError",
+    "Rung",
+    "Subjects",
+    "compile_expression",
+    "load_files",
+    "load_text",
+]

@@ -1,0 +1,479 @@
+"""The expression language: conditions of policies, prices, undo arguments, expectations.
+
+An expression is compiled once into nested closures and then only reads. Values are JSON: text, whole
+and decimal numbers, booleans, null, lists, objects. Attribute access is data lookup and nothing else;
+no method of a value is ever called, nothing is ever changed. Types are strict: a boolean is no number,
+text never compares with numbers, NaN and infinities are errors, integers stay exact. Whatever cannot
+be answered exactly raises EvaluationError; what that means (deny, or refuse the configuration) is for
+the caller to decide.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil, floor, isfinite
+from typing import Any, Literal, TypeAlias
+
+from remit_rbac import syntax
+from remit_rbac.syntax import ExpressionError as ExpressionError
+from remit_rbac.syntax import Node
+
+Scope: TypeAlias = Mapping[str, Any]
+Run: TypeAlias = Callable[[Scope], Any]
+Kind: TypeAlias = Literal["any", "boolean", "number", "text", "list", "object", "null"]
+
+#: Larger integers are a mistake or an attack; 256 bits hold every amount and every hash.
+INTEGER_BITS_MAX = 256
+TEXT_LENGTH_MAX = 100_000
+
+
+class EvaluationError(Exception):
+    """The expression has no answer for these values: something is missing or of the wrong type.
+
+    The message names attributes and types, never values, so it can be recorded.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One compiled expression. Immutable; may be called from any thread."""
+
+    text: str
+    #: Every attribute path that the text reads, e.g. `("args", "amount")`.
+    paths: frozenset[tuple[str | int, ...]]
+    #: The kinds that the text compares or computes each path with, as far as it says.
+    demands: Mapping[tuple[str | int, ...], frozenset[Kind]]
+    #: What the expression gives, as far as the text says.
+    kind: Kind
+    #: The compiled form: takes the roots as one mapping. Raises EvaluationError.
+    evaluate: Run
+
+    def __call__(self, **roots: Any) -> Any:
+        return self.evaluate(roots)
+
+
+def compile_expression(text: str, *, roots: Collection[str]) -> Expression:
+    """Compile one expression whose paths begin with one of `roots`.
+
+    Raises ExpressionError (with a column) when the text is not of the language or cannot ever be
+    answered, such as adding text to a number.
+    """
+    return compile_node(text, syntax.parse(text, roots=roots, functions=FUNCTIONS))
+
+
+def compile_node(text: str, node: Node) -> Expression:
+    """Compile a parsed expression; `text` is kept for people."""
+    demands: dict[tuple[str | int, ...], set[Kind]] = {}
+    kind, run = _compile(node, demands)
+    paths = frozenset(_paths(node))
+    if not paths and not isinstance(node, syntax.Literal):
+        run = _folded(node, run)
+    return Expression(
+        text=text,
+        paths=paths,
+        demands={path: frozenset(kinds) for path, kinds in demands.items()},
+        kind=kind,
+        evaluate=run,
+    )
+
+
+def _paths(node: Node) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(node, syntax.Path):
+        yield node.keys
+    for child in children(node):
+        yield from _paths(child)
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The operands of a node, left to right."""
+    match node:
+        case syntax.Literal() | syntax.Path():
+            return ()
+        case syntax.Listing(items):
+            return items
+        case syntax.Negative(operand) | syntax.Not(operand):
+            return (operand,)
+        case syntax.Arithmetic(_, left, right):
+            return (left, right)
+        case syntax.Comparison(first, links):
+            return (first, *(operand for _, operand in links))
+        case syntax.Logic(_, operands):
+            return operands
+        case syntax.Choice(test, then, otherwise):
+            return (test, then, otherwise)
+        case syntax.Call(_, arguments):
+            return arguments
+
+
+def _folded(node: Node, run: Run) -> Run:
+    try:
+        value = run({})
+    except EvaluationError as error:
+        raise ExpressionError(str(error), node.column) from None
+    return lambda _: value
+
+
+# From here on: the tree to closures. Each function returns what the node gives and how to get it.
+
+Demands: TypeAlias = dict[tuple[str | int, ...], "set[Kind]"]
+
+
+def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
+    match node:
+        case syntax.Literal(value):
+            return kind_of(value), lambda _: value
+        case syntax.Path(keys):
+            return "any", _lookup(keys)
+        case syntax.Listing(items):
+            runs = [_compile(item, demands)[1] for item in items]
+            return "list", lambda scope: [run(scope) for run in runs]
+        case syntax.Negative(operand):
+            run = _compile_as("number", operand, demands)
+            return "number", lambda scope: -_number(run(scope))
+        case syntax.Not(operand):
+            run = _compile_as("boolean", operand, demands)
+            return "boolean", lambda scope: not _boolean(run(scope))
+        case syntax.Arithmetic():
+            return _arithmetic(node, demands)
+        case syntax.Comparison():
+            return "boolean", _comparison(node, demands)
+        case syntax.Logic():
+            return "boolean", _logic(node, demands)
+        case syntax.Choice(test, then, otherwise):
+            chosen = _compile_as("boolean", test, demands)
+            kind_then, run_then = _compile(then, demands)
+            kind_otherwise, run_otherwise = _compile(otherwise, demands)
+            kind: Kind = kind_then if kind_then == kind_otherwise else "any"
+            return kind, lambda scope: (run_then if _boolean(chosen(scope)) else run_otherwise)(scope)
+        case syntax.Call():
+            return _call(node, demands)
+
+
+def _compile_as(wanted: Kind, node: Node, demands: Demands) -> Run:
+    kind, run = _compile(node, demands)
+    if kind not in ("any", wanted):
+        raise ExpressionError(f"expected a {wanted}, found a {kind}", node.column)
+    _demand(node, wanted, demands)
+    return run
+
+
+def _demand(node: Node, kind: Kind, demands: Demands) -> None:
+    if isinstance(node, syntax.Path) and kind not in ("any", "null"):
+        demands.setdefault(node.keys, set()).add(kind)
+
+
+_MISSING = object()
+
+
+def _lookup(keys: tuple[str | int, ...]) -> Run:
+    def run(scope: Scope) -> Any:
+        value: Any = scope
+        for key in keys:
+            kind = type(value)
+            if kind is dict:
+                value = value.get(key, _MISSING)
+            elif kind is list or kind is tuple:
+                value = value[key] if type(key) is int and key < len(value) else _MISSING
+            elif isinstance(value, Mapping):
+                value = value[key] if key in value else _MISSING
+            else:
+                value = _MISSING
+            if value is _MISSING:
+                raise EvaluationError(f"{_shown(keys)} is missing")
+        return value
+
+    return run
+
+
+def _shown(keys: tuple[str | int, ...]) -> str:
+    return ".".join(str(key) for key in keys)
+
+
+def _logic(node: syntax.Logic, demands: Demands) -> Run:
+    runs = [_compile_as("boolean", operand, demands) for operand in node.operands]
+    decisive = node.operator == "or"
+
+    def run(scope: Scope) -> bool:
+        for operand in runs:
+            value = operand(scope)
+            if value is decisive:
+                return decisive
+            if value is not (not decisive):
+                raise EvaluationError(f"expected a boolean, found a {kind_of(value)}")
+        return not decisive
+
+    return run
+
+
+def _comparison(node: syntax.Comparison, demands: Demands) -> Run:
+    kind_left, left = _compile(node.first, demands)
+    node_left = node.first
+    links: list[tuple[Callable[[Any, Any], bool], Run]] = []
+    for name, node_right in node.links:
+        kind_right, right = _compile(node_right, demands)
+        _check_comparable(name, (node_left, kind_left), (node_right, kind_right), demands)
+        links.append((_COMPARE[name], right))
+        node_left, kind_left = node_right, kind_right
+
+    if len(links) == 1:
+        compare, right = links[0]
+        return lambda scope: compare(left(scope), right(scope))
+
+    def run(scope: Scope) -> bool:
+        value = left(scope)
+        for compare, operand in links:
+            following = operand(scope)
+            if not compare(value, following):
+                return False
+            value = following
+        return True
+
+    return run
+
+
+def _check_comparable(name: str, left: tuple[Node, Kind], right: tuple[Node, Kind], demands: Demands) -> None:
+    (node_left, kind_left), (node_right, kind_right) = left, right
+    if name in ("in", "not in"):
+        if kind_right == "text":
+            raise ExpressionError("`in` needs a list: ('a', 'b') or ('a',)", node_right.column)
+        if kind_right not in ("any", "list"):
+            raise ExpressionError(f"`in` needs a list, found a {kind_right}", node_right.column)
+        if isinstance(node_right, syntax.Listing):
+            for item in node_right.items:
+                if isinstance(item, syntax.Literal):
+                    _demand(node_left, kind_of(item.value), demands)
+        return
+    if name in ("==", "!="):
+        if "list" in (kind_left, kind_right):
+            raise ExpressionError(f"`{name}` compares single values, not lists", node_left.column)
+        clash = "null" not in (kind_left, kind_right) and kind_left != kind_right
+    else:
+        for node, kind in (left, right):
+            if kind not in ("any", "number", "text"):
+                raise ExpressionError(f"`{name}` orders numbers or texts, found a {kind}", node.column)
+        clash = kind_left != kind_right
+    if clash and "any" not in (kind_left, kind_right):
+        raise ExpressionError(f"`{name}` compares a {kind_left} with a {kind_right}", node_left.column)
+    _demand(node_left, kind_right, demands)
+    _demand(node_right, kind_left, demands)
+
+
+def _arithmetic(node: syntax.Arithmetic, demands: Demands) -> tuple[Kind, Run]:
+    compute = _COMPUTE[node.operator]
+    kind_left, left = _compile(node.left, demands)
+    kind_right, right = _compile(node.right, demands)
+    if node.operator == "+" and "text" in (kind_left, kind_right):
+        left, right = _compile_as("text", node.left, demands), _compile_as("text", node.right, demands)
+        return "text", lambda scope: _bounded(_text(left(scope)) + _text(right(scope)))
+    if node.operator == "+" and kind_left == kind_right == "any":
+
+        def run(scope: Scope) -> Any:
+            a, b = left(scope), right(scope)
+            if type(a) is str and type(b) is str:
+                return _bounded(a + b)
+            return compute(_number(a), _number(b))
+
+        return "any", run
+    left, right = _compile_as("number", node.left, demands), _compile_as("number", node.right, demands)
+    return "number", lambda scope: compute(_number(left(scope)), _number(right(scope)))
+
+
+def _call(node: syntax.Call, demands: Demands) -> tuple[Kind, Run]:
+    function = FUNCTIONS[node.name]
+    if not function.arity_min <= len(node.arguments) <= function.arity_max:
+        raise ExpressionError(f"{node.name} takes {function.arity}", node.column)
+    runs = [_compile_as(function.takes, argument, demands) for argument in node.arguments]
+    body = function.body
+    return function.gives, lambda scope: body(*[run(scope) for run in runs])
+
+
+# What the operators do. Every value is checked here, because it may come from anyone.
+
+
+def kind_of(value: Any) -> Kind:
+    """The JSON kind of a value; `any` for what is not JSON."""
+    kind = _KINDS.get(type(value))
+    if kind is not None:
+        return kind
+    return "object" if isinstance(value, Mapping) else "any"
+
+
+_KINDS: dict[type, Kind] = {
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    str: "text",
+    list: "list",
+    tuple: "list",
+    dict: "object",
+    type(None): "null",
+}
+
+
+def _boolean(value: Any) -> bool:
+    if type(value) is not bool:
+        raise EvaluationError(f"expected a boolean, found a {kind_of(value)}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise EvaluationError(f"expected a text, found a {kind_of(value)}")
+    return value
+
+
+def _number(value: Any) -> int | float:
+    if type(value) is int:
+        if value.bit_length() > INTEGER_BITS_MAX:
+            raise EvaluationError(f"a number has more than {INTEGER_BITS_MAX} bits")
+        return value
+    if type(value) is not float:
+        raise EvaluationError(f"expected a number, found a {kind_of(value)}")
+    if not isfinite(value):
+        raise EvaluationError("a number is not finite")
+    return value
+
+
+def _bounded(value: str) -> str:
+    if len(value) > TEXT_LENGTH_MAX:
+        raise EvaluationError(f"a text is longer than {TEXT_LENGTH_MAX} characters")
+    return value
+
+
+def _ordering(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def ordered(left: Any, right: Any) -> bool:
+        kind_left, kind_right = type(left), type(right)
+        if kind_left is int and kind_right is int:
+            return compare(left, right)
+        if kind_left is str and kind_right is str:
+            return compare(left, right)
+        if kind_left in _NUMBERS and kind_right in _NUMBERS:
+            return compare(_number(left), _number(right))
+        raise EvaluationError(f"cannot order a {kind_of(left)} and a {kind_of(right)}")
+
+    return ordered
+
+
+def _equal(left: Any, right: Any) -> bool:
+    kind_left, kind_right = type(left), type(right)
+    if kind_left is str and kind_right is str:
+        return left == right
+    if kind_left in _NUMBERS and kind_right in _NUMBERS:
+        return _number(left) == _number(right)
+    if kind_left is bool and kind_right is bool:
+        return left is right
+    if left is None or right is None:
+        # Null is a value of its own: it equals nothing else, and asking is no mistake.
+        return left is right
+    raise EvaluationError(f"cannot compare a {kind_of(left)} with a {kind_of(right)}")
+
+
+def _among(item: Any, container: Any) -> bool:
+    if isinstance(container, Mapping):
+        return _text(item) in container
+    if type(container) is not list and type(container) is not tuple:
+        raise EvaluationError(f"`in` needs a list or an object, found a {kind_of(container)}")
+    clash: EvaluationError | None = None
+    values: list[Any] | tuple[Any, ...] = container
+    for value in values:
+        try:
+            if _equal(item, value):
+                return True
+        except EvaluationError as error:
+            clash = error
+    if clash is not None:
+        raise clash
+    return False
+
+
+def _checked(compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], int | float]:
+    def computed(left: int | float, right: int | float) -> int | float:
+        try:
+            return _number(compute(left, right))
+        except (ZeroDivisionError, OverflowError) as error:
+            raise EvaluationError(str(error)) from None
+
+    return computed
+
+
+_NUMBERS = (int, float)
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "==": _equal,
+    "!=": lambda left, right: not _equal(left, right),
+    "<": _ordering(operator.lt),
+    "<=": _ordering(operator.le),
+    ">": _ordering(operator.gt),
+    ">=": _ordering(operator.ge),
+    "in": _among,
+    "not in": lambda item, container: not _among(item, container),
+}
+_COMPUTE = {
+    "+": _checked(operator.add),
+    "-": _checked(operator.sub),
+    "*": _checked(operator.mul),
+    "/": _checked(operator.truediv),
+    "//": _checked(operator.floordiv),
+    "%": _checked(operator.mod),
+}
+
+
+def key_match(key: str, pattern: str) -> bool:
+    """Casbin's keyMatch: equal, or equal up to the first `*`, which stands for any rest."""
+    star = pattern.find("*")
+    return key == pattern if star == -1 else key.startswith(pattern[:star])
+
+
+def _length(value: Any) -> int:
+    if kind_of(value) not in ("text", "list", "object"):
+        raise EvaluationError(f"len needs a text, a list or an object, found a {kind_of(value)}")
+    return len(value)
+
+
+def _contains(container: Any, item: Any) -> bool:
+    if type(container) is str:
+        return _text(item) in container
+    return _among(item, container)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A pure function of the language."""
+
+    takes: Kind
+    gives: Kind
+    arity_min: int
+    arity_max: int
+    body: Callable[..., Any]
+
+    @property
+    def arity(self) -> str:
+        if self.arity_min == self.arity_max:
+            return f"{self.arity_min} argument" + ("s" if self.arity_min > 1 else "")
+        return f"{self.arity_min} to {self.arity_max} arguments"
+
+
+def _of_texts(body: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *values: body(*[_text(value) for value in values])
+
+
+def _of_numbers(body: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *values: _number(body(*[_number(value) for value in values]))
+
+
+#: All that can be called. `keyMatch` is Casbin's; a stock enforcer needs the others added to it.
+FUNCTIONS: dict[str, Function] = {
+    "abs": Function("number", "number", 1, 1, _of_numbers(abs)),
+    "ceil": Function("number", "number", 1, 1, _of_numbers(ceil)),
+    "contains": Function("any", "boolean", 2, 2, _contains),
+    "endswith": Function("text", "boolean", 2, 2, _of_texts(str.endswith)),
+    "floor": Function("number", "number", 1, 1, _of_numbers(floor)),
+    "keyMatch": Function("text", "boolean", 2, 2, _of_texts(key_match)),
+    "len": Function("any", "number", 1, 1, _length),
+    "lower": Function("text", "text", 1, 1, _of_texts(str.lower)),
+    "max": Function("number", "number", 2, 8, _of_numbers(max)),
+    "min": Function("number", "number", 2, 8, _of_numbers(min)),
+    "round": Function("number", "number", 1, 1, _of_numbers(round)),
+    "startswith": Function("text", "boolean", 2, 2, _of_texts(str.startswith)),
+}
