@@ -1,0 +1,135 @@
+"""One request in flight, as its caller sees it: progress, log lines and questions before the answer.
+
+An exchange lives inside the one `run` that made it. What the caller's side does wrong is contained here:
+a client that went away must not leave the source's work in doubt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from anyio.abc import TaskGroup
+
+from remit_adapters.base import AdapterError, Caller, Json
+from remit_adapters.mcp.wire import METHOD_NOT_FOUND, Message
+
+log = logging.getLogger(__name__)
+
+#: What of a source's own initiative may reach the calling client.
+Relay: TypeAlias = Literal["elicitation", "sampling", "roots", "logging"]
+
+#: Questions that a source may put to a client, and what must be relayed for it.
+QUESTIONS: Final[Mapping[str, Relay]] = {
+    "elicitation/create": "elicitation",
+    "sampling/createMessage": "sampling",
+    "roots/list": "roots",
+}
+_NOTIFICATIONS: Final[Mapping[str, Relay]] = {
+    "notifications/message": "logging",
+    "notifications/elicitation/complete": "elicitation",
+}
+
+
+def relayed_capabilities(relay: frozenset[Relay], caller: Caller) -> Message:
+    """The caller's capabilities that a source may count on."""
+    return {
+        kind: caller.capabilities[kind]
+        for kind in QUESTIONS.values()
+        if kind in relay and kind in caller.capabilities
+    }
+
+
+def may_ask(relay: frozenset[Relay], caller: Caller, method: str, params: Json) -> bool:
+    """Whether this question may reach this caller: relayed by configuration and declared by the client."""
+    kind = QUESTIONS.get(method)
+    if kind is None or kind not in relay:
+        return False
+    declared: Any = caller.capabilities.get(kind)
+    if not isinstance(declared, Mapping):
+        return False
+    # An elicitation capability without members means forms only (MCP, client/elicitation).
+    return method != "elicitation/create" or params.get("mode", "form") in (declared or {"form": {}})
+
+
+def refusal(method: str) -> Message:
+    """What a source hears when its question may not be put: nobody chose anything."""
+    if method == "elicitation/create":
+        return {"result": {"action": "cancel"}}
+    return {"error": {"code": METHOD_NOT_FOUND, "message": f"{method} is not available to this source"}}
+
+
+class Exchange:
+    """Hears one request's messages, in order, and puts the source's questions to the caller."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        relay: frozenset[Relay],
+        questions: TaskGroup | None,
+        answer: Callable[[Any, Json], Awaitable[None]],
+    ) -> None:
+        self._caller = caller
+        self._relay = relay
+        #: Where questions wait for people; None when this caller cannot be asked anything.
+        self._questions = questions
+        self._answer = answer
+        self._progress = float("-inf")
+
+    async def hear(self, message: Message) -> None:
+        method: str = message["method"]
+        about: Any = message.get("params")
+        params: Json = cast("Json", about) if isinstance(about, dict) else {}
+        if "id" in message:
+            if self._questions is not None and may_ask(
+                self._relay, self._caller, method, cast("Json", params)
+            ):
+                # Beside the exchange, which goes on: the answer may come before the person does.
+                self._questions.start_soon(self._put, message["id"], method, params)
+            else:
+                await self._answer(message["id"], refusal(method))
+        elif method == "notifications/progress":
+            await self._advance(params)
+        elif self._caller.notify is not None and _NOTIFICATIONS.get(method) in self._relay:
+            await self._contain(self._caller.notify(method, params))
+
+    async def _advance(self, params: Json) -> None:
+        """Pass progress on while it grows: the specification demands growth, and sources forget."""
+        value: Any = params.get("progress")
+        total: Any = params.get("total")
+        text: Any = params.get("message")
+        if self._caller.progress is None or not _number(value) or value <= self._progress:
+            return
+        self._progress = value
+        await self._contain(
+            self._caller.progress(
+                value, total if _number(total) else None, text if isinstance(text, str) else None
+            )
+        )
+
+    async def _put(self, request_id: Any, method: str, params: Json) -> None:
+        await self._answer(request_id, await put(self._caller, method, params))
+
+    async def _contain(self, telling: Awaitable[None]) -> None:
+        try:
+            await telling
+        except Exception:  # the client's side failing must not put the source's work in doubt
+            log.debug("a message of the source's did not reach the client", exc_info=True)
+
+
+async def put(caller: Caller, method: str, params: Json) -> Message:
+    """Put one permitted question to the caller; what comes back is ready to send to the source."""
+    if caller.ask is None:
+        return refusal(method)
+    try:
+        return {"result": await caller.ask(method, params)}
+    except AdapterError as error:
+        return {"error": error.rpc or {"code": -32603, "message": error.message}}
+    except Exception:  # as above; the source hears that nobody answered
+        log.debug("the client did not answer %s", method, exc_info=True)
+        return refusal(method)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

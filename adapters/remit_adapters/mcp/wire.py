@@ -1,0 +1,132 @@
+"""The words of MCP on the wire: JSON-RPC 2.0 messages, revisions, reserved keys.
+
+Pure functions and constants; no connection, no state. Messages stay plain dicts, so that whatever a
+source says passes through whole, known to us or not.
+
+Sources: JSON-RPC 2.0; MCP 2025-11-25 and 2026-07-28 (basic, versioning, transports).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+import orjson
+
+from remit_adapters.base import AdapterError, Json
+
+#: A JSON-RPC message, or a part of one, as it came.
+Message: TypeAlias = dict[str, Any]
+
+MODERN: Final = "2026-07-28"
+#: Revisions with an `initialize` handshake, newest first.
+LEGACY: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+
+VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
+CLIENT_KEY: Final = "io.modelcontextprotocol/clientInfo"
+CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
+LOG_LEVEL_KEY: Final = "io.modelcontextprotocol/logLevel"
+SUBSCRIPTION_KEY: Final = "io.modelcontextprotocol/subscriptionId"
+RESERVED_PREFIX: Final = "io.modelcontextprotocol/"
+
+METHOD_NOT_FOUND: Final = -32601
+HEADER_MISMATCH: Final = -32020
+UNSUPPORTED_VERSION: Final = -32022
+
+#: Errors that say the request was refused as such: malformed, unknown, or not allowed in this revision.
+REFUSED_BEFORE_ACTING: Final = frozenset(
+    {-32700, -32600, METHOD_NOT_FOUND, -32602, HEADER_MISMATCH, -32021, UNSUPPORTED_VERSION}
+)
+#: The two that must not be cancelled (MCP, cancellation).
+NEGOTIATION: Final = frozenset({"initialize", "server/discover"})
+
+
+class Hear(Protocol):
+    """Told of every message that belongs to one request and comes before its answer, in order."""
+
+    async def __call__(self, message: Message) -> None: ...
+
+
+class Link(Protocol):
+    """One connection to a source. It speaks JSON-RPC and knows nothing of what the methods mean."""
+
+    #: The revision in force; set by whoever negotiated it, before any other request.
+    version: str
+
+    async def request(self, method: str, params: Message, hear: Hear | None = None) -> Message:
+        """Send one request and return its `result`.
+
+        `hear` also opts in to progress. Cancelling the caller tells the source.
+        Raises AdapterError; never sends anything twice.
+        """
+        ...
+
+    async def answer(self, request_id: Any, reply: Json) -> None:
+        """Answer a request of the source's: `reply` is `{"result": ...}` or `{"error": ...}`."""
+        ...
+
+    async def notify(self, method: str, params: Json) -> None: ...
+
+    async def lost(self) -> str:
+        """Wait until the connection is gone for good; return why, for an operator."""
+        ...
+
+
+class SessionLostError(Exception):
+    """The source no longer knows our session and refused the request unread (HTTP 404)."""
+
+
+def encode(message: Json) -> bytes:
+    return orjson.dumps(message)
+
+
+def decode(data: bytes | bytearray | memoryview) -> Message:
+    """One JSON-RPC message. Raises ValueError for anything else."""
+    message: Any = orjson.loads(data)
+    if not isinstance(message, dict):
+        raise ValueError("a JSON-RPC message is an object")
+    return cast("Message", message)
+
+
+def result_of(answer: Message) -> Message:
+    """The result in an answer; raises the AdapterError that its error stands for."""
+    error: Any = answer.get("error")
+    if error is not None:
+        raise rejection(error)
+    result: Any = answer.get("result")
+    if not isinstance(result, dict):
+        raise invalid("it holds neither a result object nor an error")
+    return cast("Message", result)
+
+
+def rejection(error: Any, *, refused: bool = False) -> AdapterError:
+    """What a JSON-RPC error object says about the request it answers."""
+    if not isinstance(error, dict):
+        return invalid("its error is not an object")
+    rpc = cast("Message", error)
+    code: Any = rpc.get("code")
+    text: Any = rpc.get("message")
+    return AdapterError(
+        f"The source refused the request: {text}"
+        if isinstance(text, str)
+        else "The source refused the request.",
+        no_effect=refused or code in REFUSED_BEFORE_ACTING,
+        code="rpc_error",
+        rpc=rpc,
+    )
+
+
+def invalid(why: str) -> AdapterError:
+    return AdapterError(
+        f"The source's answer cannot be read ({why}); whether it acted is unknown.",
+        no_effect=False,
+        code="invalid_answer",
+    )
+
+
+def too_large(limit: int) -> AdapterError:
+    return AdapterError(
+        f"The source's answer is larger than {limit} bytes; it acted, but its answer was dropped. "
+        "Ask for less at once.",
+        no_effect=False,
+        code="answer_too_large",
+    )
