@@ -1,0 +1,154 @@
+"""Asking people: what they are shown, who may answer, and what their answer binds.
+
+An approval is for exact bytes: the binding covers everything that was shown and will be executed, so any
+change needs a new one. The asker cannot answer, and whoever answered must still hold the role when the
+call is let out. Silence is refusal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from remit.errors import RemitError
+from remit.journal import Approved, Waiting
+from remit.model import Call, Charge, Pending, Refused, Remedy, UndoPlan, Verdict
+from remit_adapters.base import Json
+from remit_rbac import Rung
+
+if TYPE_CHECKING:
+    from remit.pipeline import Services
+
+
+class NotAllowed(RemitError):
+    """This person may not answer this request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """An open request as it is stored, with the call that it is about."""
+
+    id: str
+    call_id: str
+    tenant: str
+    agent: str
+    user: str
+    tool: str
+    arguments: Json
+    context: Json
+
+
+async def ask(
+    call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None, on: Services
+) -> Approved | Pending | Refused:
+    """Approved when people have agreed to exactly this call; otherwise what the agent is told."""
+    shown = _shown(call, verdict, charges, plan)
+    votes = _votes_needed(verdict)
+    eligible = _eligible(call.principal.tenant, call.tool.name, call.arguments, shown["context"], call, on)
+    if len(eligible) < votes:
+        nobody = replace(
+            verdict,
+            rung=Rung.DENY,
+            code="no_approver",
+            reason="This call needs a person's approval, and nobody who could give it is appointed. "
+            "Tell your user.",
+            remedy=Remedy.STOP,
+        )
+        await on.journal.refuse(call, nobody)
+        return Refused(call_id=call.id, verdict=nobody)
+    answer = await on.journal.ask_people(
+        call,
+        verdict,
+        binding=_binding(shown),
+        shown=shown,
+        votes=votes,
+        pending_s=on.config.approvals.pending,
+    )
+    match answer:
+        case Waiting():
+            return Pending(
+                call_id=answer.call_id,
+                approval_id=answer.approval_id,
+                expires_us=answer.expires_us,
+                verdict=verdict,
+            )
+        case Verdict():
+            await on.journal.refuse(call, answer)
+            return Refused(call_id=call.id, verdict=answer)
+        case Approved():
+            if sum(voter in eligible for voter in answer.voters) >= votes:
+                return answer
+            lost = replace(
+                verdict,
+                rung=Rung.DENY,
+                code="approval_lost",
+                reason="Someone who approved this call no longer may. Have your user bring it to people again.",
+                remedy=Remedy.ASK,
+            )
+            await on.journal.refuse(call, lost)
+            return Refused(call_id=call.id, verdict=lost)
+
+
+async def answer(
+    request: Request, *, user: str, vote: Literal["approve", "reject"], comment: str, on: Services
+) -> str:
+    """Record one person's vote; return the request's state. Raises NotAllowed, UnknownRecord, WrongState."""
+    if user == request.user:
+        raise NotAllowed("who asked cannot approve: somebody else must decide this")
+    if user not in on.policy.approvers(
+        request.tenant,
+        request.tool,
+        request.arguments,
+        request.context,
+        exclude=(request.agent, request.user),
+    ):
+        raise NotAllowed(f"policy does not let {user} decide this: an approver of {request.tool} must")
+    return await on.journal.vote(
+        request.id, user=user, vote=vote, comment=comment, use_within_s=on.config.approvals.use_within
+    )
+
+
+def _eligible(
+    tenant: str, tool: str, arguments: Any, context: Any, call: Call, on: Services
+) -> tuple[str, ...]:
+    return on.policy.approvers(
+        tenant, tool, arguments, context, exclude=(call.principal.agent, call.principal.user)
+    )
+
+
+def _votes_needed(verdict: Verdict) -> int:
+    """The `approvals=n` duties: the largest counts; one that cannot be read asks for more than there are."""
+    needed = 1
+    for duty in verdict.duties:
+        if duty.name == "approvals":
+            needed = max(needed, int(duty.value) if duty.value.isdigit() else 1_000_000)
+    return needed
+
+
+def _shown(call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None) -> dict[str, Any]:
+    """Everything an approver decides on, from typed fields only; the agent's own words come last."""
+    return {
+        "agent": call.principal.agent,
+        "user": call.principal.user,
+        "tenant": call.principal.tenant,
+        "tool": call.tool.name,
+        "tool_digest": call.tool.digest,
+        "arguments": orjson.loads(call.arguments_json),
+        "effect": call.tool.effect.value,
+        "undo": {"tool": plan.tool, "residue": plan.residue} if plan else None,
+        "cost": {charge.unit: charge.amount for charge in charges},
+        "why_asked": verdict.reason,
+        "policy_version": verdict.policy_version,
+        "context": {"effect": call.tool.effect.value, "tenant": call.principal.tenant},
+        "claim": dict(call.claim),
+    }
+
+
+def _binding(shown: Json) -> str:
+    """SHA-256 over what was shown, but for the agent's own words."""
+    bound = {name: value for name, value in shown.items() if name != "claim"}
+    return hashlib.sha256(orjson.dumps(bound, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,82 @@
+"""Balances inside one transaction: hold before, resolve after, the journal of moves beside both.
+
+A two-phase transfer: a hold reserves, resolving releases it and posts what was really spent. What was
+spent beyond a limit is recorded (`overrun`), since the effect has happened; the next hold is refused.
+Invariants: `held` = holds - releases, `posted` = posts, `overrun` = max(0, held + posted - refunded - limit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from remit.ledger import Account, Ledger
+from remit.model import Charge
+from remit_adapters.base import Json
+
+
+def too_small(ledger: Ledger, charges: Sequence[Charge]) -> tuple[Charge, Account] | None:
+    """The first charge that its account cannot take, in order. Writes nothing but a changed limit."""
+    for charge in charges:
+        account = _account(ledger, charge)
+        if charge.amount > account.left:
+            return charge, account
+    return None
+
+
+def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
+    account = _account(ledger, charge)
+    account.held += charge.amount
+    account.dirty = True
+    ledger.insert(
+        "holds", (call_id, charge.account, charge.window_start_us, charge.unit, charge.amount, "held", 0, 0)
+    )
+    _move(ledger, call_id, charge.account, charge.window_start_us, "hold", charge.amount)
+
+
+def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json]:
+    """Release every hold of the call and post what its unit really cost, in the window that admitted it.
+
+    A unit that `costs` does not name cost nothing. Returns what was spent, by account.
+    """
+    spent: list[Json] = []
+    for row in ledger.all(
+        "SELECT account, window_start_us, unit, amount FROM holds WHERE call_id = ? AND state = 'held'"
+        " ORDER BY account",
+        (call_id,),
+    ):
+        name, start_us = row["account"], row["window_start_us"]
+        cost = costs.get(row["unit"], 0)
+        account = ledger.account(name, start_us, limit=0)
+        account.held -= row["amount"]
+        account.posted += cost
+        account.dirty = True
+        ledger.execute(
+            "UPDATE holds SET state = ?, posted = ? WHERE call_id = ? AND account = ?",
+            ("posted" if cost else "voided", cost, call_id, name),
+        )
+        _move(ledger, call_id, name, start_us, "release", row["amount"])
+        if cost:
+            _move(ledger, call_id, name, start_us, "post", cost)
+        _track_overrun(ledger, call_id, name, start_us, account)
+        spent.append({"account": name, "amount": cost})
+    return spent
+
+
+def _account(ledger: Ledger, charge: Charge) -> Account:
+    account = ledger.account(charge.account, charge.window_start_us, limit=charge.limit)
+    if account.limit_amount != charge.limit:  # the operator changed the budget within its window
+        account.limit_amount = charge.limit
+        account.dirty = True
+        _track_overrun(ledger, "", charge.account, charge.window_start_us, account)
+    return account
+
+
+def _track_overrun(ledger: Ledger, call_id: str, name: str, window_start_us: int, account: Account) -> None:
+    overrun = max(0, -account.left)
+    if overrun != account.overrun:
+        _move(ledger, call_id, name, window_start_us, "overrun", overrun - account.overrun)
+        account.overrun = overrun
+
+
+def _move(ledger: Ledger, call_id: str, account: str, window_start_us: int, kind: str, amount: int) -> None:
+    ledger.insert("budget_moves", (None, ledger.now_us, call_id, account, window_start_us, kind, amount))

@@ -1,0 +1,81 @@
+"""Which accounts a call pays from, and for which window of time. Pure: balances live in the journal.
+
+A budget in the configuration is a rule; an account is that rule applied to one subject. A call pays on
+every account that its tenant, user, agent, run and tool make apply, all or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from remit.config import Budget
+from remit.model import Call, Charge
+
+#: Every call costs one of these; refusals and calls still waiting for people cost none.
+CALLS = "calls"
+
+_SUBJECT: Mapping[str, Callable[[Call], str]] = {
+    "tenant": lambda call: call.principal.tenant,
+    "user": lambda call: call.principal.user,
+    "agent": lambda call: call.principal.agent,
+    "run": lambda call: call.run,
+    "tool": lambda call: call.tool.name,
+}
+
+
+def charges(
+    budgets: Sequence[Budget], call: Call, estimates: Mapping[str, int], at_us: int
+) -> tuple[Charge, ...]:
+    """What to hold for `call`, ordered by account so that every writer locks in the same order."""
+    found: list[Charge] = []
+    for budget in budgets:
+        subject = _SUBJECT[budget.scope](call)
+        if budget.id not in ("*", subject) or budget.unit not in estimates:
+            continue
+        start_us, end_us = window(budget.window, budget.zone, at_us)
+        found.append(
+            Charge(
+                account=f"{budget.scope}:{call.principal.tenant}/{subject}:{budget.unit}:{budget.window}",
+                window_start_us=start_us,
+                window_end_us=end_us,
+                unit=budget.unit,
+                amount=estimates[budget.unit],
+                limit=budget.limit,
+                label=f"{budget.unit} of this {budget.scope} per {budget.window}"
+                if budget.window != "total"
+                else f"total {budget.unit} of this {budget.scope}",
+            )
+        )
+    return tuple(sorted(found, key=lambda charge: charge.account))
+
+
+def window(kind: str, zone: str, at_us: int) -> tuple[int, int | None]:
+    """The start and end (µs) of the window of `kind` that contains `at_us`, in wall time of `zone`."""
+    match kind:
+        case "total":
+            return 0, None
+        case "minute":
+            start = at_us // 60_000_000 * 60_000_000
+            return start, start + 60_000_000
+        case _:
+            pass
+    here = datetime.fromtimestamp(at_us / 1_000_000, UTC).astimezone(ZoneInfo(zone))
+    match kind:
+        case "hour":
+            start = here.replace(minute=0, second=0, microsecond=0)
+            end = (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
+        case "day":
+            start = here.replace(hour=0, minute=0, second=0, microsecond=0)
+            end = start + timedelta(days=1)
+        case "month":
+            start = here.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            end = (start + timedelta(days=32)).replace(day=1)
+        case _:
+            raise AssertionError(f"no window {kind!r}")
+    return _us(start), _us(end)
+
+
+def _us(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000

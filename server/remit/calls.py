@@ -1,0 +1,111 @@
+"""Making calls and reading answers: from a name and arguments to a frozen Call, from a Reply to values."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import orjson
+
+from remit.identity import Principal
+from remit.ids import uuid7
+from remit.model import Arguments, Call, Tool, Undoing
+from remit_adapters.base import Json, Reply
+from remit_rbac import Duty
+
+
+def new_call(
+    *,
+    tool: Tool,
+    arguments: Arguments,
+    principal: Principal,
+    run: str,
+    secret: bytes,
+    at_us: int,
+    client_key: str | None = None,
+    claim: Json | None = None,
+    trace_id: str | None = None,
+    meta: Json | None = None,
+    input_responses: Json | None = None,
+    request_state: str | None = None,
+    undoing: Undoing | None = None,
+    of_call: str | None = None,
+) -> Call:
+    """One frozen call. Its arguments' canonical bytes are fixed here and never made again."""
+    return Call(
+        id=uuid7(at_us),
+        kind="undo" if undoing else "call",
+        of_call=of_call,
+        undoing=undoing,
+        principal=principal,
+        run=run,
+        tool=tool,
+        arguments=arguments,
+        arguments_json=orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS),
+        fingerprint=fingerprint_of(
+            secret, principal, tool.name, arguments, input_responses, request_state, of_call
+        ),
+        received_us=at_us,
+        client_key=client_key,
+        claim=claim or {},
+        trace_id=trace_id,
+        meta=meta or {},
+        input_responses=input_responses,
+        request_state=request_state,
+    )
+
+
+def fingerprint_of(
+    secret: bytes, principal: Principal, tool: str, arguments: Arguments, *rest: object
+) -> str:
+    """Equal calls of one agent have equal fingerprints; without the key nothing can be guessed from one.
+
+    HMAC-SHA-256, cut to 128 bits, over tenant, agent, tool, arguments and what else makes the call another.
+    """
+    text = orjson.dumps(
+        [principal.tenant, principal.agent, principal.user, tool, arguments, *rest],
+        option=orjson.OPT_SORT_KEYS,
+    )
+    return hmac.digest(secret, text, "sha256")[:16].hex()
+
+
+def result_of(reply: Reply) -> tuple[Any, str]:
+    """What expressions see of an answer: `result` (structured, or JSON in the text) and `text`."""
+    body = reply.body
+    blocks = cast("list[Any]", body.get("content") or body.get("contents") or [])
+    text = "\n".join(
+        str(cast("Mapping[str, Any]", block)["text"])
+        for block in blocks
+        if isinstance(block, Mapping) and isinstance(cast("Mapping[str, Any]", block).get("text"), str)
+    )
+    structured = body.get("structuredContent")
+    if structured is not None:
+        return structured, text
+    try:
+        return orjson.loads(text), text
+    except orjson.JSONDecodeError:
+        return {"text": text}, text
+
+
+REDACTED = "[redacted]"
+
+
+def redacted(arguments_json: bytes, duties: Iterable[Duty]) -> bytes:
+    """The arguments as they may be stored: every path of a `redact=args.a|args.b.c` duty is struck out."""
+    paths = [
+        path.removeprefix("args.").split(".")
+        for duty in duties
+        if duty.name == "redact"
+        for path in duty.value.split("|")
+    ]
+    if not paths:
+        return arguments_json
+    value: Any = orjson.loads(arguments_json)
+    for *parents, last in paths:
+        node = value
+        for parent in parents:
+            node = cast("dict[str, Any]", node).get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node:
+            node[last] = REDACTED
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

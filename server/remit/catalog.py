@@ -1,0 +1,303 @@
+"""All that is exported at one moment: an immutable snapshot, replaced whole when a source changes.
+
+A tool is complete when it gets here: its schema compiled, its expressions parsed, its effect class
+decided by the operator. What cannot be made complete is left out and named in `problems`. Who may see
+which entry is policy, asked elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from remit import config
+from remit.arguments import Problem, SchemaRefused, anything, checker
+from remit.budgets import CALLS
+from remit.config import Config, Effect, ToolRules
+from remit.model import Lookup, PriceRule, Tool, UndoRule
+from remit_adapters.base import Json, Offer, Operation
+from remit_rbac import Expression, compile_expression
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """A resource or a resource template. Its URI is the source's own."""
+
+    source: str
+    uri: str
+    definition: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    name: str
+    source: str
+    own_name: str
+    definition: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flaw:
+    """Why something a source offers is not exported. For operators."""
+
+    source: str
+    name: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    #: Every operation by exported name; beside the tools, `<prefix>.resources.read` and its like.
+    tools: Mapping[str, Tool]
+    resources: tuple[Resource, ...] = ()
+    templates: tuple[Resource, ...] = ()
+    prompts: Mapping[str, Prompt]
+    #: Sources that answer completions, and that take subscriptions.
+    completes: frozenset[str] = frozenset()
+    subscribes: frozenset[str] = frozenset()
+    flaws: tuple[Flaw, ...] = ()
+
+    def listed(self) -> tuple[Tool, ...]:
+        """What `tools/list` may show, by name."""
+        return tuple(tool for tool in self.tools.values() if tool.operation is Operation.TOOL)
+
+
+#: The policy name of an operation that is not a tool: the prefix and this.
+OPERATION_NAMES = {
+    Operation.RESOURCE: "resources.read",
+    Operation.PROMPT: "prompts.get",
+    Operation.COMPLETE: "completion.complete",
+}
+
+
+def prefix_of(settings: Config, source: str) -> str:
+    prefix = settings.sources[source].prefix
+    return source if prefix is None else prefix
+
+
+def exported(prefix: str, own_name: str) -> str:
+    return f"{prefix}.{own_name}" if prefix else own_name
+
+
+def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
+    """The catalog of everything that the connected sources offer."""
+    tools: dict[str, Tool] = {}
+    prompts: dict[str, Prompt] = {}
+    resources: list[Resource] = []
+    templates: list[Resource] = []
+    flaws: list[Flaw] = []
+    looks_like: dict[str, str] = {}
+    for source, offer in offers.items():
+        prefix = prefix_of(settings, source)
+        for definition in offer.tools:
+            own_name = str(definition.get("name", ""))
+            name = exported(prefix, own_name)
+            if not _NAME.fullmatch(name):
+                flaws.append(
+                    Flaw(source=source, name=name, what="its name is not A-Z a-z 0-9 _ . - (1 to 128)")
+                )
+                continue
+            twin = looks_like.setdefault(_folded(name), name)
+            if name in tools or twin != name:
+                flaws.append(
+                    Flaw(source=source, name=name, what=f"its name is, or looks like, that of {twin}")
+                )
+                continue
+            try:
+                tools[name] = _tool(settings, source, name, own_name, definition)
+            except SchemaRefused as refusal:
+                flaws.append(Flaw(source=source, name=name, what=str(refusal)))
+        for operation, suffix in OPERATION_NAMES.items():
+            name = exported(prefix, suffix)
+            if name in tools:
+                flaws.append(
+                    Flaw(source=source, name=name, what="a tool must not have the name of an operation")
+                )
+            tools[name] = _operation(settings, source, name, operation)
+        for definition in offer.prompts:
+            own_name = str(definition.get("name", ""))
+            name = exported(prefix, own_name)
+            prompts[name] = Prompt(
+                name=name, source=source, own_name=own_name, definition={**definition, "name": name}
+            )
+        resources += [
+            Resource(source=source, uri=str(it.get("uri", "")), definition=it) for it in offer.resources
+        ]
+        templates += [
+            Resource(source=source, uri=str(it.get("uriTemplate", "")), definition=it)
+            for it in offer.resource_templates
+        ]
+    for tool in tools.values():
+        flaws += _dangling(tool, tools)
+    return Catalog(
+        tools=dict(sorted(tools.items())),
+        resources=tuple(resources),
+        templates=tuple(templates),
+        prompts=dict(sorted(prompts.items())),
+        completes=frozenset(source for source, offer in offers.items() if offer.completes),
+        subscribes=frozenset(source for source, offer in offers.items() if offer.subscribes),
+        flaws=tuple(flaws),
+    )
+
+
+def rules_for(settings: Config, name: str) -> ToolRules:
+    """What the configuration says about `name`: the most specific entry wins, field by field."""
+    matching = sorted(
+        (pattern for pattern in settings.tools if _matches(pattern, name)),
+        key=lambda pattern: (not pattern.endswith("*"), len(pattern)),
+    )
+    merged: dict[str, Any] = {}
+    for pattern in matching:
+        rules = settings.tools[pattern]
+        merged |= {field: getattr(rules, field) for field in rules.model_fields_set}
+    return ToolRules.model_construct(None, **{**_NO_RULES, **merged})
+
+
+_NO_RULES = {field: getattr(ToolRules(), field) for field in ToolRules.model_fields}
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _tool(settings: Config, source: str, name: str, own_name: str, definition: Json) -> Tool:
+    schema = definition.get("inputSchema")
+    if not isinstance(schema, Mapping):
+        raise SchemaRefused("it has no input schema")
+    rules = rules_for(settings, name)
+    shown = {**definition, "name": name}
+    if rules.description is not None:
+        shown["description"] = rules.description
+    return _made(
+        settings,
+        rules,
+        source=source,
+        name=name,
+        own_name=own_name,
+        operation=Operation.TOOL,
+        definition=shown,
+        digest=_digest(definition),
+        problem=checker(schema),  # pyright: ignore[reportUnknownArgumentType] - JSON of the source
+        header_schema=schema if b'"x-mcp-header"' in orjson.dumps(schema) else None,  # pyright: ignore[reportUnknownArgumentType] - JSON of the source
+    )
+
+
+def _operation(settings: Config, source: str, name: str, operation: Operation) -> Tool:
+    rules = rules_for(settings, name)
+    return _made(
+        settings,
+        rules.model_copy(update={"effect": Effect.READ, "undo": None, "before": None}),
+        source=source,
+        name=name,
+        own_name="",
+        operation=operation,
+        definition={},
+        digest=_digest({"operation": operation.value}),
+        problem=anything,
+        header_schema=None,
+    )
+
+
+def _made(
+    settings: Config,
+    rules: ToolRules,
+    *,
+    source: str,
+    name: str,
+    own_name: str,
+    operation: Operation,
+    definition: Json,
+    digest: str,
+    problem: Problem,
+    header_schema: Json | None,
+) -> Tool:
+    undo = rules.undo
+    return Tool(
+        name=name,
+        source=source,
+        operation=operation,
+        own_name=own_name,
+        definition=definition,
+        digest=digest,
+        effect=rules.effect or Effect.IRREVERSIBLE,
+        problem=problem,
+        prices=_prices(rules),
+        undo=UndoRule(
+            tool=undo.call,
+            arguments=_expressions(undo.args),
+            within_s=undo.within,
+            verify=Lookup(tool=undo.verify.call, arguments=_expressions(undo.verify.args))
+            if undo.verify
+            else None,
+            expect=_compiled(undo.verify.expect) if undo.verify else None,
+            residue=undo.residue,
+        )
+        if undo
+        else None,
+        before=Lookup(tool=rules.before.call, arguments=_expressions(rules.before.args))
+        if rules.before
+        else None,
+        failed_when=_compiled(rules.failed_when) if rules.failed_when else None,
+        resource=_compiled(rules.resource) if rules.resource else None,
+        idempotency_arg=rules.idempotency_arg,
+        errors_have_no_effect=rules.on_error == "no_effect",
+        repeat_window_s=rules.repeat_window,
+        timeout_s=rules.timeout or settings.limits.call_timeout,
+        header_schema=header_schema,
+    )
+
+
+def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
+    prices: dict[str, config.PriceRule] = {
+        unit: price if isinstance(price, config.PriceRule) else config.PriceRule(estimate=price)
+        for unit, price in {CALLS: 1, **rules.price}.items()
+    }
+    return tuple(
+        PriceRule(
+            unit=unit,
+            estimate=_compiled(price.estimate),
+            actual=_compiled(price.actual) if price.actual is not None else None,
+        )
+        for unit, price in prices.items()
+    )
+
+
+_ROOTS = ("args", "result", "before", "original", "text")
+
+
+def _compiled(text: str | int) -> Expression:
+    return compile_expression(str(text), roots=_ROOTS)
+
+
+def _expressions(arguments: Mapping[str, str | int]) -> Mapping[str, Expression]:
+    return {name: _compiled(text) for name, text in arguments.items()}
+
+
+def _digest(definition: Json) -> str:
+    return hashlib.sha256(orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _dangling(tool: Tool, tools: Mapping[str, Tool]) -> Sequence[Flaw]:
+    """Plans that name a tool which is not there: their tool would be let out without a way back."""
+    named = [tool.undo.tool] if tool.undo else []
+    if tool.undo and tool.undo.verify:
+        named.append(tool.undo.verify.tool)
+    if tool.before:
+        named.append(tool.before.tool)
+    return [
+        Flaw(source=tool.source, name=tool.name, what=f"its plan names {name}, which no source offers")
+        for name in named
+        if name not in tools
+    ]

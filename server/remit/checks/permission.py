@@ -1,0 +1,107 @@
+"""May this agent, for this user, do this, and how far? The policy's answer, put into words for the agent.
+
+Undoing has its own action: whoever may `undo` a tool may take its calls back, whatever tool that takes.
+Reads that the gateway makes for its own plans carry no permission of their own; the call they serve does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from remit.model import Call, Remedy, Undoing, Verdict
+from remit_rbac import Policy, Question, Row, RowError, Rung
+
+_ALLOWED = "Allowed by policy."
+_REASONS: Mapping[str, tuple[str, Remedy]] = {
+    "needs_approval": ("A person must approve this call first.", Remedy.WAIT),
+    "advise_only": (
+        "You may find out what this call would do, but not make it. "
+        "Nothing was done: tell your user what you would propose.",
+        Remedy.ASK,
+    ),
+    "no_delegation": ("You do not act for this user here. Stop and tell your user.", Remedy.STOP),
+    "denied_by_rule": (
+        "Policy forbids this call as it stands. Do not try it again in another form; tell your user.",
+        Remedy.STOP,
+    ),
+    "rule_error": (
+        "A policy rule could not be evaluated for these arguments, so the call is refused. "
+        "Check that every argument is present and of the right type.",
+        Remedy.CHANGE,
+    ),
+}
+_NO_RULE_OTHER = (
+    "No rule allows this call with these arguments; with other arguments (for example a smaller amount) it "
+    "may be allowed. Change them, or ask your user for someone with more authority.",
+    Remedy.CHANGE,
+)
+_NO_RULE = ("No rule allows you this. Stop and tell your user what you would need.", Remedy.STOP)
+
+
+def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdict:
+    who = call.principal
+    if call.kind in ("before", "verify"):
+        return Verdict(
+            rung=Rung.EXECUTE,
+            code="own_read",
+            reason="A read that the gateway makes for its own plan.",
+            remedy=Remedy.STOP,
+            policy_version=policy.version,
+        )
+    if call.undoing is not None:
+        return _may_undo(call, call.undoing, policy, context)
+    decision = policy.decide(
+        Question(
+            tenant=who.tenant,
+            agent=who.agent,
+            user=who.user,
+            tool=call.tool.name,
+            args=call.arguments,
+            ctx=context,
+        )
+    )
+    if decision.rung is Rung.EXECUTE:
+        reason, remedy = _ALLOWED, Remedy.STOP
+    elif decision.code in _REASONS:
+        reason, remedy = _REASONS[decision.code]
+    elif policy.visible(who.tenant, who.agent, who.user, call.tool.name):
+        reason, remedy = _NO_RULE_OTHER
+    else:
+        reason, remedy = _NO_RULE
+    return Verdict(
+        rung=decision.rung,
+        code=decision.code,
+        reason=reason,
+        remedy=remedy,
+        duties=decision.duties,
+        rows=_for_people(decision.rows, decision.errors),
+        policy_version=decision.policy_version,
+    )
+
+
+def _may_undo(call: Call, undoing: Undoing, policy: Policy, context: Mapping[str, Any]) -> Verdict:
+    who = call.principal
+    # A person at the command line acts in their own name; an agent never without its user's right.
+    subjects = (who.user,) if who.auth == "local" else (who.agent, who.user)
+    answers = [
+        policy.allowed(subject, who.tenant, undoing.tool.name, "undo", undoing.arguments, context)
+        for subject in subjects
+    ]
+    allowed = all(answer.allowed for answer in answers)
+    return Verdict(
+        rung=Rung.EXECUTE if allowed else Rung.DENY,
+        code="allowed" if allowed else "undo_not_allowed",
+        reason=_ALLOWED
+        if allowed
+        else "Policy does not let you undo this call. Ask your user to have it undone by someone who may.",
+        remedy=Remedy.ASK,
+        rows=tuple(row for answer in answers for row in _for_people(answer.rows, answer.errors)),
+        policy_version=policy.version,
+    )
+
+
+def _for_people(rows: tuple[Row, ...], errors: tuple[RowError, ...]) -> tuple[str, ...]:
+    return tuple(f"{row.file}:{row.line}: {row.text}" for row in rows) + tuple(
+        f"{error.row.file}:{error.row.line}: not evaluated: {error.message}" for error in errors
+    )

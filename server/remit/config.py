@@ -1,0 +1,325 @@
+"""The shape of `remit.yaml`: one frozen model, read once at start, passed by argument.
+
+Only shapes and their own consistency live here. Reading the file, naming lines in errors and resolving
+secret references is `config_file.py`; what a setting does is told where it is used. Durations are whole
+seconds inside, and `30s`, `15m`, `24h`, `7d` in the file. Amounts are integers in the unit's minor part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from remit_rbac import ExpressionError, compile_expression
+
+_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        return int(match[1]) * _SECONDS[match[2]]
+    raise ValueError("write a duration as a number and a unit, for example 30s, 15m, 24h or 7d")
+
+
+def _reference(value: str) -> str:
+    scheme, _, rest = value.partition(":")
+    if scheme not in ("env", "file") or not rest:
+        raise ValueError("secrets are references: write env:NAME or file:/path, never the secret itself")
+    return value
+
+
+def _pattern(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{0,127}(\*|[A-Za-z0-9_.-])", value):
+        raise ValueError("name a tool as source.tool, or end with * to mean all that begin so")
+    return value
+
+
+def expression(*roots: str) -> AfterValidator:
+    """An expression over `roots` (see `remit_rbac.compile_expression`), refused at load when it is wrong."""
+
+    def check(value: str | int) -> str | int:
+        if isinstance(value, str):
+            try:
+                compile_expression(value, roots=roots)
+            except ExpressionError as error:
+                raise ValueError(f"column {error.column}: {error.message}") from None
+        return value
+
+    return AfterValidator(check)
+
+
+Duration = Annotated[int, BeforeValidator(_duration), Field(json_schema_extra={"type": "string"})]
+SecretRef = Annotated[str, AfterValidator(_reference)]
+SourceId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}$")]
+AgentName = Annotated[str, Field(pattern=r"^agent:[A-Za-z0-9_.@-]{1,128}$")]
+UserName = Annotated[str, Field(pattern=r"^user:[A-Za-z0-9_.@-]{1,128}$")]
+Amount = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
+Unit = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Store(Strict):
+    #: The audit database. Relative paths are taken from the configuration file's folder.
+    path: Path = Path("remit.db")
+    #: `full` survives power loss; `relaxed` may forget the outcome (never the intent) of the last calls.
+    durability: Literal["full", "relaxed"] = "full"
+
+
+class PolicyFiles(Strict):
+    #: A Casbin model; without it the one that ships with Remit is used.
+    model: Path | None = None
+    files: Annotated[tuple[Path, ...], Field(min_length=1)]
+
+
+class StdioIdentity(Strict):
+    """Who speaks over stdio; `REMIT_TENANT`, `REMIT_AGENT` and `REMIT_USER` override it."""
+
+    tenant: SubjectId
+    agent: AgentName
+    user: UserName
+
+
+class CliIdentity(Strict):
+    """Whom the command line acts as when it approves, undoes or switches (`--as` overrides it)."""
+
+    tenant: SubjectId
+    user: UserName
+
+
+class Jwt(Strict):
+    """OAuth 2.1 access tokens (RFC 9068) from one pinned issuer."""
+
+    issuer: str
+    #: `https://...` or `file:/path`; plain http only on loopback.
+    jwks: str
+    audience: str
+    tenant_claim: str = "tenant"
+    #: Used when the token has no tenant claim; without it such a token is refused.
+    tenant: SubjectId | None = None
+    algorithms: tuple[Literal["RS256", "PS256", "ES256", "EdDSA"], ...] = ("RS256", "ES256", "EdDSA")
+    scopes: tuple[str, ...] = ()
+
+
+class Identity(Strict):
+    stdio: StdioIdentity | None = None
+    cli: CliIdentity | None = None
+    jwt: Jwt | None = None
+
+
+class Tls(Strict):
+    certificate: Path
+    key: Path
+
+
+class Http(Strict):
+    bind: Annotated[str, Field(pattern=r"^(\[[0-9a-f:]+\]|[A-Za-z0-9.-]+):\d{1,5}$")] = "127.0.0.1:8420"
+    #: The address that clients use, when it is not `bind` (behind a proxy).
+    public_url: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    tls: Tls | None = None
+    #: A proxy in front of Remit terminates TLS. Needed (or `tls`) for any bind but loopback.
+    behind_tls_proxy: bool = False
+
+    @property
+    def host(self) -> str:
+        return self.bind.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.bind.rpartition(":")[2])
+
+    @model_validator(mode="after")
+    def _loopback_or_tls(self) -> Http:
+        if self.host not in ("127.0.0.1", "localhost", "::1") and not (self.tls or self.behind_tls_proxy):
+            raise ValueError(
+                "bind is not loopback: set tls, or behind_tls_proxy: true when a proxy terminates TLS"
+            )
+        if self.port > 65535:
+            raise ValueError("bind: a port is at most 65535")
+        return self
+
+
+Relay = Literal["elicitation", "sampling", "roots", "logging"]
+
+
+class McpSource(Strict):
+    """An MCP server: a child process (`command`) or a streamable HTTP endpoint (`url`)."""
+
+    kind: Literal["mcp"]
+    command: tuple[str, ...] | None = None
+    #: The child's environment, exactly, beside PATH and LANG. Values may be env:/file: references.
+    env: Mapping[str, str] = {}
+    cwd: Path | None = None
+    url: str | None = None
+    #: Sent to `url` only. Values are references.
+    headers: Mapping[str, SecretRef] = {}
+    bearer: SecretRef | None = None
+    era: Literal["auto", "modern", "legacy"] = "auto"
+    #: What the exported names begin with; `""` exports the source's own names (one such source only).
+    prefix: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]{0,31})?$")] | None = None
+    #: Requests and notifications of the source that may reach the calling client.
+    relay: tuple[Relay, ...] = ()
+    connect_timeout: Duration = 30
+    #: Start without it when it cannot be reached; its tools are absent until it can.
+    optional: bool = False
+
+    @model_validator(mode="after")
+    def _one_target(self) -> McpSource:
+        if (self.command is None) == (self.url is None):
+            raise ValueError("give either command (a list of words) or url, not both and not neither")
+        if self.command is not None and not self.command:
+            raise ValueError("command is empty: give the program and its arguments as a list")
+        if self.url is not None and not re.match(r"https?://", self.url):
+            raise ValueError("url must begin with https:// (or http:// on a trusted network)")
+        if self.url is None and (self.headers or self.bearer):
+            raise ValueError("headers and bearer go with url; a child process takes its secrets from env")
+        return self
+
+
+Source = McpSource
+
+
+class Effect(StrEnum):
+    """What a call does to the world, as the operator declares it. Undeclared means irreversible."""
+
+    READ = "read"
+    REVERSIBLE = "reversible"
+    RESTORABLE = "restorable"
+    COMPENSABLE = "compensable"
+    IRREVERSIBLE = "irreversible"
+
+
+class Lookup(Strict):
+    """A governed read: the tool and its arguments as expressions."""
+
+    call: Annotated[str, AfterValidator(_pattern)]
+    args: Mapping[str, Annotated[str | int, expression("args", "result", "before")]] = {}
+
+
+class Verify(Lookup):
+    #: Over the read's `result`; also `args`, `before`. True means that the undo took hold.
+    expect: Annotated[str, expression("args", "result", "before", "original")]
+
+
+class Undo(Lookup):
+    """How a call is taken back: another tool of the catalog, its arguments from this call's own."""
+
+    within: Duration = 86400
+    verify: Verify | None = None
+    #: What stays behind although the undo worked (compensable only).
+    residue: str | None = None
+
+
+class PriceRule(Strict):
+    """What a call may cost in one unit: a hold before (`estimate`), the truth after (`actual`)."""
+
+    estimate: Annotated[str | Amount, expression("args")]
+    actual: Annotated[str | Amount, expression("args", "result")] | None = None
+
+
+class ToolRules(Strict):
+    effect: Effect | None = None
+    undo: Undo | None = None
+    #: Read before the call is dispatched; offered to `undo` as `before`.
+    before: Lookup | None = None
+    price: Mapping[Unit, Annotated[str | Amount, expression("args")] | PriceRule] = {}
+    #: Some sources report failure as ordinary text: true here means that the call failed, without effect.
+    failed_when: Annotated[str, expression("args", "result", "text")] | None = None
+    #: What the call touches, for example `'order:' + args.order_id`; a later touch makes an undo a conflict.
+    resource: Annotated[str, expression("args", "result")] | None = None
+    #: The argument that carries an idempotency key to the source; Remit fills it when the agent does not.
+    idempotency_arg: str | None = None
+    #: What an error answer (`isError`) of the source means: it did nothing, or who knows.
+    on_error: Literal["no_effect", "unknown"] = "unknown"
+    #: An equal call within this time is answered with the recorded result instead of being sent again.
+    repeat_window: Duration | None = None
+    timeout: Duration | None = None
+    #: Replaces the source's own description towards agents.
+    description: str | None = None
+
+    @model_validator(mode="after")
+    def _undo_fits(self) -> ToolRules:
+        if self.effect in (Effect.READ, Effect.IRREVERSIBLE) and self.undo:
+            raise ValueError(f"effect {self.effect} has no undo: remove undo, or say reversible")
+        if self.effect in (Effect.REVERSIBLE, Effect.RESTORABLE, Effect.COMPENSABLE) and not self.undo:
+            raise ValueError(f"effect {self.effect} needs undo: name the tool that takes the call back")
+        if self.effect is Effect.RESTORABLE and not self.before:
+            raise ValueError("effect restorable needs before: the read that captures what will be replaced")
+        return self
+
+
+class Budget(Strict):
+    """A limit in one unit over one window, for each account of a scope (`id: "*"`) or for one of them."""
+
+    scope: Literal["tenant", "user", "agent", "run", "tool"]
+    id: str = "*"
+    unit: Unit
+    window: Literal["total", "minute", "hour", "day", "month"]
+    limit: Amount
+    #: Time zone of hour, day and month windows.
+    zone: str = "UTC"
+
+
+class Approvals(Strict):
+    #: How long a request may wait for people; then it is refused.
+    pending: Duration = 900
+    #: How long an approval may lie unused.
+    use_within: Duration = 300
+
+
+class Limits(Strict):
+    call_timeout: Duration = 60
+    result_bytes: Annotated[int, Field(ge=1024, le=64 * 2**20)] = 2**20
+    per_agent: Annotated[int, Field(ge=1)] = 16
+    per_source: Annotated[int, Field(ge=1)] = 64
+    queue: Annotated[int, Field(ge=1)] = 4096
+
+
+class Telemetry(Strict):
+    #: An OTLP/HTTP endpoint; needs the `otlp` extra. Off until set.
+    otlp: str | None = None
+
+
+AgentTool = Literal["status", "explain", "undo", "withdraw"]
+
+
+class Config(Strict):
+    version: Literal[1]
+    store: Store = Store()
+    policy: PolicyFiles
+    identity: Identity = Identity()
+    http: Http = Http()
+    sources: Annotated[Mapping[SourceId, Source], Field(min_length=1)]
+    tools: Mapping[Annotated[str, AfterValidator(_pattern)], ToolRules] = {}
+    budgets: tuple[Budget, ...] = ()
+    approvals: Approvals = Approvals()
+    limits: Limits = Limits()
+    telemetry: Telemetry = Telemetry()
+    #: Facts that rules may see as `r.ctx.env`, `r.ctx.jurisdiction` and so on.
+    context: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], str | int | bool] = {}
+    #: The time zone of `r.ctx.hour` and `r.ctx.weekday`.
+    zone: str = "UTC"
+    #: Remit's own tools that agents are offered, as `remit.status` and so on.
+    agent_tools: tuple[AgentTool, ...] = ("status", "explain", "undo", "withdraw")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Config:
+        bare = [name for name, source in self.sources.items() if source.prefix == ""]
+        if bare and len(self.sources) > 1:
+            raise ValueError(f'prefix "" on {bare[0]} needs it to be the only source: give it a prefix')
+        prefixes = [name if source.prefix is None else source.prefix for name, source in self.sources.items()]
+        for prefix in prefixes:
+            if prefixes.count(prefix) > 1:
+                raise ValueError(f"two sources export under {prefix!r}: give one another prefix")
+        return self

@@ -1,0 +1,23 @@
+"""The failures that cross modules. A refusal is a value (`model.Refused`), never one of these."""
+
+from __future__ import annotations
+
+
+class RemitError(Exception):
+    """Base of all. `str()` is one plain sentence for an operator and says the fix."""
+
+
+class StoreUnavailable(RemitError):
+    """The audit database cannot take a write now. No effect may be let out; try again later."""
+
+
+class StoreBusy(StoreUnavailable):
+    """More calls wait to be recorded than the queue takes. Nothing was written; try again soon."""
+
+
+class UnknownRecord(RemitError):
+    """No such record, or it is not the asker's: the two look the same on purpose."""
+
+
+class WrongState(RemitError):
+    """The record is not in a state that allows this. Nothing was written; look at it again."""

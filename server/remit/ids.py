@@ -1,0 +1,23 @@
+"""Identifiers and the clock: what the rest injects instead of reading time or randomness itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+#: Microseconds since 1970-01-01 UTC.
+Clock = Callable[[], int]
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def uuid7(at_us: int) -> str:
+    """A time-ordered UUID (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits."""
+    value = (at_us // 1000 & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0b11 << 62) | 0b10 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

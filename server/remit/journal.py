@@ -1,0 +1,904 @@
+"""Durable memory: what is written, when, and what goes together. One method is one transaction.
+
+The pipeline's promise rests here: the intent of a call is committed before its effect, the outcome before
+its answer, the holds of both with them. Every method checks before it writes, and returns a refusal as a
+value without having written. Reading records back for people is `records.py`.
+
+The application opens one journal for each process and closes it; opening registers this process life (an
+*incarnation*), takes over what dead ones left, and starts the writer thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import orjson
+
+from remit import balances
+from remit.calls import redacted
+from remit.chain import GENESIS
+from remit.config import Effect
+from remit.errors import RemitError, UnknownRecord, WrongState
+from remit.identity import KeyRecord
+from remit.ids import Clock, now_us, uuid7
+from remit.ledger import Ledger
+from remit.model import Call, Charge, Remedy, UndoPlan, Verdict
+from remit.schema import upgrade
+from remit.writer import Writer
+from remit_adapters.base import Json, Reply
+from remit_rbac import Rung
+
+T = TypeVar("T")
+#: An identical request that people refused is not put to them again within this time.
+_REJECTION_HOLDS_US = 600_000_000
+
+SwitchKind = Literal["kill", "safe"]
+#: What an undo did to the call that it serves; `ready` when it certainly did nothing and may run again.
+UndoEnd = Literal["done", "failed", "indeterminate", "ready"]
+Switch = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """The call may be sent: its intent, holds and undo are durable."""
+
+    deadline_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """An equal call was admitted before. `reply` is its recorded answer, if it has one."""
+
+    call_id: str
+    state: str
+    reply: Reply | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """People have been asked, now or by an earlier equal call."""
+
+    call_id: str
+    approval_id: str
+    expires_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """People agreed to exactly this call; `voters` must still hold their role when it is sent."""
+
+    call_id: str
+    approval_id: str
+    voters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undoable:
+    """A call and the plan that takes it back, as read inside one transaction."""
+
+    call_id: str
+    tenant: str
+    agent: str
+    user: str
+    run: str
+    tool: str
+    arguments: Json
+    state: str
+    plan: Json
+    result: Json | None
+    expires_us: int
+    resource: str | None
+
+
+class Journal:
+    def __init__(self, ledger: Ledger, writer: Writer, liveness: int, path: Path) -> None:
+        self._ledger = ledger
+        self._writer = writer
+        self._liveness = liveness
+        self.path = path
+
+    @property
+    def incarnation(self) -> str:
+        return self._ledger.stream
+
+    @property
+    def switches(self) -> frozenset[Switch]:
+        """Every switch that is on, as of the newest transaction here or the last idle look (≤ 0.25 s)."""
+        return self._ledger.switches
+
+    # The life of a call.
+
+    async def refuse(self, call: Call, verdict: Verdict) -> None:
+        """Record a call that was not let out. It costs nothing."""
+
+        def change() -> None:
+            self._insert_call(call, verdict, state="denied", finished=True)
+            self._event("call.denied", call, **_decision(verdict))
+
+        await self._writer.write(change)
+
+    async def ask_people(
+        self, call: Call, verdict: Verdict, *, binding: str, shown: Json, votes: int, pending_s: int
+    ) -> Waiting | Approved | Verdict:
+        """Put the call to people, or find what they said to an equal one.
+
+        Equal means the same binding: everything that was shown and will be executed. Returns Approved when
+        they agreed and the approval is unused, a Verdict when they refused lately.
+        """
+
+        def change() -> Waiting | Approved | Verdict:
+            now = self._ledger.now_us
+            row = self._ledger.one(
+                "SELECT id, call_id, state, expires_us, decided_us FROM approvals WHERE fingerprint = ?"
+                " AND binding = ? ORDER BY created_us DESC LIMIT 1",
+                (call.fingerprint, binding),
+            )
+            if row and row["state"] == "pending" and row["expires_us"] > now:
+                return Waiting(call_id=row["call_id"], approval_id=row["id"], expires_us=row["expires_us"])
+            if row and row["state"] == "approved" and row["expires_us"] > now:
+                voters = self._ledger.all(
+                    "SELECT user FROM votes WHERE approval_id = ? AND vote = 'approve'", (row["id"],)
+                )
+                return Approved(
+                    call_id=row["call_id"],
+                    approval_id=row["id"],
+                    voters=tuple(voter["user"] for voter in voters),
+                )
+            if row and row["state"] == "rejected" and row["decided_us"] + _REJECTION_HOLDS_US > now:
+                return replace(
+                    verdict,
+                    rung=Rung.DENY,
+                    code="approval_rejected",
+                    reason="A person looked at exactly this call and refused it. Do not ask again unless "
+                    "something about it has changed.",
+                    remedy=Remedy.STOP,
+                )
+            approval_id = uuid7(now)
+            expires_us = now + pending_s * 1_000_000
+            self._insert_call(call, verdict, state="awaiting_approval", approval_id=approval_id)
+            self._ledger.insert(
+                "approvals",
+                (
+                    approval_id,
+                    call.id,
+                    call.principal.tenant,
+                    "pending",
+                    binding,
+                    call.fingerprint,
+                    votes,
+                    orjson.dumps(shown).decode(),
+                    now,
+                    expires_us,
+                    None,
+                ),
+            )
+            self._event(
+                "call.awaiting_approval",
+                call,
+                approval_id=approval_id,
+                binding=binding,
+                votes_needed=votes,
+                expires_us=expires_us,
+                **_decision(verdict),
+            )
+            return Waiting(call_id=call.id, approval_id=approval_id, expires_us=expires_us)
+
+        return await self._writer.write(change)
+
+    async def admit(
+        self,
+        call: Call,
+        verdict: Verdict,
+        charges: Sequence[Charge],
+        plan: UndoPlan | None,
+        *,
+        stopped: Callable[[Call, frozenset[Switch]], Verdict | None],
+        approved: Approved | None = None,
+        before: bytes | None = None,
+    ) -> Admitted | Repeated | Verdict:
+        """Let the call out: the one transaction between deciding and doing.
+
+        Checks again what may have changed since the decision (switches, an equal earlier call, the approval,
+        the undo's own state, the balances), then holds the budget, registers the undo and appends the
+        intent. A Verdict is a refusal; nothing was written then.
+        """
+
+        def change() -> Admitted | Repeated | Verdict:
+            now = self._ledger.now_us
+            if refusal := stopped(call, self._ledger.switches):
+                return refusal
+            if earlier := self._earlier(call, now):
+                return earlier
+            if refusal := self._short(verdict, charges, now):
+                return refusal
+            if call.undoing and (
+                refusal := self._undo_blocked(call, verdict, now, forced=call.undoing.forced)
+            ):
+                return refusal
+            deadline_us = now + call.tool.timeout_s * 1_000_000
+            if approved is None:
+                self._insert_call(call, verdict, state="dispatched", deadline_us=deadline_us)
+            elif refusal := self._use_approval(approved, verdict, deadline_us, now):
+                return refusal
+            call_id = approved.call_id if approved else call.id
+            for charge in charges:
+                balances.hold(self._ledger, call_id, charge)
+            if plan:
+                self._ledger.insert("undos", _undo_row(call_id, plan, "registered"))
+            if before is not None:
+                self._ledger.insert("payloads", (call_id, "before", os.urandom(16), before))
+            if call.kind == "undo":
+                self._ledger.execute(
+                    "UPDATE undos SET state = 'running', undo_call = ? WHERE call_id = ?",
+                    (call_id, call.of_call),
+                )
+            self._event(
+                "call.dispatched",
+                call,
+                call_id=call_id,
+                approval_id=approved.approval_id if approved else None,
+                deadline_us=deadline_us,
+                holds=[
+                    {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
+                    for charge in charges
+                ],
+                undo={"tool": plan.tool, "expires_us": plan.expires_us} if plan else None,
+                **_decision(verdict),
+            )
+            return Admitted(deadline_us=deadline_us)
+
+        return await self._writer.write(change)
+
+    async def settle(
+        self,
+        call: Call,
+        *,
+        call_id: str,
+        state: Literal["succeeded", "failed"],
+        costs: Mapping[str, int],
+        reply: bytes | None,
+        error: tuple[str, str] | None,
+        plan: UndoPlan | None,
+        undo_state: UndoEnd | None = None,
+    ) -> None:
+        """Record how the call ended: post `costs` (by unit) and release the rest, bind the undo.
+
+        `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
+        `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
+        """
+
+        def change() -> None:
+            ledger = self._ledger
+            salt = os.urandom(16)
+            commit = _commit(salt, reply) if reply is not None else None
+            moved = ledger.execute(
+                "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?"
+                " WHERE id = ? AND state IN ('dispatched', 'in_doubt')",
+                (state, ledger.now_us, commit, *(error or (None, None)), call_id),
+            )
+            if moved != 1:
+                raise WrongState(f"call {call_id} is not open: it cannot be settled")
+            if reply is not None and call.tool.effect is not Effect.READ:
+                ledger.insert("payloads", (call_id, "result", salt, reply))
+            spent = balances.resolve(ledger, call_id, costs)
+            if plan:
+                ledger.execute(
+                    "UPDATE undos SET state = ?, plan = ?, resource = ? WHERE call_id = ?",
+                    (
+                        "void" if plan.arguments is None else "ready",
+                        _plan_json(plan),
+                        plan.resource,
+                        call_id,
+                    ),
+                )
+            if undo_state:
+                ledger.execute(
+                    "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
+                    (undo_state, call.of_call, call_id),
+                )
+            self._event(
+                f"call.{state}",
+                call,
+                call_id=call_id,
+                result_commit=commit,
+                error_code=error[0] if error else None,
+                spent=spent,
+                undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
+            )
+
+        await self._writer.write(change, durable=False)
+
+    async def doubt(self, call: Call, *, call_id: str, code: str, message: str) -> None:
+        """Record that nobody knows what became of a call that was sent. Its holds stay."""
+
+        def change() -> None:
+            moved = self._ledger.execute(
+                "UPDATE calls SET state = 'in_doubt', finished_us = ?, error_code = ?, error = ?"
+                " WHERE id = ? AND state = 'dispatched'",
+                (self._ledger.now_us, code, message, call_id),
+            )
+            if moved == 1:
+                if call.kind == "undo":
+                    self._ledger.execute(
+                        "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",
+                        (call.of_call, call_id),
+                    )
+                self._event("call.in_doubt", call, call_id=call_id, error_code=code)
+
+        await self._writer.write(change)
+
+    # What people do between calls.
+
+    async def vote(
+        self,
+        approval_id: str,
+        *,
+        user: str,
+        vote: Literal["approve", "reject"],
+        comment: str,
+        use_within_s: int,
+    ) -> str:
+        """Record one person's vote; return the approval's state. Who may vote is the caller's to check.
+
+        Raises UnknownRecord, or WrongState when it is no longer open or the person has voted.
+        """
+
+        def change() -> str:
+            ledger, now = self._ledger, self._ledger.now_us
+            row = ledger.one("SELECT * FROM approvals WHERE id = ?", (approval_id,))
+            if row is None:
+                raise UnknownRecord(f"there is no approval {approval_id}")
+            if row["state"] != "pending":
+                raise WrongState(f"this approval is {row['state']}: it takes no more votes")
+            if row["expires_us"] <= now:
+                raise WrongState("this approval has expired: the agent must ask anew")
+            seen = ledger.all("SELECT user, vote FROM votes WHERE approval_id = ?", (approval_id,))
+            if any(voter["user"] == user for voter in seen):
+                raise WrongState(f"{user} has voted on this already")
+            ledger.insert("votes", (approval_id, user, vote, "local", now, comment))
+            agreed = sum(voter["vote"] == "approve" for voter in seen) + (vote == "approve")
+            state = (
+                "rejected" if vote == "reject" else "approved" if agreed >= row["votes_needed"] else "pending"
+            )
+            if state != "pending":
+                expires_us = now + use_within_s * 1_000_000 if state == "approved" else row["expires_us"]
+                ledger.execute(
+                    "UPDATE approvals SET state = ?, decided_us = ?, expires_us = ? WHERE id = ?",
+                    (state, now, expires_us, approval_id),
+                )
+            if state == "rejected":
+                self._close_waiting(row["call_id"], "rejected")
+            ledger.event(
+                f"approval.{vote}",
+                tenant=row["tenant"],
+                call_id=row["call_id"],
+                approval_id=approval_id,
+                user=user,
+                comment=comment,
+                state=state,
+                binding=row["binding"],
+            )
+            return state
+
+        return await self._writer.write(change)
+
+    async def withdraw(self, approval_id: str, *, tenant: str, agent: str) -> None:
+        """The agent takes its own request back. Raises UnknownRecord for anybody else's."""
+
+        def change() -> None:
+            row = self._ledger.one(
+                "SELECT approvals.call_id FROM approvals JOIN calls ON calls.id = approvals.call_id"
+                " WHERE approvals.id = ? AND calls.tenant = ? AND calls.agent = ?"
+                " AND approvals.state IN ('pending', 'approved')",
+                (approval_id, tenant, agent),
+            )
+            if row is None:
+                raise UnknownRecord("there is no such open request of yours")
+            self._ledger.execute(
+                "UPDATE approvals SET state = 'withdrawn', decided_us = ? WHERE id = ?",
+                (self._ledger.now_us, approval_id),
+            )
+            self._close_waiting(row["call_id"], "withdrawn")
+            self._ledger.event(
+                "approval.withdrawn", tenant=tenant, call_id=row["call_id"], approval_id=approval_id
+            )
+
+        await self._writer.write(change)
+
+    async def expire(self) -> int:
+        """Close every request whose time is up; return how many. Timeout is always refusal."""
+
+        def change() -> int:
+            rows = self._ledger.all(
+                "SELECT id, call_id, tenant FROM approvals WHERE state IN ('pending', 'approved')"
+                " AND expires_us <= ?",
+                (self._ledger.now_us,),
+            )
+            for row in rows:
+                self._ledger.execute("UPDATE approvals SET state = 'expired' WHERE id = ?", (row["id"],))
+                self._close_waiting(row["call_id"], "expired")
+                self._ledger.event(
+                    "approval.expired", tenant=row["tenant"], call_id=row["call_id"], approval_id=row["id"]
+                )
+            return len(rows)
+
+        return await self._writer.write(change)
+
+    async def switch(
+        self, *, kind: SwitchKind, scope: str, target: str, tenant: str, on: bool, reason: str, by: str
+    ) -> bool:
+        """Turn a switch on or off; False when it already was so. Effective everywhere with this commit."""
+
+        def change() -> bool:
+            ledger = self._ledger
+            key = (kind, scope, target, tenant)
+            if (key in ledger.switches) == on:
+                return False
+            if on:
+                # Not gathered: the very next change of this transaction must see it.
+                ledger.execute(
+                    "INSERT INTO switches (kind, scope, target, tenant, reason, set_by, set_us)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (*key, reason, by, ledger.now_us),
+                )
+            else:
+                ledger.execute(
+                    "DELETE FROM switches WHERE kind = ? AND scope = ? AND target = ? AND tenant = ?", key
+                )
+            ledger.reload_switches()
+            ledger.event(
+                f"switch.{'on' if on else 'off'}",
+                tenant=tenant or None,
+                call_id=None,
+                switch=kind,
+                scope=scope,
+                target=target,
+                reason=reason,
+                by=by,
+            )
+            return True
+
+        return await self._writer.write(change)
+
+    async def add_key(self, key: KeyRecord, *, by: str) -> None:
+        def change() -> None:
+            self._ledger.insert(
+                "api_keys",
+                (
+                    key.id,
+                    key.tenant,
+                    key.agent,
+                    key.user,
+                    key.digest,
+                    key.label,
+                    key.created_us,
+                    key.expires_us,
+                    key.revoked_us,
+                ),
+            )
+            self._ledger.event(
+                "key.created",
+                tenant=key.tenant,
+                call_id=None,
+                key_id=key.id,
+                agent=key.agent,
+                user=key.user,
+                by=by,
+            )
+
+        await self._writer.write(change)
+
+    async def revoke_key(self, key_id: str, *, by: str) -> None:
+        """Raises UnknownRecord when there is no such key that is still valid."""
+
+        def change() -> None:
+            row = self._ledger.one(
+                "SELECT tenant FROM api_keys WHERE id = ? AND revoked_us IS NULL", (key_id,)
+            )
+            if row is None:
+                raise UnknownRecord(f"there is no valid key {key_id}")
+            self._ledger.execute(
+                "UPDATE api_keys SET revoked_us = ? WHERE id = ?", (self._ledger.now_us, key_id)
+            )
+            self._ledger.event("key.revoked", tenant=row["tenant"], call_id=None, key_id=key_id, by=by)
+
+        await self._writer.write(change)
+
+    async def key(self, key_id: str) -> KeyRecord | None:
+        def change() -> KeyRecord | None:
+            row = self._ledger.one("SELECT * FROM api_keys WHERE id = ?", (key_id,))
+            return KeyRecord(**dict(row)) if row else None
+
+        return await self._writer.write(change, durable=False)
+
+    async def undoable(self, call_id: str) -> Undoable | None:
+        """The call and its plan, whatever their state; None when the call does not exist or has no plan."""
+
+        def change() -> Undoable | None:
+            row = self._ledger.one(
+                "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource,"
+                " payloads.body AS arguments, answers.body AS answer"
+                " FROM calls JOIN undos ON undos.call_id = calls.id"
+                " JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'"
+                " LEFT JOIN payloads AS answers ON answers.call_id = calls.id AND answers.kind = 'result'"
+                " WHERE calls.id = ?",
+                (call_id,),
+            )
+            if row is None:
+                return None
+            return Undoable(
+                call_id=call_id,
+                tenant=row["tenant"],
+                agent=row["agent"],
+                user=row["user"],
+                run=row["run"],
+                tool=row["tool"],
+                arguments=orjson.loads(row["arguments"]),
+                state=row["undo_state"],
+                plan=orjson.loads(row["plan"]),
+                result=orjson.loads(row["answer"]) if row["answer"] is not None else None,
+                expires_us=row["expires_us"],
+                resource=row["resource"],
+            )
+
+        return await self._writer.write(change, durable=False)
+
+    async def close(self) -> None:
+        """Write what is queued, seal this incarnation and let go of the file."""
+
+        def change() -> None:
+            self._ledger.event("stream.closed", tenant=None, call_id=None)
+            self._ledger.execute(
+                "UPDATE incarnations SET ended_us = ? WHERE id = ?",
+                (self._ledger.now_us, self._ledger.stream),
+            )
+
+        await self._writer.write(change)
+        await self._writer.stop()
+        os.close(self._liveness)
+
+    # The parts of a transaction.
+
+    def _earlier(self, call: Call, now: int) -> Repeated | Verdict | None:
+        """An equal call that was admitted before, so that the same effect is never sent twice."""
+        columns = "SELECT calls.id, calls.state, calls.fingerprint FROM calls "
+        row: sqlite3.Row | None = None
+        if call.client_key is not None:
+            row = self._ledger.one(
+                columns + "WHERE tenant = ? AND agent = ? AND client_key = ?",
+                (call.principal.tenant, call.principal.agent, call.client_key),
+            )
+            if row and row["fingerprint"] != call.fingerprint:
+                return _no(
+                    "key_reused",
+                    "This idempotency key was used for a different call. Use a new key for a new call.",
+                    Remedy.CHANGE,
+                )
+        if row is None and call.tool.effect is not Effect.READ and call.kind == "call":
+            row = self._ledger.one(
+                columns + "WHERE fingerprint = ? AND state = 'in_doubt' LIMIT 1", (call.fingerprint,)
+            )
+            if row is None and call.tool.repeat_window_s:
+                row = self._ledger.one(
+                    columns
+                    + "WHERE fingerprint = ? AND created_us > ? AND state IN ('dispatched', 'succeeded')"
+                    " ORDER BY created_us DESC LIMIT 1",
+                    (call.fingerprint, now - call.tool.repeat_window_s * 1_000_000),
+                )
+        if row is None or row["state"] == "awaiting_approval":
+            return None
+        answer = self._ledger.one(
+            "SELECT body FROM payloads WHERE call_id = ? AND kind = 'result'", (row["id"],)
+        )
+        reply = _reply(answer["body"]) if answer and row["state"] in ("succeeded", "failed") else None
+        return Repeated(call_id=row["id"], state=row["state"], reply=reply)
+
+    def _short(self, verdict: Verdict, charges: Sequence[Charge], now: int) -> Verdict | None:
+        """The refusal when an account cannot take its hold."""
+        short = balances.too_small(self._ledger, charges)
+        if short is None:
+            return None
+        charge, account = short
+        until = charge.window_end_us
+        when = f" It is free again in {max(1, (until - now) // 1_000_000)} s." if until else ""
+        return replace(
+            verdict,
+            rung=Rung.DENY,
+            code="budget_exhausted",
+            reason=f"The budget for {charge.label} cannot take this call: it needs {charge.amount}, "
+            f"{max(0, account.left)} of {account.limit_amount} are left.{when}",
+            remedy=Remedy.WAIT if until else Remedy.ASK,
+        )
+
+    def _use_approval(
+        self, approved: Approved, verdict: Verdict, deadline_us: int, now: int
+    ) -> Verdict | None:
+        used = self._ledger.execute(
+            "UPDATE approvals SET state = 'used' WHERE id = ? AND state = 'approved' AND expires_us > ?",
+            (approved.approval_id, now),
+        )
+        if used != 1:
+            return replace(
+                verdict,
+                rung=Rung.DENY,
+                code="approval_spent",
+                reason="The approval of this call was used or has run out. Send the call again to ask anew.",
+                remedy=Remedy.ASK,
+            )
+        self._ledger.execute(
+            "UPDATE calls SET state = 'dispatched', dispatched_us = ?, deadline_us = ?, incarnation = ?"
+            " WHERE id = ?",
+            (now, deadline_us, self._ledger.stream, approved.call_id),
+        )
+        return None
+
+    def _undo_blocked(self, call: Call, verdict: Verdict, now: int, *, forced: bool) -> Verdict | None:
+        """Why the call that `call` would take back cannot be taken back (any more)."""
+        row = self._ledger.one("SELECT * FROM undos WHERE call_id = ?", (call.of_call,))
+        reason: str | None = None
+        code = "undo_unavailable"
+        if row is None or row["state"] in ("registered", "void"):
+            reason = "That call has no way back that is ready."
+        elif row["state"] != "ready":
+            reason = f"The undo of that call is already {row['state']}: it runs at most once."
+            code = "undo_used"
+        elif row["expires_us"] <= now:
+            reason = "The time in which that call could be undone is over."
+            code = "undo_expired"
+        elif not forced and row["resource"] is not None:
+            later = self._ledger.one(
+                "SELECT later.call_id FROM undos AS later JOIN calls AS l ON l.id = later.call_id"
+                " JOIN calls AS o ON o.id = ? WHERE later.resource = ? AND later.call_id <> o.id"
+                " AND l.tenant = o.tenant AND l.dispatched_us > o.dispatched_us"
+                " AND later.state NOT IN ('done', 'void') LIMIT 1",
+                (call.of_call, row["resource"]),
+            )
+            if later is not None:
+                reason = "Something has changed the same thing since: undo that first, or ask a person."
+                code = "undo_conflict"
+        if reason is None:
+            return None
+        return replace(verdict, rung=Rung.DENY, code=code, reason=reason, remedy=Remedy.STOP)
+
+    def _close_waiting(self, call_id: str, state: str) -> None:
+        self._ledger.execute(
+            "UPDATE calls SET state = ?, finished_us = ? WHERE id = ? AND state = 'awaiting_approval'",
+            (state, self._ledger.now_us, call_id),
+        )
+
+    def _insert_call(
+        self,
+        call: Call,
+        verdict: Verdict,
+        *,
+        state: str,
+        approval_id: str | None = None,
+        deadline_us: int | None = None,
+        finished: bool = False,
+    ) -> None:
+        now = self._ledger.now_us
+        # The commitment is to the exact bytes; what is kept may have parts struck out.
+        salt = os.urandom(16)
+        commit = _commit(salt, call.arguments_json)
+        kept = redacted(call.arguments_json, verdict.duties)
+        self._ledger.insert("payloads", (call.id, "arguments", salt, kept))
+        who = call.principal
+        self._ledger.insert(
+            "calls",
+            (
+                call.id,
+                call.kind,
+                call.of_call,
+                who.tenant,
+                who.agent,
+                who.user,
+                call.run,
+                who.auth,
+                call.tool.source,
+                call.tool.name,
+                call.tool.operation.value,
+                call.tool.digest,
+                call.tool.effect.value,
+                call.fingerprint,
+                commit,
+                None if finished else call.client_key,
+                _VERDICT[verdict.rung],
+                verdict.code,
+                verdict.reason,
+                verdict.policy_version,
+                orjson.dumps(verdict.rows).decode(),
+                state,
+                approval_id,
+                self._ledger.stream,
+                call.received_us,
+                now if state == "dispatched" else None,
+                deadline_us,
+                now if finished else None,
+                None,
+                None,
+                None,
+                None,
+                call.trace_id,
+                orjson.dumps(call.claim).decode() if call.claim else None,
+            ),
+        )
+
+    def _event(self, kind: str, call: Call, *, call_id: str | None = None, **facts: Any) -> None:
+        self._ledger.event(
+            kind,
+            tenant=call.principal.tenant,
+            call_id=call_id or call.id,
+            agent=call.principal.agent,
+            user=call.principal.user,
+            run=call.run,
+            tool=call.tool.name,
+            tool_digest=call.tool.digest,
+            effect=call.tool.effect.value,
+            fingerprint=call.fingerprint,
+            **facts,
+        )
+
+
+async def open_journal(
+    path: Path, *, role: str, relaxed: bool = False, queue_max: int = 4096, clock: Clock = now_us
+) -> Journal:
+    """Open (and, when new, create) the audit database at `path` for this process.
+
+    Takes over the calls of processes that died: reads end as failed, anything else is in doubt.
+    Raises RemitError when the file cannot be used.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    upgrade(path)
+    stream = uuid7(clock())
+    liveness = _hold_liveness(_liveness_path(path, stream))
+    try:
+        ledger = Ledger(path, stream=stream, clock=clock, relaxed=relaxed)
+    except sqlite3.Error as error:
+        raise RemitError(f"the audit database {path} cannot be opened: {error}") from None
+    writer = Writer(ledger, queue_max=queue_max)
+    journal = Journal(ledger, writer, liveness, path)
+
+    def change() -> None:
+        ledger.execute(
+            "INSERT INTO incarnations (id, host, pid, role, state, started_us, ended_us, last_seq, head)"
+            " VALUES (?, ?, ?, ?, 'live', ?, NULL, 0, ?)",
+            (stream, socket.gethostname(), os.getpid(), role, ledger.now_us, GENESIS),
+        )
+        heads = ledger.all(
+            "SELECT id, last_seq, head FROM incarnations WHERE last_seq > 0 ORDER BY id DESC LIMIT 8"
+        )
+        ledger.event(
+            "stream.opened",
+            tenant=None,
+            call_id=None,
+            role=role,
+            # Seals the streams before this one: whoever truncates them must also rewrite this.
+            heads=[{"stream": head["id"], "seq": head["last_seq"], "hash": head["head"]} for head in heads],
+        )
+        _take_over_the_dead(ledger, path)
+
+    await writer.write(change)
+    return journal
+
+
+def _take_over_the_dead(ledger: Ledger, path: Path) -> None:
+    for row in ledger.all(
+        "SELECT id, ended_us FROM incarnations WHERE state = 'live' AND id <> ?", (ledger.stream,)
+    ):
+        lock_path = _liveness_path(path, row["id"])
+        if not _is_dead(lock_path):
+            continue
+        ledger.execute(
+            "UPDATE incarnations SET state = ?, ended_us = COALESCE(ended_us, ?) WHERE id = ?",
+            ("closed" if row["ended_us"] else "dead", ledger.now_us, row["id"]),
+        )
+        for call in ledger.all(
+            "SELECT id, tenant, effect, kind, of_call FROM calls"
+            " WHERE incarnation = ? AND state = 'dispatched'",
+            (row["id"],),
+        ):
+            _leave_behind(ledger, call, row["id"])
+        lock_path.unlink(missing_ok=True)
+
+
+def _leave_behind(ledger: Ledger, call: sqlite3.Row, incarnation: str) -> None:
+    """End a call whose process died: a read did nothing, anything else may have."""
+    harmless = call["effect"] == Effect.READ.value
+    ledger.execute(
+        "UPDATE calls SET state = ?, finished_us = ?, error_code = 'interrupted', error = ? WHERE id = ?",
+        (
+            "failed" if harmless else "in_doubt",
+            ledger.now_us,
+            "The gateway stopped while this call was under way.",
+            call["id"],
+        ),
+    )
+    if harmless:
+        balances.resolve(ledger, call["id"], {})
+    if call["kind"] == "undo":
+        ledger.execute(
+            "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",
+            (call["of_call"], call["id"]),
+        )
+    ledger.event(
+        "call.failed" if harmless else "call.in_doubt",
+        tenant=call["tenant"],
+        call_id=call["id"],
+        error_code="interrupted",
+        left_by=incarnation,
+    )
+
+
+def _liveness_path(path: Path, incarnation: str) -> Path:
+    return path.with_name(f"{path.name}.inc-{incarnation}")
+
+
+def _hold_liveness(path: Path) -> int:
+    """A lock that the kernel drops when this process ends, however it ends: no lease, no clock."""
+    held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return held
+
+
+def _is_dead(path: Path) -> bool:
+    try:
+        probe = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(probe)
+    return True
+
+
+_VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
+
+
+def _decision(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": _VERDICT[verdict.rung],
+        "code": verdict.code,
+        "policy_version": verdict.policy_version,
+        "rows": list(verdict.rows),
+    }
+
+
+def _no(code: str, reason: str, remedy: Remedy) -> Verdict:
+    return Verdict(rung=Rung.DENY, code=code, reason=reason, remedy=remedy)
+
+
+def _commit(salt: bytes, body: bytes) -> str:
+    return hashlib.sha256(salt + body).hexdigest()
+
+
+def _plan_json(plan: UndoPlan) -> str:
+    return orjson.dumps({"tool": plan.tool, "arguments": plan.arguments}).decode()
+
+
+def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:
+    return (
+        call_id,
+        state,
+        plan.tool,
+        _plan_json(plan),
+        plan.resource,
+        plan.expires_us,
+        None,
+        plan.residue,
+    )
+
+
+def _reply(body: bytes) -> Reply:
+    value = orjson.loads(body)
+    return Reply(body=value, is_error=bool(value.get("isError")))

@@ -1,0 +1,219 @@
+"""The nouns of the pipeline: frozen, plain, without behaviour of their own.
+
+Everything a step hands to the next is here. Nothing here reads a clock, a file or a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from remit.config import Effect
+from remit.identity import Principal
+from remit_adapters.base import Json, Operation, Reply
+from remit_rbac import Duty, Expression, Rung
+
+Arguments = Mapping[str, Any]
+
+
+class Remedy(StrEnum):
+    """What an agent that was refused may usefully do."""
+
+    ASK = "ask"
+    WAIT = "wait"
+    CHANGE = "change"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """A read made by the gateway itself, its arguments computed from the call's."""
+
+    tool: str
+    arguments: Mapping[str, Expression]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoRule:
+    tool: str
+    arguments: Mapping[str, Expression]
+    within_s: int
+    verify: Lookup | None
+    expect: Expression | None
+    residue: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceRule:
+    """What a call costs in one unit. `actual` missing: what was held is what it cost."""
+
+    unit: str
+    estimate: Expression
+    actual: Expression | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """One exported operation, complete: built once per catalog, shared by all calls."""
+
+    name: str
+    source: str
+    operation: Operation
+    #: The source's own name for it.
+    own_name: str
+    #: What clients are shown, MCP wire shape.
+    definition: Json
+    #: SHA-256 of the source's own definition.
+    digest: str
+    effect: Effect
+    #: A plain sentence about what is wrong with the arguments; `None` when nothing is.
+    problem: Callable[[Arguments], str | None]
+    prices: tuple[PriceRule, ...]
+    undo: UndoRule | None
+    before: Lookup | None
+    failed_when: Expression | None
+    resource: Expression | None
+    idempotency_arg: str | None
+    #: An error answer of the source means that it did nothing.
+    errors_have_no_effect: bool
+    repeat_window_s: int | None
+    timeout_s: int
+    #: The input schema, when an argument of it is mirrored into a header (`x-mcp-header`).
+    header_schema: Json | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undoing:
+    """What an undo call takes back: the original call, with all that its verification may ask about."""
+
+    tool: Tool
+    arguments: Arguments
+    #: What the source answered to it.
+    result: Any
+    #: By a person's order, although something changed since.
+    forced: bool = False
+
+
+CallKind = Literal["call", "undo", "before", "verify"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One frozen request to run one tool. Every check sees this object, and so does the adapter."""
+
+    id: str
+    kind: CallKind
+    #: The call that this one serves; `None` for an agent's own call.
+    of_call: str | None = None
+    undoing: Undoing | None = None
+    principal: Principal
+    run: str
+    tool: Tool
+    arguments: Arguments
+    #: The exact bytes of the arguments: what is committed to, approved and forwarded.
+    arguments_json: bytes
+    fingerprint: str
+    received_us: int
+    #: A key of the client's choice: the same key never runs twice.
+    client_key: str | None = None
+    #: What the agent says about the call; may make a verdict stricter, never looser.
+    claim: Json = field(default_factory=dict[str, Any])
+    trace_id: str | None = None
+    #: `_meta` for the source, credentials and reserved keys already removed.
+    meta: Json = field(default_factory=dict[str, Any])
+    input_responses: Json | None = None
+    request_state: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How far one call may go, and why. `reason` is for the agent, `rows` for people."""
+
+    rung: Rung
+    code: str
+    reason: str
+    remedy: Remedy
+    duties: tuple[Duty, ...] = ()
+    rows: tuple[str, ...] = ()
+    policy_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """An amount to hold on one account in one window; `limit` applies when the window is new."""
+
+    account: str
+    window_start_us: int
+    window_end_us: int | None
+    unit: str
+    amount: int
+    limit: int
+    #: For the agent: what this account is, for example "your calls per minute".
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoPlan:
+    """A registered way back. `arguments` are known once the result is."""
+
+    tool: str
+    resource: str | None
+    expires_us: int
+    arguments: Arguments | None = None
+    residue: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The source answered and the answer is recorded; `reply.is_error` may still say that it failed."""
+
+    call_id: str
+    reply: Reply
+    cost: Mapping[str, int]
+    undo: UndoPlan | None
+    #: The answer was recorded by an earlier, equal call: nothing was sent now.
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Nothing happened, nothing was spent. For advice, `advice` tells what would have happened."""
+
+    call_id: str
+    verdict: Verdict
+    advice: Json | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """People are asked first."""
+
+    call_id: str
+    approval_id: str
+    expires_us: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The source certainly did nothing."""
+
+    call_id: str
+    code: str
+    message: str
+    rpc: Json | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InDoubt:
+    """Sent, and nobody knows what became of it."""
+
+    call_id: str
+    code: str
+    message: str
+    rpc: Json | None = None
+
+
+Outcome = Done | Refused | Pending | Failed | InDoubt

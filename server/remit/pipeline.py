@@ -1,0 +1,510 @@
+"""How one call is governed. Read this file first.
+
+1. decide    ask every check, in order; nothing is written.
+2. admit     one transaction: hold the budget, store the undo, use the approval, append the intent.
+3. execute   the adapter acts. The only step that touches the outside world.
+4. settle    one transaction: spend or free the holds, bind the undo to the result, append the outcome.
+
+`govern` is the only way to an adapter: tool calls, resources, prompts, completions, undos and the reads
+that the gateway makes for its own plans all pass here. A call that was admitted and never settled is in
+doubt; whoever opens the journal next finds it by its missing outcome. So no crash between two steps can
+lose an action or a cent without a trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import anyio
+import orjson
+
+from remit import approvals, telemetry
+from remit.budgets import CALLS, charges
+from remit.calls import fingerprint_of, result_of
+from remit.catalog import Catalog
+from remit.checks.arguments import misfit
+from remit.checks.containment import stopped
+from remit.checks.permission import permission
+from remit.config import Config, Effect
+from remit.errors import StoreUnavailable
+from remit.ids import Clock, uuid7
+from remit.journal import Admitted, Approved, Journal, Repeated, UndoEnd
+from remit.model import (
+    Call,
+    Charge,
+    Done,
+    Failed,
+    InDoubt,
+    Lookup,
+    Outcome,
+    Refused,
+    Remedy,
+    UndoPlan,
+    Verdict,
+)
+from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Reply, Request
+from remit_rbac import EvaluationError, Policy, Rung
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """What a call is governed with. `policy` and `catalog` are snapshots that the application swaps whole."""
+
+    config: Config
+    journal: Journal
+    policy: Policy
+    catalog: Catalog
+    adapters: Mapping[str, Adapter]
+    clock: Clock
+    #: The key of call fingerprints.
+    secret: bytes
+    in_flight: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Everything that deciding found out: a verdict, and what admitting would write."""
+
+    verdict: Verdict
+    charges: tuple[Charge, ...] = ()
+    plan: UndoPlan | None = None
+    #: Why there is no way back although the tool declares one.
+    no_way_back: str | None = None
+
+
+async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
+    """Run one call through all four steps. The only way to reach an adapter.
+
+    Every outcome is a value; what is raised is cancellation (recorded first) or a bug.
+    """
+    try:
+        with _counted(call, on) as crowded, telemetry.span("remit.govern", call):
+            # 1. decide
+            with telemetry.span("remit.decide", call):
+                decision = crowded or decide(call, on)
+            verdict = decision.verdict
+            if verdict.rung in (Rung.DENY, Rung.ADVISE):
+                await on.journal.refuse(call, verdict)
+                return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
+            approved: Approved | None = None
+            if verdict.rung is Rung.APPROVE:
+                answer = await approvals.ask(call, decision.verdict, decision.charges, decision.plan, on)
+                if not isinstance(answer, Approved):
+                    return answer
+                approved = answer
+            before, refusal = await _capture(call, on, verdict)
+            if refusal:
+                await on.journal.refuse(call, refusal)
+                return Refused(call_id=call.id, verdict=refusal)
+
+            # 2. admit
+            with telemetry.span("remit.admit", call):
+                admitted = await on.journal.admit(
+                    call,
+                    verdict,
+                    decision.charges,
+                    decision.plan,
+                    stopped=stopped,
+                    approved=approved,
+                    before=before,
+                )
+            if isinstance(admitted, Verdict):
+                await on.journal.refuse(call, admitted)
+                return Refused(call_id=call.id, verdict=admitted)
+            if isinstance(admitted, Repeated):
+                return await _repeat(call, admitted, on)
+
+            # 3. execute, 4. settle
+            call_id = approved.call_id if approved else call.id
+            return await _run(call, call_id, admitted, decision, before, on, caller)
+    except StoreUnavailable:
+        # Nothing was sent: a call whose record cannot be written is not let out.
+        return Refused(call_id=call.id, verdict=_STORE_DOWN)
+
+
+def decide(call: Call, on: Services) -> Decision:
+    """All checks in order; the first that refuses ends it. Reads memory only."""
+    if refusal := stopped(call, on.journal.switches) or misfit(call):
+        return Decision(verdict=refusal)
+    try:
+        estimates = {price.unit: _amount(price.estimate(args=call.arguments)) for price in call.tool.prices}
+    except EvaluationError:
+        return Decision(verdict=_NO_PRICE)
+    plan, no_way_back = _plan(call, on)
+    verdict = permission(call, on.policy, _context(call, on, estimates, undo_ready=plan is not None))
+    if no_way_back and verdict.rung is not Rung.DENY:
+        verdict = replace(
+            verdict, rung=Rung.DENY, code="no_way_back", reason=no_way_back, remedy=Remedy.CHANGE
+        )
+    return Decision(
+        verdict=verdict,
+        charges=charges(on.config.budgets, call, estimates, call.received_us),
+        plan=plan,
+        no_way_back=no_way_back,
+    )
+
+
+async def _run(
+    call: Call,
+    call_id: str,
+    admitted: Admitted,
+    decision: Decision,
+    before: Any,
+    on: Services,
+    caller: Caller,
+) -> Outcome:
+    """Execute and settle: from here on something may have happened, and whatever ends this is recorded."""
+    harmless = call.tool.effect is Effect.READ
+    adapter = on.adapters[call.tool.source]
+    arguments = call.arguments
+    if (name := call.tool.idempotency_arg) and name not in arguments:
+        arguments = {**arguments, name: call_id}
+    seconds = max(0.001, (admitted.deadline_us - on.clock()) / 1_000_000)
+    request = Request(
+        operation=call.tool.operation,
+        name=call.tool.own_name or str(call.arguments.get("uri", call.arguments.get("name", ""))),
+        arguments=arguments,
+        key=call_id,
+        deadline_s=seconds,
+        meta=telemetry.propagated(call.meta),
+        input_responses=call.input_responses,
+        request_state=call.request_state,
+    )
+    try:
+        with telemetry.span("remit.execute", call), anyio.fail_after(seconds + 1):
+            reply = await adapter.run(request, caller)
+    except AdapterError as error:
+        if error.no_effect or harmless:
+            await _settle_failure(call, call_id, (error.code, error.message), on)
+            return Failed(call_id=call_id, code=error.code, message=error.message, rpc=error.rpc)
+        await _doubt(call, call_id, error.code, error.message, on)
+        return InDoubt(call_id=call_id, code=error.code, message=error.message, rpc=error.rpc)
+    except BaseException as error:
+        # Cancelled, or a bug: nobody can know what the source did, so do not claim to.
+        code = "timeout" if isinstance(error, TimeoutError) else "interrupted"
+        message = "The call did not end in time." if code == "timeout" else "The call was cut short."
+        if harmless:
+            await _settle_failure(call, call_id, (code, message), on)
+        else:
+            await _doubt(call, call_id, code, message, on)
+        if not isinstance(error, TimeoutError):
+            raise
+        ended = Failed if harmless else InDoubt
+        return ended(call_id=call_id, code=code, message=message)
+    with telemetry.span("remit.settle", call):
+        return await _settle(call, call_id, decision, reply, before, on)
+
+
+async def _settle(
+    call: Call, call_id: str, decision: Decision, reply: Reply, before: Any, on: Services
+) -> Outcome:
+    result, text = result_of(reply)
+    roots = {"args": call.arguments, "result": result, "before": before_value(before), "text": text}
+    failed = reply.is_error or _says_failed(call, roots)
+    no_effect = failed and (call.tool.errors_have_no_effect or not reply.is_error)
+    plan = decision.plan
+    if plan is not None:
+        # A call that failed, or that the source has not finished, has nothing to take back.
+        plan = (
+            replace(plan, arguments=None)
+            if failed or reply.kind == "input_required"
+            else _bound(call, plan, roots)
+        )
+    undo_state: UndoEnd | None = None
+    if call.kind == "undo":
+        undo_state = "failed" if failed else await _took_hold(call, roots, on)
+    costs = {CALLS: 1} if no_effect else _costs(call, decision.charges, roots, failed=failed)
+    with anyio.CancelScope(shield=True):
+        await on.journal.settle(
+            call,
+            call_id=call_id,
+            state="failed" if failed else "succeeded",
+            costs=costs,
+            reply=orjson.dumps(reply.body),
+            error=("tool_error", text[:500]) if failed else None,
+            plan=plan,
+            undo_state=undo_state,
+        )
+    return Done(
+        call_id=call_id, reply=reply, cost=costs, undo=plan if plan and plan.arguments is not None else None
+    )
+
+
+async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: Services) -> None:
+    with anyio.CancelScope(shield=True):
+        await on.journal.settle(
+            call,
+            call_id=call_id,
+            state="failed",
+            costs={},
+            reply=None,
+            error=error,
+            plan=UndoPlan(tool=call.tool.undo.tool, resource=None, expires_us=0) if call.tool.undo else None,
+            undo_state="ready" if call.kind == "undo" else None,
+        )
+
+
+async def _doubt(call: Call, call_id: str, code: str, message: str, on: Services) -> None:
+    with anyio.CancelScope(shield=True):
+        await on.journal.doubt(call, call_id=call_id, code=code, message=message)
+
+
+async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
+    """Answer a call that was let out before from its record; never send it again."""
+    if earlier.reply is not None:
+        return Done(call_id=earlier.call_id, reply=earlier.reply, cost={}, undo=None, repeated=True)
+    verdict = _IN_DOUBT if earlier.state == "in_doubt" else _UNDER_WAY
+    await on.journal.refuse(call, verdict)
+    return Refused(call_id=call.id, verdict=verdict)
+
+
+# The way back.
+
+
+def _plan(call: Call, on: Services) -> tuple[UndoPlan | None, str | None]:
+    """The undo to register, or a sentence why the declared way back does not exist now."""
+    rule = call.tool.undo
+    if rule is None or call.kind != "call":
+        return None, None
+    if rule.tool not in on.catalog.tools or (
+        call.tool.before and call.tool.before.tool not in on.catalog.tools
+    ):
+        return None, (
+            "This call can only be made while it can be taken back, and the tool that takes it back is not "
+            "available now. Try again later, or tell your user."
+        )
+    return UndoPlan(
+        tool=rule.tool,
+        resource=_resource(call, {"args": call.arguments}),
+        expires_us=call.received_us + rule.within_s * 1_000_000,
+        residue=rule.residue,
+    ), None
+
+
+def _bound(call: Call, plan: UndoPlan, roots: Mapping[str, Any]) -> UndoPlan:
+    """The plan with its arguments computed from what came back; without them it can never run."""
+    if call.tool.undo is None:
+        return plan
+    try:
+        arguments = {name: expression(**roots) for name, expression in call.tool.undo.arguments.items()}
+    except EvaluationError:
+        return plan
+    return replace(plan, arguments=arguments, resource=plan.resource or _resource(call, roots))
+
+
+def _resource(call: Call, roots: Mapping[str, Any]) -> str | None:
+    if call.tool.resource is None:
+        return None
+    try:
+        return str(call.tool.resource(**roots))
+    except EvaluationError:
+        return None  # it needs the result: asked again when that is known
+
+
+async def _capture(call: Call, on: Services, verdict: Verdict) -> tuple[bytes | None, Verdict | None]:
+    """The before-image that the undo will need, or the refusal when it cannot be read."""
+    if call.tool.before is None or call.kind != "call":
+        return None, None
+    reply = await _read(call, call.tool.before, {"args": call.arguments}, "before", on)
+    if reply is None:
+        return None, replace(
+            verdict,
+            rung=Rung.DENY,
+            code="no_before_image",
+            reason="What this call would replace could not be read first, so it could not be taken back. "
+            "Check the arguments, or try again later.",
+            remedy=Remedy.CHANGE,
+        )
+    return orjson.dumps(result_of(reply)[0]), None
+
+
+async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoEnd:
+    """Whether the world shows that the undo worked; without a declared proof, the source's word counts."""
+    assert call.undoing is not None  # noqa: S101 - an undo call is built with it
+    rule = call.undoing.tool.undo
+    if rule is None or rule.verify is None or rule.expect is None:
+        return "done"
+    mine = {**roots, "args": call.undoing.arguments, "original": call.undoing.result}
+    reply = await _read(call, rule.verify, mine, "verify", on)
+    if reply is None:
+        return "indeterminate"
+    try:
+        return "done" if rule.expect(**{**mine, "result": result_of(reply)[0]}) is True else "failed"
+    except EvaluationError:
+        return "indeterminate"
+
+
+async def _read(
+    call: Call, lookup: Lookup, roots: Mapping[str, Any], kind: Any, on: Services
+) -> Reply | None:
+    """A governed read that serves `call`; None when it gave no answer."""
+    tool = on.catalog.tools.get(lookup.tool)
+    if tool is None or tool.effect is not Effect.READ:
+        return None
+    try:
+        arguments = {name: expression(**roots) for name, expression in lookup.arguments.items()}
+    except EvaluationError:
+        return None
+    now = on.clock()
+    read = replace(
+        call,
+        id=uuid7(now),
+        kind=kind,
+        of_call=call.id,
+        undoing=None,
+        tool=tool,
+        arguments=arguments,
+        arguments_json=orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS),
+        fingerprint=fingerprint_of(on.secret, call.principal, tool.name, arguments),
+        received_us=now,
+        client_key=None,
+        claim={},
+        input_responses=None,
+        request_state=None,
+    )
+    outcome = await govern(read, on)
+    if isinstance(outcome, Done) and not outcome.reply.is_error and outcome.reply.kind == "complete":
+        return outcome.reply
+    return None
+
+
+def before_value(before: bytes | None) -> Any:
+    return orjson.loads(before) if before is not None else None
+
+
+# What a call costs, and what policy may know about it.
+
+
+def _costs(
+    call: Call, held: tuple[Charge, ...], roots: Mapping[str, Any], *, failed: bool
+) -> Mapping[str, int]:
+    """What the call really cost, by unit. Where that cannot be told, what was held: never less."""
+    estimates = {charge.unit: charge.amount for charge in held}
+    costs: dict[str, int] = {}
+    for price in call.tool.prices:
+        try:
+            if price.actual is None or failed:
+                costs[price.unit] = estimates.get(price.unit, _amount(price.estimate(**roots)))
+            else:
+                costs[price.unit] = _amount(price.actual(**roots))
+        except EvaluationError:
+            costs[price.unit] = estimates.get(price.unit, 0)
+    return costs
+
+
+def _amount(value: Any) -> int:
+    """A price as an amount: a whole number from 0 to 2^53-1. Raises EvaluationError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        raise EvaluationError("a price is a whole number from 0 to 2^53-1")
+    return value
+
+
+def _context(
+    call: Call, on: Services, estimates: Mapping[str, int], *, undo_ready: bool
+) -> Mapping[str, Any]:
+    """What rules see as `r.ctx`: what the server knows; only `claim` is the agent's word."""
+    here = datetime.fromtimestamp(call.received_us / 1_000_000, UTC).astimezone(ZoneInfo(on.config.zone))
+    return {
+        **on.config.context,
+        "tenant": call.principal.tenant,
+        "run": call.run,
+        "hour": here.hour,
+        "weekday": here.isoweekday(),
+        "effect": call.tool.effect.value,
+        "undo_ready": undo_ready,
+        "price": estimates,
+        "claim": call.claim,
+    }
+
+
+def _says_failed(call: Call, roots: Mapping[str, Any]) -> bool:
+    """Whether the tool's own rule reads the answer as a failure."""
+    if call.tool.failed_when is None:
+        return False
+    try:
+        return call.tool.failed_when(**roots) is True
+    except EvaluationError:
+        return False
+
+
+def _advice(verdict: Verdict, decision: Decision) -> Mapping[str, Any] | None:
+    if verdict.rung is not Rung.ADVISE:
+        return None
+    return describe(decision)
+
+
+def describe(decision: Decision) -> Mapping[str, Any]:
+    """What a call would be, without making it: how far it may go, its price, its way back."""
+    verdict = decision.verdict
+    return {
+        "verdict": verdict.rung.name.lower(),
+        "code": verdict.code,
+        "reason": verdict.reason,
+        "cost": {charge.unit: charge.amount for charge in decision.charges},
+        "undo": {"tool": decision.plan.tool, "until_us": decision.plan.expires_us} if decision.plan else None,
+    }
+
+
+@contextmanager
+def _counted(call: Call, on: Services) -> Generator[Decision | None]:
+    """Count the call among its agent's and its source's; yields the refusal when one has too many."""
+    limits = on.config.limits
+    keys = [
+        (f"agent {call.principal.tenant}/{call.principal.agent}", limits.per_agent),
+        (f"source {call.tool.source}", limits.per_source),
+    ]
+    if call.kind != "call":
+        keys = []  # it runs inside a call that is counted
+    full = any(on.in_flight.get(key, 0) >= most for key, most in keys)
+    if full:
+        yield Decision(verdict=_CROWDED)
+        return
+    for key, _ in keys:
+        on.in_flight[key] = on.in_flight.get(key, 0) + 1
+    try:
+        yield None
+    finally:
+        for key, _ in keys:
+            on.in_flight[key] -= 1
+            if not on.in_flight[key]:
+                del on.in_flight[key]
+
+
+_STORE_DOWN = Verdict(
+    rung=Rung.DENY,
+    code="audit_unavailable",
+    reason="Calls cannot be recorded at the moment, and nothing runs unrecorded. Nothing was done: wait and "
+    "try again in a minute.",
+    remedy=Remedy.WAIT,
+)
+_NO_PRICE = Verdict(
+    rung=Rung.DENY,
+    code="no_price",
+    reason="What this call costs cannot be computed from its arguments, so it is refused. Check that every "
+    "amount is present and is a whole number.",
+    remedy=Remedy.CHANGE,
+)
+_CROWDED = Verdict(
+    rung=Rung.DENY,
+    code="too_many_at_once",
+    reason="Too many calls of yours are running at once. Wait for one to end, then try again.",
+    remedy=Remedy.WAIT,
+)
+_IN_DOUBT = Verdict(
+    rung=Rung.DENY,
+    code="in_doubt",
+    reason="An equal call was sent before and nobody knows whether it took effect, so it is not sent again. "
+    "Read the current state to find out, or have an operator resolve it.",
+    remedy=Remedy.ASK,
+)
+_UNDER_WAY = Verdict(
+    rung=Rung.DENY,
+    code="under_way",
+    reason="An equal call is still under way. Wait for its answer instead of sending it again.",
+    remedy=Remedy.WAIT,
+)

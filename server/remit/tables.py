@@ -1,0 +1,339 @@
+"""Every table of the audit database. People query these with SQL, so names and units are part of the product.
+
+Times are integers, microseconds since 1970-01-01 UTC (`*_us`). Amounts are integers in the unit named
+beside them. JSON columns hold text. Invariants that must survive any bug above them are CHECKs here.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+STATES = (
+    "denied",
+    "awaiting_approval",
+    "rejected",
+    "expired",
+    "withdrawn",
+    "dispatched",
+    "succeeded",
+    "failed",
+    "in_doubt",
+)
+_STATES = ", ".join(f"'{state}'" for state in STATES)
+
+#: One row for each life of a process that writes here. Its `id` names that life's stream of events.
+incarnations = Table(
+    "incarnations",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column(
+        "state",
+        String(8),
+        CheckConstraint("state IN ('live', 'closed', 'dead')", name="state"),
+        nullable=False,
+    ),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+    # The newest event of the stream: what a truncated stream is found by.
+    Column("last_seq", BigInteger, nullable=False, server_default="0"),
+    Column("head", String(64), nullable=False),
+)
+
+#: Append-only. `hash` covers the previous event's hash and the exact bytes of `body`.
+events = Table(
+    "events",
+    metadata,
+    Column("stream", String(36), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("tenant", String(128)),
+    Column("call_id", String(36)),
+    Column("body", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+    PrimaryKeyConstraint("stream", "seq"),
+    Index("ix_events_call_id", "call_id"),
+    Index("ix_events_at_us", "at_us"),
+)
+
+#: One row for each call, whatever became of it.
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column(
+        "kind",
+        String(8),
+        CheckConstraint("kind IN ('call', 'undo', 'before', 'verify')", name="kind"),
+        nullable=False,
+    ),
+    # The call that this one serves: what an undo takes back, what a before-read precedes.
+    Column("of_call", String(36)),
+    Column("tenant", String(128), nullable=False),
+    Column("agent", String(134), nullable=False),
+    Column("user", String(133), nullable=False),
+    Column("run", String(128), nullable=False),
+    Column("auth", String(16), nullable=False),
+    Column("source", String(32), nullable=False),
+    Column("tool", String(128), nullable=False),
+    Column("operation", String(24), nullable=False),
+    Column("tool_digest", String(64), nullable=False),
+    Column("effect", String(16), nullable=False),
+    # Keyed digest of tenant, agent, tool and arguments: equal calls have equal fingerprints.
+    Column("fingerprint", String(32), nullable=False),
+    # Salted commitment to the exact arguments (in `payloads`).
+    Column("arguments_commit", String(64), nullable=False),
+    Column("client_key", String(128)),
+    Column("verdict", String(8), nullable=False),
+    Column("code", String(48), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("policy_version", String(64), nullable=False),
+    # The policy rows that decided, as `file:line: text`, and rows that could not be evaluated. JSON.
+    Column("policy_rows", Text, nullable=False),
+    Column("state", String(18), CheckConstraint(f"state IN ({_STATES})", name="state"), nullable=False),
+    Column("approval_id", String(36)),
+    Column("incarnation", String(36), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("dispatched_us", BigInteger),
+    Column("deadline_us", BigInteger),
+    Column("finished_us", BigInteger),
+    Column("result_commit", String(64)),
+    Column("error_code", String(48)),
+    Column("error", Text),
+    # How a call in doubt was resolved, and by whom.
+    Column("resolution", Text),
+    Column("trace_id", String(32)),
+    # What the agent says about the call. Recorded, never believed. JSON.
+    Column("claim", Text),
+    CheckConstraint(
+        "(state IN ('dispatched', 'succeeded', 'failed', 'in_doubt')) = (dispatched_us IS NOT NULL)",
+        name="dispatched_iff_sent",
+    ),
+    Index("ix_calls_created_us", "created_us"),
+    Index("ix_calls_agent", "tenant", "agent", "created_us"),
+    Index("ix_calls_run", "tenant", "run", "created_us"),
+    Index("ix_calls_tool", "tool", "created_us"),
+    Index("ix_calls_fingerprint", "fingerprint", "created_us"),
+    Index("ix_calls_of_call", "of_call", sqlite_where=text("of_call IS NOT NULL")),
+    Index(
+        "uq_calls_client_key",
+        "tenant",
+        "agent",
+        "client_key",
+        unique=True,
+        sqlite_where=text("client_key IS NOT NULL"),
+    ),
+    Index("ix_calls_open", "incarnation", sqlite_where=text("state = 'dispatched'")),
+    Index("ix_calls_in_doubt", "fingerprint", sqlite_where=text("state = 'in_doubt'")),
+    Index("ix_calls_refused", "created_us", sqlite_where=text("verdict <> 'execute'")),
+)
+
+#: Arguments, results and before-images: kept apart so that they can be erased and the proof stays.
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("call_id", String(36), nullable=False),
+    Column(
+        "kind",
+        String(10),
+        CheckConstraint("kind IN ('arguments', 'result', 'before')", name="kind"),
+        nullable=False,
+    ),
+    # The commitment in `calls` is SHA-256(salt || body).
+    Column("salt", LargeBinary(16), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("call_id", "kind"),
+)
+
+#: What one subject may spend in one unit, for one window of time.
+accounts = Table(
+    "accounts",
+    metadata,
+    # scope:id:unit:window, for example `agent:acme/agent:bot:calls:minute`.
+    Column("id", String(320), nullable=False),
+    Column("window_start_us", BigInteger, nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("unit", String(32), nullable=False),
+    Column("limit_amount", BigInteger, nullable=False),
+    Column("held", BigInteger, CheckConstraint("held >= 0", name="held"), nullable=False),
+    Column("posted", BigInteger, CheckConstraint("posted >= 0", name="posted"), nullable=False),
+    Column(
+        "refunded",
+        BigInteger,
+        CheckConstraint("refunded BETWEEN 0 AND posted", name="refunded"),
+        nullable=False,
+    ),
+    # What was really spent beyond the limit: the effect had happened, so the truth is recorded.
+    Column("overrun", BigInteger, CheckConstraint("overrun >= 0", name="overrun"), nullable=False),
+    PrimaryKeyConstraint("id", "window_start_us"),
+    # The line that keeps a budget, whatever the code above it does.
+    CheckConstraint("held + posted - refunded - overrun <= limit_amount", name="within_limit"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("call_id", String(36), nullable=False),
+    Column("account", String(320), nullable=False),
+    Column("window_start_us", BigInteger, nullable=False),
+    Column("unit", String(32), nullable=False),
+    Column("amount", BigInteger, CheckConstraint("amount >= 0", name="amount"), nullable=False),
+    Column(
+        "state",
+        String(8),
+        CheckConstraint("state IN ('held', 'posted', 'voided')", name="state"),
+        nullable=False,
+    ),
+    Column("posted", BigInteger, nullable=False, server_default="0"),
+    Column("refunded", BigInteger, nullable=False, server_default="0"),
+    PrimaryKeyConstraint("call_id", "account"),
+    CheckConstraint("state = 'posted' OR posted = 0", name="posted_iff_spent"),
+    CheckConstraint("refunded BETWEEN 0 AND posted", name="refunded"),
+)
+
+#: Every change of a balance. `accounts` is their sum: held = hold - release, posted = post, and so on.
+budget_moves = Table(
+    "budget_moves",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("call_id", String(36), nullable=False),
+    Column("account", String(320), nullable=False),
+    Column("window_start_us", BigInteger, nullable=False),
+    Column(
+        "kind",
+        String(8),
+        CheckConstraint("kind IN ('hold', 'release', 'post', 'overrun', 'refund')", name="kind"),
+        nullable=False,
+    ),
+    Column("amount", BigInteger, nullable=False),
+    Index("ix_budget_moves_call_id", "call_id"),
+    Index("ix_budget_moves_account", "account", "window_start_us"),
+)
+
+#: How each call is taken back. Registered in the transaction that lets the call out.
+undos = Table(
+    "undos",
+    metadata,
+    Column("call_id", String(36), primary_key=True),
+    Column(
+        "state",
+        String(13),
+        CheckConstraint(
+            "state IN ('registered', 'ready', 'running', 'done', 'conflict', 'failed', 'void', "
+            "'indeterminate')",
+            name="state",
+        ),
+        nullable=False,
+    ),
+    Column("tool", String(128), nullable=False),
+    # The plan as JSON: tool, argument expressions, verification, and once the result is known the arguments.
+    Column("plan", Text, nullable=False),
+    Column("resource", String(512)),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("undo_call", String(36)),
+    Column("residue", Text),
+    Index("ix_undos_resource", "resource", sqlite_where=text("resource IS NOT NULL")),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("call_id", String(36), ForeignKey("calls.id"), nullable=False, unique=True),
+    Column("tenant", String(128), nullable=False),
+    Column(
+        "state",
+        String(9),
+        CheckConstraint(
+            "state IN ('pending', 'approved', 'rejected', 'expired', 'used', 'withdrawn')", name="state"
+        ),
+        nullable=False,
+    ),
+    # SHA-256 over everything that was shown and will be executed; any change needs a new approval.
+    Column("binding", String(64), nullable=False),
+    Column("fingerprint", String(32), nullable=False),
+    Column("votes_needed", Integer, CheckConstraint("votes_needed >= 1", name="votes"), nullable=False),
+    # What the approver is shown, as JSON, from typed fields only.
+    Column("shown", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("decided_us", BigInteger),
+    Index("ix_approvals_open", "tenant", "state", sqlite_where=text("state IN ('pending', 'approved')")),
+    Index("ix_approvals_fingerprint", "fingerprint"),
+)
+
+votes = Table(
+    "votes",
+    metadata,
+    Column("approval_id", String(36), ForeignKey("approvals.id"), nullable=False),
+    Column("user", String(133), nullable=False),
+    Column("vote", String(7), CheckConstraint("vote IN ('approve', 'reject')", name="vote"), nullable=False),
+    Column("auth", String(16), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("comment", Text, nullable=False),
+    PrimaryKeyConstraint("approval_id", "user"),
+)
+
+#: The kill switch and safe mode. A row is a switch that is on.
+switches = Table(
+    "switches",
+    metadata,
+    Column("kind", String(8), CheckConstraint("kind IN ('kill', 'safe')", name="kind"), nullable=False),
+    Column(
+        "scope",
+        String(8),
+        CheckConstraint("scope IN ('all', 'tenant', 'agent', 'user', 'run', 'tool', 'source')", name="scope"),
+        nullable=False,
+    ),
+    # Empty for `all`; otherwise the tenant, agent, user, run, tool or source.
+    Column("target", String(134), nullable=False),
+    # Empty: in every tenant.
+    Column("tenant", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("set_by", String(133), nullable=False),
+    Column("set_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("kind", "scope", "target", "tenant"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("agent", String(134), nullable=False),
+    Column("user", String(133), nullable=False),
+    # HMAC-SHA-256 of the secret under the pepper file; the secret itself is nowhere.
+    Column("digest", String(64), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("revoked_us", BigInteger),
+)

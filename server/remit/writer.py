@@ -1,0 +1,156 @@
+"""The one thread of a process that writes the audit database: natural group commit.
+
+Every durable step is a *change*: a function over an open transaction. Changes queue; the thread takes all
+that wait, runs them in one transaction, commits once, and only then answers each caller. There is no
+timer: while one commit is being synced, the next batch gathers. A caller waits for its own batch only.
+
+A change must check first and write after: one that returns a refusal must not have written. When a change
+raises, its batch is rolled back and each of its changes is tried alone, so that only the faulty one fails.
+
+The journal owns the writer's life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from remit.errors import StoreBusy, StoreUnavailable
+
+T = TypeVar("T")
+#: Most changes in one transaction: bounds the latency of the last of them.
+_BATCH_MAX = 256
+
+
+class Transactional(Protocol):
+    """What the writer drives; one transaction at a time, from its own thread."""
+
+    def transaction(self, *, durable: bool) -> AbstractContextManager[None]:
+        """Begin; commit on a clean exit, roll back on an exception. `durable` must survive power loss."""
+        ...
+
+    def idle(self) -> None:
+        """Nothing waited for `idle_s`: notice what other processes changed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued(Generic[T]):
+    change: Callable[[], T]
+    durable: bool
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[T]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    future: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+
+
+class Writer:
+    def __init__(self, ledger: Transactional, *, queue_max: int, idle_s: float = 0.25) -> None:
+        self._ledger = ledger
+        self._queue: queue.SimpleQueue[_Queued[Any] | _Stop] = queue.SimpleQueue()
+        self._queue_max = queue_max
+        self._idle_s = idle_s
+        self._thread = threading.Thread(target=self._run, name="remit-journal", daemon=True)
+        self._thread.start()
+
+    async def write(self, change: Callable[[], T], *, durable: bool = True) -> T:
+        """Run `change` in the next transaction; return its result once that is committed.
+
+        Cancelling the caller does not take the change back. Raises StoreBusy when the queue is full and
+        StoreUnavailable when the database takes no writes; in both cases nothing was written.
+        """
+        if self._queue.qsize() >= self._queue_max:
+            raise StoreBusy("too many calls wait to be recorded: try again in a moment")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(_Queued(change, durable, loop, future))
+        return await future
+
+    async def stop(self) -> None:
+        """Let everything queued be written, then end the thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._queue.put(_Stop(future, loop))
+        await future
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                first = self._queue.get(timeout=self._idle_s)
+            except queue.Empty:
+                self._ledger.idle()
+                continue
+            batch: list[_Queued[Any]] = []
+            stop: _Stop | None = None
+            item: _Queued[Any] | _Stop | None = first
+            while item is not None:
+                if isinstance(item, _Stop):
+                    stop = item
+                    break
+                batch.append(item)
+                item = None
+                if len(batch) < _BATCH_MAX:
+                    try:
+                        item = self._queue.get_nowait()
+                    except queue.Empty:
+                        break
+            if batch:
+                self._commit(batch)
+            if stop:
+                self._ledger.close()
+                _answer(stop.loop, [(stop.future, None, None)])
+                return
+
+    def _commit(self, batch: Sequence[_Queued[Any]]) -> None:
+        try:
+            with self._ledger.transaction(durable=any(item.durable for item in batch)):
+                results = [item.change() for item in batch]
+        except Exception as error:  # noqa: BLE001 - a supervisor: every caller must get an answer
+            if len(batch) > 1:
+                for item in batch:
+                    self._commit([item])
+                return
+            failure = _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
+            _answer(batch[0].loop, [(batch[0].future, None, failure)])
+            return
+        # One wake-up for each event loop, not one for each caller.
+        waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
+        for item, result in zip(batch, results, strict=True):
+            waiting.setdefault(item.loop, []).append((item.future, result, None))
+        for loop, answers in waiting.items():
+            _answer(loop, answers)
+
+
+def _answer(
+    loop: asyncio.AbstractEventLoop, answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]
+) -> None:
+    def deliver() -> None:
+        for future, result, error in answers:
+            if future.cancelled():
+                continue  # the caller went away; what was written stays written
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(deliver)
+
+
+def _unavailable(error: sqlite3.OperationalError) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the audit database takes no writes ({error}): free space or mend it, then try again"
+    )
