@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -156,13 +156,13 @@ def shape(file: str, document: Document, error: ValidationError) -> Iterator[Pro
     for each in error.errors(include_url=False):
         place = _place(each, document.value), each["loc"][-1:] == ("[key]",)
         places.setdefault(place, []).append(each)
-    for (path, is_key), errors in places.items():
+    for (path, _), errors in places.items():
         if any(path[: len(flaw)] == flaw for flaw in flawed):
             continue
         # Where several types may stand, each complains. Those that got past the type know best.
         further = any(len(other) > len(path) and other[: len(path)] == path for other, _ in places)
         precise = [each for each in errors if each["type"] not in _NOUNS]
-        if precise or is_key or not further:
+        if precise or not further:
             yield Problem.at(file, document.marks, path, sentence(path, precise or errors))
 
 
@@ -191,7 +191,7 @@ def sentence(path: Path, errors: Sequence[ErrorDetails]) -> str:
         case kind if kind in _NOUNS:
             nouns = list(dict.fromkeys(_NOUNS[each["type"]] for each in errors))
             wanted = " or ".join(filter(None, (", ".join(nouns[:-1]), nouns[-1])))
-            return f"{_kind(given, value)}; write {wanted}"
+            return f"{_kind(given, value)}{' or' if given is None else ';'} write {wanted}"
         case "missing":
             example = _EXAMPLES.get(str(path[-1]))
             return f"is missing; write it, for example {example}" if example else "is missing; write it"
@@ -222,7 +222,7 @@ def sentence(path: Path, errors: Sequence[ErrorDetails]) -> str:
 def _kind(given: object, value: str) -> str:
     match given:
         case None:
-            return "is empty"
+            return "is empty; remove it"
         case dict():
             return "is a mapping"
         case list():
@@ -250,7 +250,9 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
     if close := get_close_matches(name, known, n=1):
         return f"is not a setting; did you mean {close[0]}?"
-    return f"is not a setting; here stand {', '.join(known)}" if known else "is not a setting; remove it"
+    if not known:
+        return "is not a setting; remove it"
+    return f"is not a setting here; there are {', '.join(known)}"
 
 
 def _settings(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import yaml
+from yaml.reader import ReaderError
 
 MAX_NODES = 20_000
 MAX_DEPTH = 32
@@ -31,7 +32,8 @@ _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
-_UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Compiled when needed: its ranges take longer than the rest of this module together.
+_UNPRINTABLE = r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 _TAB = "a tab stands here; YAML is indented with spaces"
 
@@ -91,21 +93,14 @@ def nearest(marks: Mapping[Path, Mark], path: Path) -> Mark:
 
 def read(text: str) -> Document:
     """Read one document. Never raises for what `text` holds: whatever is wrong is in `flaws`."""
-    flaws = [
-        Flaw(
-            path=(),
-            mark=place(text, found.start()),
-            message=f"the character U+{ord(found[0]):04X} cannot stand in YAML; remove it",
-        )
-        for found in _UNPRINTABLE.finditer(text)
-    ]
-    if flaws:
-        return Document(value=None, marks={}, flaws=tuple(flaws))
     composer = _Composer(text)
     try:
         value = composer.document()
     except yaml.MarkedYAMLError as error:
         composer.flaws.append(_syntax(error, text))
+        value = None
+    except ReaderError:
+        composer.flaws += _unprintable(text)
         value = None
     except _Stop:
         value = None
@@ -257,6 +252,12 @@ def _mark(event: Any) -> Mark:
 
 def _shown(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _unprintable(text: str) -> Iterator[Flaw]:
+    for found in re.finditer(_UNPRINTABLE, text):
+        message = f"the character U+{ord(found[0]):04X} cannot stand in YAML; remove it"
+        yield Flaw(path=(), mark=place(text, found.start()), message=message)
 
 
 def _syntax(error: yaml.MarkedYAMLError, text: str) -> Flaw:
