@@ -150,6 +150,8 @@ def _unreadable(error: OSError | ValueError) -> str:
             return "there is no such file; write it, or name another"
         case PermissionError():
             return "this user may not read it; let them with chmod or chown"
+        case IsADirectoryError():
+            return "is not a file; name the file itself"
         case OSError(errno=errno.ELOOP):
             return "is a symbolic link; name the file itself"
         case OSError(strerror=str(reason)):

@@ -40,9 +40,9 @@ _SECRET = re.compile("|".join(f"(?P<s{number}>{form})" for number, (_, form) in 
 #: Settings whose values are never repeated, whatever they look like.
 _PRIVATE = frozenset({"bearer", "headers", "env"})
 
-# What the patterns of `config.py` ask for, in words.
+#: What the patterns of `config.py` ask for, in words.
 _WORD = "1 to 128 letters, digits and the signs _ . @ -"
-_FORMS = {
+FORMS = {
     r"^[a-z][a-z0-9_-]{0,31}$": "begin with a-z, then up to 31 of a-z, 0-9, _ and -",
     r"^([a-z][a-z0-9_-]{0,31})?$": 'begin with a-z, then up to 31 of a-z, 0-9, _ and -; or write ""',
     r"^[a-z][a-z0-9_]{0,31}$": "begin with a-z, then up to 31 of a-z, 0-9 and _",
@@ -52,7 +52,7 @@ _FORMS = {
     r"^(\[[0-9a-f:]+\]|[A-Za-z0-9.-]+):\d{1,5}$": "write an address and a port, for example 127.0.0.1:8420",
 }
 #: What a missing setting may look like.
-_EXAMPLES = {
+EXAMPLES = {
     "version": "version: 1",
     "policy": "policy: {files: [policy.csv]}",
     "files": "files: [policy.csv]",
@@ -133,8 +133,8 @@ def literal_secrets(file: str, text: str, document: Document) -> Iterator[Proble
             line=mark.line,
             column=mark.column,
             field=_dotted(fields.get(mark.line, ())),
-            message=f"this looks like {kind}; write env:NAME or file:/path instead, and replace the secret,"
-            " for it has been in a file",
+            message=f"this looks like {kind}; replace it, for it has been in a file, and refer to the new one"
+            " as env:NAME or file:/path",
         )
 
 
@@ -193,7 +193,7 @@ def sentence(path: Path, errors: Sequence[ErrorDetails]) -> str:
             wanted = " or ".join(filter(None, (", ".join(nouns[:-1]), nouns[-1])))
             return f"{_kind(given, value)}{' or' if given is None else ';'} write {wanted}"
         case "missing":
-            example = _EXAMPLES.get(str(path[-1]))
+            example = EXAMPLES.get(str(path[-1]))
             return f"is missing; write it, for example {example}" if example else "is missing; write it"
         case "extra_forbidden":
             return _unknown(str(path[-1]), _settings(path[:-1]))
@@ -204,7 +204,7 @@ def sentence(path: Path, errors: Sequence[ErrorDetails]) -> str:
             return f"{value} is not {_named(path)}; write {wanted}"
         case "string_pattern_mismatch":
             form = context["pattern"]
-            return f"{value} is refused; {_FORMS.get(form, f'it must match {form}')}"
+            return f"{value} is refused; {FORMS.get(form, f'it must match {form}')}"
         case "greater_than_equal":
             return f"{value} is too small; write at least {context['ge']}"
         case "less_than_equal":
@@ -252,7 +252,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
         return f"is not a setting; did you mean {close[0]}?"
     if not known:
         return "is not a setting; remove it"
-    return f"is not a setting here; there are {', '.join(known)}"
+    return f"is not a setting here; known are {', '.join(known)}"
 
 
 def _settings(path: Path) -> list[str]:

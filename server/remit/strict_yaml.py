@@ -47,6 +47,7 @@ _SYNTAX = (
     (re.compile("could not find expected ':'"), "a ':' is missing after a key"),
     (re.compile(r"expected ',' or '([\]}])'"), "a ',' or the closing '{0}' is missing"),
     (re.compile("expected key|expected <block end>|expected '-'"), "the indentation differs from above"),
+    (re.compile("expected (the )?node content"), "a value or a closing bracket is missing"),
     (re.compile("unexpected end of stream"), "the quote that opens here is never closed"),
     (re.compile("unknown escape"), "this '\\' begins no escape; use single quotes, or write '\\\\'"),
     (re.compile("tab character"), _TAB),
@@ -199,7 +200,7 @@ class _Composer:
             self._stop(event, path, "a key is a word, not a list, a mapping or an alias")
         key: str = event.value
         if not key:
-            self._flaw(event, path, "a key is missing before ':'; write one")
+            self._flaw(event, (*path, key), "a key is missing before ':'; write one")
         elif key == "<<" and not event.style:
             self._flaw(event, (*path, key), "merge keys are not used here; write the fields out")
         elif not isinstance(self._scalar(event, (*path, key)), str):
