@@ -348,7 +348,7 @@ def send_mail(db: sqlite3.Connection, to: str, subject: str, body: str) -> Row:
 
 
 @tool("Look one customer up.", takes={"id": CUSTOMER_ID}, gives=CUSTOMER, reads=True)
-def get_customer(db: sqlite3.Connection, id: str) -> Row:  # noqa: A002 - the argument's name on the wire
+def get_customer(db: sqlite3.Connection, id: str) -> Row:
     fields = only(db, "SELECT * FROM customers WHERE id = ?", id, "customer")
     return {"id": fields.pop("id"), "fields": fields}
 
@@ -363,7 +363,7 @@ def get_customer(db: sqlite3.Connection, id: str) -> Row:  # noqa: A002 - the ar
     destroys=True,
     repeats_safely=True,
 )
-def update_customer(db: sqlite3.Connection, id: str, fields: Row) -> Row:  # noqa: A002 - as above
+def update_customer(db: sqlite3.Connection, id: str, fields: Row) -> Row:
     db.execute(
         "UPDATE customers SET name = :name, email = :email, tier = :tier, note = :note WHERE id = :id",
         get_customer(db, id)["fields"] | fields | {"id": id},

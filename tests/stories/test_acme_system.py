@@ -1,4 +1,4 @@
-"""Acme, the system that the demonstration governs, met as an agent meets it: through a real MCP client."""
+"""Acme, the system that the demonstration governs: met as an agent meets it, and the policy it comes with."""
 
 import json
 import sqlite3
@@ -15,7 +15,10 @@ import pytest
 from mcp import MCPError, StdioServerParameters
 from mcp.client import Client
 
-SERVER = str(Path(__file__).parents[2] / "configs" / "acme" / "acme_server.py")
+from remit_rbac import Policy, Question, Rung, load_files
+
+ACME = Path(__file__).parents[2] / "configs" / "acme"
+SERVER = str(ACME / "acme_server.py")
 MODERN, LEGACY = "2026-07-28", "legacy"
 
 every_era = pytest.mark.parametrize("era", [MODERN, LEGACY])
@@ -366,3 +369,87 @@ def test_a_file_that_cannot_be_used_is_said_in_a_sentence(tmp_path: Path) -> Non
     assert ended.returncode == 1
     assert "Give another file with --db or ACME_DB." in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+BOT, ALICE, SUE, STRANGER = "agent:support-bot", "user:alice", "user:sue", "user:stranger"
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_files(None, [ACME / "policy.csv"])
+
+
+def how_far(
+    policy: Policy,
+    tool: str,
+    *,
+    effect: str = "reversible",
+    agent: str = BOT,
+    user: str = ALICE,
+    **arguments: Any,
+) -> Rung:
+    question = Question(
+        tenant="acme", agent=agent, user=user, tool=tool, args=arguments, ctx={"effect": effect}
+    )
+    return policy.decide(question).rung
+
+
+def may(policy: Policy, subject: str, action: str, tool: str, **arguments: Any) -> bool:
+    return policy.allowed(subject, "acme", tool, action, arguments, {"effect": "reversible"}).allowed
+
+
+@pytest.mark.parametrize(
+    ("amount_minor", "rung"),
+    [
+        (0, Rung.DENY),
+        (8_000, Rung.EXECUTE),
+        (10_000, Rung.EXECUTE),
+        (10_001, Rung.APPROVE),
+        (40_000, Rung.APPROVE),
+        (100_000, Rung.APPROVE),
+        (100_001, Rung.DENY),
+        (500_000, Rung.DENY),
+        ("80", Rung.DENY),
+        (None, Rung.DENY),
+    ],
+)
+def test_the_amount_of_a_refund_decides_how_far_it_goes(
+    policy: Policy, amount_minor: Any, rung: Rung
+) -> None:
+    assert how_far(policy, "acme.refund", amount_minor=amount_minor) is rung
+    assert how_far(policy, "acme.refund", amount_minor=amount_minor, user=STRANGER) is Rung.DENY
+    assert how_far(policy, "acme.refund", amount_minor=amount_minor, agent="agent:other") is Rung.DENY
+
+
+def test_only_the_supervisor_approves_and_no_agent_does(policy: Policy) -> None:
+    assert policy.approvers("acme", "acme.refund", {"amount_minor": 40_000}, {}) == (SUE,)
+    assert policy.approvers("acme", "acme.refund", {"amount_minor": 100_001}, {}) == ()
+    assert not may(policy, BOT, "approve", "acme.refund", amount_minor=40_000)
+
+
+def test_reading_is_allowed_and_nothing_else_of_the_third_party_source(policy: Policy) -> None:
+    for tool in ("acme.get_order", "acme.list_refunds", "acme.resources.read", "acme.prompts.get"):
+        assert how_far(policy, tool, effect="read") is Rung.EXECUTE
+        assert how_far(policy, tool, effect="read", user=STRANGER) is Rung.DENY
+    assert how_far(policy, "time.get_current_time", effect="read") is Rung.EXECUTE
+    assert how_far(policy, "time.set_clock", effect="irreversible") is Rung.DENY
+    assert not policy.visible("acme", BOT, ALICE, "acme.drop_tables")
+
+
+def test_what_cannot_be_taken_back_is_brought_to_a_person_when_an_agent_does_it(policy: Policy) -> None:
+    assert how_far(policy, "acme.send_mail", effect="irreversible") is Rung.APPROVE
+    assert how_far(policy, "acme.update_customer", effect="restorable") is Rung.EXECUTE
+    assert how_far(policy, "acme.update_customer", effect="irreversible") is Rung.DENY
+    mail = policy.allowed(ALICE, "acme", "acme.send_mail", "execute", {}, {"effect": "irreversible"})
+    assert mail.allowed
+
+
+def test_support_and_the_supervisor_may_take_refunds_back(policy: Policy) -> None:
+    assert all(may(policy, who, "undo", "acme.refund") for who in (BOT, ALICE, SUE))
+    assert not may(policy, STRANGER, "undo", "acme.refund")
+
+
+async def test_every_tool_of_acme_is_in_the_policy(tmp_path: Path, policy: Policy) -> None:
+    async with acme(tmp_path / "acme.db") as client:
+        for tool in (await client.list_tools()).tools:
+            assert policy.visible("acme", BOT, ALICE, f"acme.{tool.name}"), tool.name
