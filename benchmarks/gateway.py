@@ -20,10 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from benchmarks.load import Burst, HttpLoad, Load, StdioLoad
-from benchmarks.process import Child, running
+from benchmarks.process import Child, run, running
 from benchmarks.targets.launch import CANNED, ROOT, TARGETS, Launch, Skip, Transport, install_fastmcp
 
 PAYLOADS = {"echo": "echo", "2 KB": "report"}
@@ -284,9 +282,7 @@ def main() -> int:
         install_fastmcp()
     plan = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="remit-benchmark-") as scratch:
-        rows, skipped = uvloop.run(
-            measure(names, options.transport or ["http", "stdio"], plan, Path(scratch))
-        )
+        rows, skipped = run(measure(names, options.transport or ["http", "stdio"], plan, Path(scratch)))
     if options.json:
         print(json.dumps({"rows": rows, "skipped": skipped}))
     else:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import uvloop
 
 from benchmarks.load import META
-from benchmarks.process import running
+from benchmarks.process import run, running
 from benchmarks.targets.launch import CANNED, ROOT, TARGETS, Launch
 
 INITIALIZE = {
@@ -103,7 +102,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="remit-benchmark-") as scratch:
-        rows, skipped = uvloop.run(measure(3 if options.quick else 10, Path(scratch)))
+        rows, skipped = run(measure(3 if options.quick else 10, Path(scratch)))
     if options.json:
         print(json.dumps({"rows": rows, "skipped": skipped}))
     else:
