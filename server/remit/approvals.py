@@ -86,7 +86,7 @@ async def ask(
                 verdict,
                 rung=Rung.DENY,
                 code="approval_lost",
-                reason="Someone who approved this call no longer may. Have your user bring it to people again.",
+                reason="Someone who approved this call no longer may. Ask your user to bring it up again.",
                 remedy=Remedy.ASK,
             )
             await on.journal.refuse(call, lost)

@@ -96,6 +96,7 @@ class Undoable:
     result: Json | None
     expires_us: int
     resource: str | None
+    residue: str | None
 
 
 class Journal:
@@ -547,7 +548,35 @@ class Journal:
                 result=orjson.loads(row["answer"]) if row["answer"] is not None else None,
                 expires_us=row["expires_us"],
                 resource=row["resource"],
+                residue=row["residue"],
             )
+
+        return await self._writer.write(change, durable=False)
+
+    async def standing(self, tenant: str, agent: str, user: str) -> dict[str, Any]:
+        """How one agent stands: its open requests, the balances it pays from, the switches that are on."""
+
+        def change() -> dict[str, Any]:
+            now = self._ledger.now_us
+            open_requests = self._ledger.all(
+                "SELECT approvals.id, calls.id AS call_id, calls.tool, approvals.state, approvals.expires_us"
+                " FROM approvals JOIN calls ON calls.id = approvals.call_id WHERE approvals.tenant = ?"
+                " AND calls.agent = ? AND approvals.state IN ('pending', 'approved')"
+                " AND approvals.expires_us > ?",
+                (tenant, agent, now),
+            )
+            balances_now = self._ledger.all(
+                "SELECT id, window_start_us, unit, limit_amount,"
+                " limit_amount - held - posted + refunded AS remaining"
+                " FROM accounts AS a WHERE (id GLOB ? OR id GLOB ?) AND window_start_us ="
+                " (SELECT MAX(window_start_us) FROM accounts WHERE id = a.id)",
+                (f"agent:{tenant}/{agent}:*", f"user:{tenant}/{user}:*"),
+            )
+            return {
+                "pending_approvals": [dict(row) for row in open_requests],
+                "budgets": [dict(row) for row in balances_now],
+                "switches_on": sorted({kind for kind, *_ in self._ledger.switches}),
+            }
 
         return await self._writer.write(change, durable=False)
 

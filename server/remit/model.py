@@ -92,6 +92,8 @@ class Undoing:
     arguments: Arguments
     #: What the source answered to it.
     result: Any
+    #: What stays behind although it works.
+    residue: str | None = None
     #: By a person's order, although something changed since.
     forced: bool = False
 
@@ -173,6 +175,8 @@ class Done:
     reply: Reply
     cost: Mapping[str, int]
     undo: UndoPlan | None
+    #: For an undo: what became of the call it serves (`state`), and what stays behind (`residue`).
+    undone: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     #: The answer was recorded by an earlier, equal call: nothing was sent now.
     repeated: bool = False
 

@@ -47,7 +47,7 @@ from remit.model import (
     UndoPlan,
     Verdict,
 )
-from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Reply, Request
+from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Operation, Reply, Request
 from remit_rbac import EvaluationError, Policy, Rung
 
 
@@ -161,20 +161,8 @@ async def _run(
     """Execute and settle: from here on something may have happened, and whatever ends this is recorded."""
     harmless = call.tool.effect is Effect.READ
     adapter = on.adapters[call.tool.source]
-    arguments = call.arguments
-    if (name := call.tool.idempotency_arg) and name not in arguments:
-        arguments = {**arguments, name: call_id}
     seconds = max(0.001, (admitted.deadline_us - on.clock()) / 1_000_000)
-    request = Request(
-        operation=call.tool.operation,
-        name=call.tool.own_name or str(call.arguments.get("uri", call.arguments.get("name", ""))),
-        arguments=arguments,
-        key=call_id,
-        deadline_s=seconds,
-        meta=telemetry.propagated(call.meta),
-        input_responses=call.input_responses,
-        request_state=call.request_state,
-    )
+    request = _request(call, call_id, seconds)
     try:
         with telemetry.span("remit.execute", call), anyio.fail_after(seconds + 1):
             reply = await adapter.run(request, caller)
@@ -198,6 +186,31 @@ async def _run(
         return ended(call_id=call_id, code=code, message=message)
     with telemetry.span("remit.settle", call):
         return await _settle(call, call_id, decision, reply, before, on)
+
+
+def _request(call: Call, call_id: str, seconds: float) -> Request:
+    """The call as its adapter takes it."""
+    name, arguments = call.tool.own_name, call.arguments
+    match call.tool.operation:
+        case Operation.TOOL:
+            if (key := call.tool.idempotency_arg) and key not in arguments:
+                arguments = {**arguments, key: call_id}
+        case Operation.RESOURCE:
+            name, arguments = str(arguments["uri"]), {}
+        case Operation.PROMPT:
+            name, arguments = str(arguments["name"]), arguments["arguments"]
+        case Operation.COMPLETE:
+            pass
+    return Request(
+        operation=call.tool.operation,
+        name=name,
+        arguments=arguments,
+        key=call_id,
+        deadline_s=seconds,
+        meta=telemetry.propagated(call.meta),
+        input_responses=call.input_responses,
+        request_state=call.request_state,
+    )
 
 
 async def _settle(
@@ -231,7 +244,11 @@ async def _settle(
             undo_state=undo_state,
         )
     return Done(
-        call_id=call_id, reply=reply, cost=costs, undo=plan if plan and plan.arguments is not None else None
+        call_id=call_id,
+        reply=reply,
+        cost=costs,
+        undo=plan if plan and plan.arguments is not None else None,
+        undone={"state": undo_state, "residue": call.undoing.residue} if call.undoing else {},
     )
 
 

@@ -27,7 +27,7 @@ INTEGER_MAX: Final = 2**53 - 1
 Kind: TypeAlias = Literal["request", "notification", "response"]
 
 
-class Malformed(Exception):  # noqa: N818 - says what the message is; the caller answers, nothing failed
+class Malformed(Exception):
     """The message is refused. Answer with `code` and `message`: they hold nothing the sender sent."""
 
     def __init__(self, code: int, message: str) -> None:

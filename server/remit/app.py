@@ -1,0 +1,218 @@
+"""Building and wiring: the only place where the parts of a running Remit are made and joined.
+
+An `App` lives as long as its process serves: it opens the journal, loads the policy, connects the sources
+and keeps the catalog current. It answers nothing itself; fronts wait for `services()` and hand calls to
+the pipeline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+from remit import catalog, telemetry
+from remit.config import Config, McpSource
+from remit.config_file import Loaded, resolve
+from remit.errors import RemitError
+from remit.identity import load_pepper
+from remit.ids import Clock, now_us
+from remit.journal import Journal, open_journal
+from remit.pipeline import Services
+from remit_adapters.base import Adapter, AdapterError, Event, Offer
+from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
+from remit_rbac import Policy, load_files
+
+#: Seconds between two looks for approvals whose time is up. A late look changes nothing: time is also
+#: checked where an approval is used.
+_EXPIRY_S = 5.0
+
+
+class SourceDown(RemitError):
+    """A source that is not optional cannot be reached at start."""
+
+
+class App:
+    def __init__(self, loaded: Loaded, *, role: str, clock: Clock = now_us) -> None:
+        self.loaded = loaded
+        self.config: Config = loaded.config
+        self._role = role
+        self._clock = clock
+        self._services: Services | None = None
+        self._failure: BaseException | None = None
+        self._settled = anyio.Event()
+        self._offers: dict[str, Offer] = {}
+        self._listeners: list[Callable[[Event], None]] = []
+        self._tasks: TaskGroup | None = None
+
+    async def services(self) -> Services:
+        """What calls are governed with, as soon as the start is done. Raises what the start raised."""
+        await self._settled.wait()
+        if self._services is None:
+            raise RemitError("Remit did not start") from self._failure
+        return self._services
+
+    @property
+    def pepper(self) -> bytes:
+        return load_pepper(self.config.store.path.with_name(self.config.store.path.name + ".pepper"))
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Have `listener` called, in the event loop, when what is exported or subscribed to has changed."""
+        self._listeners.append(listener)
+
+    @asynccontextmanager
+    async def running(self, *, sources: Collection[str] | None = None) -> AsyncGenerator[App]:
+        """Start everything, and stop it on the way out; yields once all is up.
+
+        `sources` limits which are connected (`()`: none). Raises RemitError, PolicyError or ConfigError.
+        """
+        async with anyio.create_task_group() as tasks:
+            try:
+                await self._start(tasks, sources)
+                yield self
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+                tasks.cancel_scope.cancel()
+
+    async def run(self) -> None:
+        """Start in the background while a front already answers; until cancelled."""
+        async with self.running():
+            await anyio.sleep_forever()
+
+    async def _start(self, tasks: TaskGroup, sources: Collection[str] | None) -> None:
+        self._tasks = tasks
+        try:
+            policy = load_policy(self.config)
+            journal = await open_journal(
+                self.config.store.path,
+                role=self._role,
+                relaxed=self.config.store.durability == "relaxed",
+                queue_max=self.config.limits.queue,
+                clock=self._clock,
+            )
+            if self.config.telemetry.otlp:
+                telemetry.configure(self.config.telemetry.otlp)
+            services = Services(
+                config=self.config,
+                journal=journal,
+                policy=policy,
+                catalog=catalog.build(self.config, {}),
+                adapters={
+                    name: adapter(name, source, self.loaded)
+                    for name, source in self.config.sources.items()
+                    if sources is None or name in sources
+                },
+                clock=self._clock,
+                secret=hmac.digest(self.pepper, b"call fingerprints", hashlib.sha256),
+                in_flight={},
+            )
+            self._services = services
+            async with anyio.create_task_group() as starts:
+                for name in services.adapters:
+                    starts.start_soon(self._connect, name, services, tasks)
+            self._rebuild(services)
+            tasks.start_soon(self._expire, journal)
+        except BaseException as error:
+            self._failure = error
+            if self._services is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+            self._services = None
+            raise
+        finally:
+            self._settled.set()
+
+    async def _stop(self) -> None:
+        if self._services is None:
+            return
+        for each in self._services.adapters.values():
+            await each.stop()
+        await self._services.journal.close()
+        self._services = None
+
+    async def _connect(self, name: str, services: Services, tasks: TaskGroup) -> None:
+        source = services.adapters[name]
+
+        def on_event(event: Event) -> None:
+            if self._services is None:
+                return
+            if event.kind == "resource_updated":
+                self._tell(event)
+            else:
+                tasks.start_soon(self._refresh, name, event, services)
+
+        try:
+            await source.start(tasks, on_event)
+            self._offers[name] = await source.offer()
+        except AdapterError as error:
+            if not self.config.sources[name].optional:
+                raise SourceDown(
+                    f"source {name} cannot be reached: {error.message} Mend it, or set optional: true"
+                ) from None
+
+    async def _refresh(self, name: str, event: Event, services: Services) -> None:
+        try:
+            self._offers[name] = await services.adapters[name].offer()
+        except AdapterError:
+            return  # its next connection brings another event
+        self._rebuild(services)
+        self._tell(event)
+
+    def _rebuild(self, services: Services) -> None:
+        services.catalog = catalog.build(self.config, self._offers)
+
+    def _tell(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    async def _expire(self, journal: Journal) -> None:
+        while True:
+            await anyio.sleep(_EXPIRY_S)
+            await journal.expire()
+
+
+def load_policy(settings: Config) -> Policy:
+    """The policy as the configuration names it. Raises PolicyError with every problem."""
+    return load_files(settings.policy.model, list(settings.policy.files))
+
+
+def adapter(name: str, source: McpSource, loaded: Loaded) -> Adapter:
+    """The adapter for one configured source; secrets are read when they are used."""
+
+    def headers() -> Mapping[str, str]:
+        found = {header: resolve(reference, loaded.folder) for header, reference in source.headers.items()}
+        if source.bearer:
+            found["Authorization"] = f"Bearer {resolve(source.bearer, loaded.folder)}"
+        return found
+
+    if source.url is not None:
+        target: HttpTarget | StdioTarget = HttpTarget(url=source.url, headers=headers)
+    else:
+        target = StdioTarget(
+            command=tuple(source.command or ()),
+            env={key: _value(value, loaded) for key, value in source.env.items()},
+            cwd=str(source.cwd or loaded.folder),
+        )
+    return McpAdapter(
+        source=name,
+        target=target,
+        era=source.era,
+        relay=frozenset(source.relay),
+        connect_timeout_s=source.connect_timeout,
+        result_bytes_max=loaded.config.limits.result_bytes,
+    )
+
+
+def _value(value: str, loaded: Loaded) -> str:
+    return resolve(value, loaded.folder) if value.startswith(("env:", "file:")) else value
+
+
+def process_run() -> str:
+    """The run of a stdio server: one piece of work for each life of the client's child process."""
+    return f"process-{os.getpid()}"

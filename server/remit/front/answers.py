@@ -1,0 +1,122 @@
+"""From an outcome to what an MCP client reads: plain sentences for the model, structure for programs.
+
+A refusal is a tool result with `isError`, never a broken connection, so that the agent can go on. Its
+`_meta` says the verdict, a stable code and what may help; a success carries a receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS
+
+from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused
+from remit_adapters.base import Json, Operation
+from remit_rbac import Rung
+
+VERDICT = "dev.remit/verdict"
+RECEIPT = "dev.remit/receipt"
+#: JSON-RPC code of a refusal where no tool result can carry it; outside the reserved range, as it must be.
+REFUSED = -31001
+#: The code of a call that failed or is in doubt, where no tool result can carry it.
+SOURCE_FAILED = -31002
+_POLL_S = 15
+
+
+def to_wire(call: Call, outcome: Outcome) -> dict[str, Any]:
+    """The result of `call`, or MCPError where the operation has no form for errors of its own."""
+    if isinstance(outcome, Done):
+        return _done(call, outcome)
+    text, meta = _told(outcome)
+    if isinstance(outcome, (Failed, InDoubt)) and outcome.rpc is not None:
+        # The source's own protocol error keeps its code and data.
+        code, data = outcome.rpc.get("code"), outcome.rpc.get("data")
+        if isinstance(code, int) and not isinstance(code, bool):
+            raise MCPError(code, str(outcome.rpc.get("message", text)), data)
+    if call.tool.operation is not Operation.TOOL:
+        raise MCPError(
+            REFUSED if isinstance(outcome, (Refused, Pending)) else SOURCE_FAILED, text, {VERDICT: meta}
+        )
+    return {
+        "resultType": "complete",
+        "content": [{"type": "text", "text": text}],
+        "isError": True,
+        "_meta": {VERDICT: meta},
+    }
+
+
+def unknown(operation: Operation, name: str) -> MCPError:
+    """The one answer to what does not exist and to what the caller may not see."""
+    match operation:
+        case Operation.TOOL:
+            return MCPError(INVALID_PARAMS, f"Unknown tool: {name}")
+        case Operation.PROMPT:
+            return MCPError(INVALID_PARAMS, f"Unknown prompt: {name}")
+        case Operation.RESOURCE:
+            return MCPError(INVALID_PARAMS, "Resource not found", {"uri": name})
+        case Operation.COMPLETE:
+            return MCPError(INVALID_PARAMS, "Nothing by that name can be completed")
+
+
+def _done(call: Call, outcome: Done) -> dict[str, Any]:
+    body = dict(outcome.reply.body)
+    if call.kind != "call" or outcome.reply.kind == "input_required":
+        return body
+    receipt: dict[str, Any] = {"call_id": outcome.call_id, "cost": outcome.cost}
+    if outcome.undo:
+        receipt["undo"] = {"class": call.tool.effect.value, "until": moment(outcome.undo.expires_us)}
+    if outcome.repeated:
+        receipt["repeated"] = True
+    meta: Any = body.get("_meta")
+    body["_meta"] = {**meta, RECEIPT: receipt} if isinstance(meta, Mapping) else {RECEIPT: receipt}
+    return body
+
+
+def _told(outcome: Refused | Pending | Failed | InDoubt) -> tuple[str, Json]:
+    match outcome:
+        case Refused():
+            verdict = outcome.verdict
+            meta: dict[str, Any] = {
+                "verdict": verdict.rung.name.lower(),
+                "code": verdict.code,
+                "remedy": verdict.remedy.value,
+                "call_id": outcome.call_id,
+            }
+            if verdict.rung is Rung.ADVISE and outcome.advice is not None:
+                meta["advice"] = outcome.advice
+            return verdict.reason, meta
+        case Pending():
+            until = moment(outcome.expires_us)
+            return (
+                f"Waiting for a person's approval (request {outcome.approval_id}, open until {until}). "
+                f"Nothing has been done yet. Send exactly this call again in {_POLL_S} seconds or later to "
+                "have it made once it is approved; do not change it, and do not repeat it faster.",
+                {
+                    "verdict": "approve",
+                    "code": "pending_approval",
+                    "remedy": "wait",
+                    "call_id": outcome.call_id,
+                    "approval_id": outcome.approval_id,
+                    "expires_at": until,
+                    "retry_after_s": _POLL_S,
+                },
+            )
+        case Failed():
+            return (
+                f"{outcome.message} The call had no effect and cost nothing.",
+                {"verdict": "execute", "code": outcome.code, "remedy": "wait", "call_id": outcome.call_id},
+            )
+        case InDoubt():
+            return (
+                f"{outcome.message} It is not known whether the call took effect. Do not send it again: read "
+                "the current state first, or ask an operator to resolve it.",
+                {"verdict": "execute", "code": "in_doubt", "remedy": "ask", "call_id": outcome.call_id},
+            )
+
+
+def moment(at_us: int) -> str:
+    """A time as agents and people read it: RFC 3339, UTC, whole seconds."""
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")

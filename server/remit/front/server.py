@@ -1,0 +1,419 @@
+"""The MCP front: the only importer of the SDK's server. It translates in and out and decides nothing.
+
+One server object answers stdio and streamable HTTP, and both eras of the protocol. Each request becomes a
+frozen Call (or a look at a filtered list), goes to the pipeline, and its outcome becomes a result. What
+differs between the eras is only how a source's question reaches the client and how changes are announced.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import anyio
+import mcp_types as t
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.session import ServerSession
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
+from mcp.shared.exceptions import MCPError
+from mcp.shared.message import ServerMessageMetadata
+from mcp.shared.subscriptions import (
+    PromptsListChanged,
+    ResourcesListChanged,
+    ResourceUpdated,
+    ServerEvent,
+    ToolsListChanged,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from remit import __version__, telemetry
+from remit.app import App
+from remit.calls import new_call
+from remit.errors import RemitError
+from remit.front.agent_tools import AGENT_TOOLS
+from remit.front.agent_tools import answer as answer_agent_tool
+from remit.front.answers import to_wire, unknown
+from remit.front.visible import Views
+from remit.identity import Principal
+from remit.model import Remedy, Tool, Verdict
+from remit.pipeline import Services, govern
+from remit_adapters.base import AdapterError, Caller, Event, Json, Operation
+from remit_rbac import Rung
+
+Context = ServerRequestContext[Any, Any]
+Result = dict[str, Any]
+P = TypeVar("P")
+
+_log = logging.getLogger("remit.front")
+_LIST_TTL_MS = 10_000
+_PREFIX = "dev.remit/"
+_RESERVED = "io.modelcontextprotocol/"
+_NAME_MAX = 128
+_CLAIM_MAX = 4096
+_NOT_VISIBLE = Verdict(
+    rung=Rung.DENY,
+    code="not_visible",
+    reason="There is no such tool for this caller.",
+    remedy=Remedy.STOP,
+)
+_QUESTIONS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "elicitation/create": (t.ElicitRequest, t.ElicitResult),
+    "sampling/createMessage": (t.CreateMessageRequest, t.CreateMessageResult),
+    "roots/list": (t.ListRootsRequest, t.ListRootsResult),
+}
+
+
+class _Gateway(Server[Any]):
+    """The SDK's server, declaring list changes on HTTP in the older revisions too."""
+
+    def create_initialization_options(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and "notification_options" not in kwargs:
+            kwargs["notification_options"] = NotificationOptions(True, True, True)
+        return super().create_initialization_options(*args, **kwargs)
+
+
+class Front:
+    """Handlers over one App. `principal` is fixed for stdio; over HTTP the guard proves one per request."""
+
+    def __init__(self, app: App, *, principal: Principal | None = None, run: str = "") -> None:
+        self._app = app
+        self._principal = principal
+        self._run = run
+        self._views = Views()
+        self._bus = InMemorySubscriptionBus()
+        self._sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
+        self._header_schemas: dict[str, Json] = {}
+        self._listen = ListenHandler(self._bus)
+        self._agent_tools = [AGENT_TOOLS[f"remit.{name}"] for name in sorted(app.config.agent_tools)]
+        self.server = self._build()
+        self._events, self._to_tell = anyio.create_memory_object_stream[Event](256)
+        app.listen(self._heard)
+
+    def _build(self) -> Server[Any]:
+        server = _Gateway(
+            "remit",
+            version=__version__,
+            instructions=(
+                "Tools of your organisation, governed by Remit. A refusal says in plain words what to do: "
+                "ask, wait, change the call, or stop. remit.explain tells beforehand what a call would be."
+            ),
+            get_tool_input_schema=self._header_schema,
+            on_subscriptions_listen=self._guarded(self._subscribe_modern),
+        )
+        handlers: list[tuple[str, type[Any], Callable[[Context, Any], Awaitable[Any]]]] = [
+            ("tools/list", t.PaginatedRequestParams, self._list_tools),
+            ("tools/call", t.CallToolRequestParams, self._call_tool),
+            ("resources/list", t.PaginatedRequestParams, self._list_resources),
+            ("resources/templates/list", t.PaginatedRequestParams, self._list_templates),
+            ("resources/read", t.ReadResourceRequestParams, self._read_resource),
+            ("resources/subscribe", t.SubscribeRequestParams, self._subscribe),
+            ("resources/unsubscribe", t.UnsubscribeRequestParams, self._unsubscribe),
+            ("prompts/list", t.PaginatedRequestParams, self._list_prompts),
+            ("prompts/get", t.GetPromptRequestParams, self._get_prompt),
+            ("completion/complete", t.CompleteRequestParams, self._complete),
+            ("logging/setLevel", t.SetLevelRequestParams, self._set_level),
+        ]
+        for method, params, handler in handlers:
+            server.add_request_handler(method, params, self._guarded(handler))
+        server.add_notification_handler("notifications/initialized", t.NotificationParams, self._remember)
+        return server
+
+    @staticmethod
+    def _guarded(
+        handler: Callable[[Context, Any], Awaitable[Any]],
+    ) -> Callable[[Context, Any], Awaitable[Any]]:
+        """A bug inside a handler must not tell the client about our insides."""
+
+        @wraps(handler)
+        async def safe(ctx: Context, params: Any) -> Any:
+            try:
+                return await handler(ctx, params)
+            except MCPError:
+                raise
+            except RemitError as error:
+                _log.warning("%s: %s", ctx.method, error)
+                raise MCPError(
+                    t.INTERNAL_ERROR, "Remit cannot answer this just now; try again later."
+                ) from None
+            except Exception:  # noqa: BLE001 - the edge: the client is told nothing of it, the log everything
+                _log.exception("%s failed", ctx.method)
+                raise MCPError(t.INTERNAL_ERROR, "Internal error") from None
+
+        return safe
+
+    # Lists: what policy lets this principal see.
+
+    async def _list_tools(self, ctx: Context, params: Any) -> Result:
+        on, principal = await self._who(ctx)
+        own = [tool.definition for tool in self._agent_tools]
+        return _listed("tools", [*self._views.of(principal, on).tools, *own])
+
+    async def _list_resources(self, ctx: Context, params: Any) -> Result:
+        on, principal = await self._who(ctx)
+        return _listed("resources", self._views.of(principal, on).resources)
+
+    async def _list_templates(self, ctx: Context, params: Any) -> Result:
+        on, principal = await self._who(ctx)
+        return _listed("resourceTemplates", self._views.of(principal, on).templates)
+
+    async def _list_prompts(self, ctx: Context, params: Any) -> Result:
+        on, principal = await self._who(ctx)
+        return _listed("prompts", self._views.of(principal, on).prompts)
+
+    # Operations: everything below goes through the pipeline.
+
+    async def _call_tool(self, ctx: Context, params: t.CallToolRequestParams) -> Result:
+        on, principal = await self._who(ctx)
+        arguments = params.arguments or {}
+        if params.name in AGENT_TOOLS:
+            if AGENT_TOOLS[params.name] not in self._agent_tools:
+                raise unknown(Operation.TOOL, params.name)
+            run = self._run_of(ctx, principal)
+            return await answer_agent_tool(params.name, arguments, principal, run, on, self._views)
+        tool = self._views.tool(params.name, principal, on)
+        if tool is None:
+            await self._note_invisible(ctx, params.name, arguments, principal, on)
+            raise unknown(Operation.TOOL, params.name)
+        return await self._governed(ctx, tool, arguments, principal, on)
+
+    async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> Result:
+        on, principal = await self._who(ctx)
+        tool = self._views.resource(params.uri, principal, on)
+        if tool is None:
+            raise unknown(Operation.RESOURCE, params.uri)
+        return await self._governed(ctx, tool, {"uri": params.uri}, principal, on)
+
+    async def _get_prompt(self, ctx: Context, params: t.GetPromptRequestParams) -> Result:
+        on, principal = await self._who(ctx)
+        found = self._views.prompt(params.name, principal, on)
+        if found is None:
+            raise unknown(Operation.PROMPT, params.name)
+        prompt, tool = found
+        arguments = {"name": prompt.own_name, "arguments": dict(params.arguments or {})}
+        return await self._governed(ctx, tool, arguments, principal, on)
+
+    async def _complete(self, ctx: Context, params: t.CompleteRequestParams) -> Result:
+        on, principal = await self._who(ctx)
+        raw = dict(ctx.params or {})
+        raw.pop("_meta", None)
+        tool: Tool | None = None
+        if isinstance(params.ref, t.PromptReference):
+            if found := self._views.prompt(params.ref.name, principal, on):
+                prompt, reader = found
+                raw["ref"] = {**raw["ref"], "name": prompt.own_name}
+                tool = self._views.operation(reader.source, Operation.COMPLETE, principal, on)
+        elif reader := self._views.resource(params.ref.uri, principal, on):
+            tool = self._views.operation(reader.source, Operation.COMPLETE, principal, on)
+        if tool is None:
+            raise unknown(Operation.COMPLETE, "")
+        return await self._governed(ctx, tool, raw, principal, on)
+
+    async def _governed(
+        self, ctx: Context, tool: Tool, arguments: Mapping[str, Any], principal: Principal, on: Services
+    ) -> Result:
+        raw: Mapping[str, Any] = ctx.params or {}
+        meta = cast("Mapping[str, Any]", raw.get("_meta") or {})
+        call = new_call(
+            tool=tool,
+            arguments=arguments,
+            principal=principal,
+            run=self._run_of(ctx, principal),
+            secret=on.secret,
+            at_us=on.clock(),
+            client_key=_short(meta.get(f"{_PREFIX}idempotency_key"), "idempotency_key"),
+            claim=_claim(meta.get(f"{_PREFIX}claim")),
+            trace_id=telemetry.current_trace_id(),
+            meta={key: value for key, value in meta.items() if not key.startswith(_PREFIX)} if meta else None,
+            input_responses=raw.get("inputResponses"),
+            request_state=raw.get("requestState"),
+        )
+        return to_wire(call, await govern(call, on, self._caller(ctx, tool, meta, on)))
+
+    async def _note_invisible(
+        self, ctx: Context, name: str, arguments: Mapping[str, Any], principal: Principal, on: Services
+    ) -> None:
+        """Record a try at a tool that exists and that this caller may not see."""
+        tool = on.catalog.tools.get(name)
+        if tool is None or tool.operation is not Operation.TOOL:
+            return
+        call = new_call(
+            tool=tool,
+            arguments=arguments,
+            principal=principal,
+            run=self._run_of(ctx, principal),
+            secret=on.secret,
+            at_us=on.clock(),
+        )
+        await on.journal.refuse(call, _NOT_VISIBLE)
+
+    # Subscriptions and notifications.
+
+    async def _subscribe(self, ctx: Context, params: t.SubscribeRequestParams) -> Result:
+        await self._follow(ctx, params.uri, on_or_off=True)
+        return {}
+
+    async def _unsubscribe(self, ctx: Context, params: t.UnsubscribeRequestParams) -> Result:
+        await self._follow(ctx, params.uri, on_or_off=False)
+        return {}
+
+    async def _subscribe_modern(
+        self, ctx: Context, params: t.SubscriptionsListenRequestParams
+    ) -> t.SubscriptionsListenResult:
+        for uri in params.notifications.resource_subscriptions or ():
+            await self._follow(ctx, uri, on_or_off=True)
+        return await self._listen(ctx, params)
+
+    async def _follow(self, ctx: Context, uri: str, *, on_or_off: bool) -> None:
+        on, principal = await self._who(ctx)
+        tool = self._views.resource(uri, principal, on)
+        if tool is None:
+            raise unknown(Operation.RESOURCE, uri)
+        try:
+            await on.adapters[tool.source].subscribe(uri, on_or_off)
+        except AdapterError as error:
+            rpc = error.rpc or {}
+            raise MCPError(
+                int(rpc.get("code", t.INTERNAL_ERROR)), str(rpc.get("message", error.message))
+            ) from None
+
+    async def _set_level(self, ctx: Context, params: t.SetLevelRequestParams) -> Result:
+        return {}  # what a source logs during a call reaches the client whatever the level, when relayed
+
+    async def _remember(self, ctx: Context, params: Any) -> None:
+        self._sessions.add(ctx.session)
+
+    def _heard(self, event: Event) -> None:
+        try:
+            self._events.send_nowait(event)
+        except anyio.WouldBlock:
+            _log.warning("too many changes at once: clients learn of some when they next ask")
+
+    async def tell_clients(self) -> None:
+        """Announce changes to every client, until cancelled. Runs beside whatever serves."""
+        async for event in self._to_tell:
+            modern, legacy = _announcement(event)
+            await self._bus.publish(modern)
+            for session in list(self._sessions):
+                try:
+                    await session.send_notification(legacy)
+                except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+                    self._sessions.discard(session)
+
+    # Who asks, and what the asking client can do for a source.
+
+    async def _who(self, ctx: Context) -> tuple[Services, Principal]:
+        on = await self._app.services()
+        self._note_header_schemas(on)
+        if ctx.request is not None:
+            return on, ctx.request.scope["remit.principal"]
+        if self._principal is None:
+            raise MCPError(t.INTERNAL_ERROR, "No identity is configured for this connection.")
+        return on, self._principal
+
+    def _run_of(self, ctx: Context, principal: Principal) -> str:
+        if principal.run:
+            return principal.run
+        meta = cast("Mapping[str, Any]", (ctx.params or {}).get("_meta") or {})
+        return _short(meta.get(f"{_PREFIX}run"), "run") or self._run or "default"
+
+    def _caller(self, ctx: Context, tool: Tool, meta: Mapping[str, Any], on: Services) -> Caller:
+        relay = on.config.sources[tool.source].relay
+        wants_progress = "progressToken" in meta
+        if not relay and not wants_progress:
+            return _PLAIN.get(ctx.protocol_version) or Caller(protocol_version=ctx.protocol_version)
+        session = ctx.session
+        modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
+        declared = session.client_capabilities
+
+        async def ask(method: str, params: Json) -> Json:
+            request, result = _QUESTIONS[method]
+            answer = await session.send_request(
+                request.model_validate({"method": method, "params": params}),
+                result,
+                metadata=ServerMessageMetadata(related_request_id=ctx.request_id),
+            )
+            return answer.model_dump(by_alias=True, exclude_unset=True, mode="json")
+
+        async def notify(method: str, params: Json) -> None:
+            if method != "notifications/message":
+                return
+            await session.send_notification(
+                t.LoggingMessageNotification.model_validate({"method": method, "params": params}),
+                related_request_id=ctx.request_id,
+            )
+
+        return Caller(
+            protocol_version=ctx.protocol_version,
+            capabilities=meta.get(f"{_RESERVED}clientCapabilities", {})
+            if modern
+            else declared.model_dump(by_alias=True, exclude_none=True, mode="json")
+            if declared
+            else {},
+            progress=session.report_progress if wants_progress else None,
+            ask=ask if relay and not modern and session.can_send_request else None,
+            notify=notify if "logging" in relay else None,
+        )
+
+    def _header_schema(self, name: str) -> Json | None:
+        return self._header_schemas.get(name)
+
+    def _note_header_schemas(self, on: Services) -> None:
+        """Only tools that mirror arguments into headers have one; the SDK checks these per call."""
+        if self._header_schemas_of is not on.catalog:
+            self._header_schemas_of = on.catalog
+            self._header_schemas = {
+                tool.name: tool.header_schema
+                for tool in on.catalog.listed()
+                if tool.header_schema is not None
+            }
+
+    _header_schemas_of: Any = None
+
+
+_PLAIN = {version: Caller(protocol_version=version) for version in ("2025-06-18", "2025-11-25", "2026-07-28")}
+
+
+def _listed(member: str, entries: Any) -> Result:
+    return {
+        "resultType": "complete",
+        member: list(entries),
+        "ttlMs": _LIST_TTL_MS,
+        # What a caller sees depends on who it is: no shared cache may keep it.
+        "cacheScope": "private",
+    }
+
+
+def _short(value: object, name: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= _NAME_MAX:
+        raise MCPError(t.INVALID_PARAMS, f"_meta {_PREFIX}{name} must be 1 to {_NAME_MAX} characters of text")
+    return value
+
+
+def _claim(value: object) -> Json | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or len(str(cast("Any", value))) > _CLAIM_MAX:
+        raise MCPError(
+            t.INVALID_PARAMS, f"_meta {_PREFIX}claim must be an object of at most {_CLAIM_MAX} characters"
+        )
+    return cast("Json", value)
+
+
+def _announcement(event: Event) -> tuple[ServerEvent, Any]:
+    """The same change for listeners of the stateless revision and for sessions of the older ones."""
+    match event.kind:
+        case "tools":
+            return ToolsListChanged(), t.ToolListChangedNotification()
+        case "resources":
+            return ResourcesListChanged(), t.ResourceListChangedNotification()
+        case "prompts":
+            return PromptsListChanged(), t.PromptListChangedNotification()
+        case "resource_updated":
+            params = t.ResourceUpdatedNotificationParams(uri=event.uri)
+            return ResourceUpdated(uri=event.uri), t.ResourceUpdatedNotification(params=params)

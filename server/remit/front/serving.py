@@ -1,0 +1,144 @@
+"""Serving one App: over stdio for one client, or over HTTP for many, behind the guard.
+
+Owns the sockets and the server's life. What a request means is not its business.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import anyio
+
+from remit.app import App, process_run
+from remit.front.server import Front
+from remit.identity import Principal
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+MCP_PATH = "/mcp"
+
+
+async def serve_stdio(app: App, principal: Principal) -> None:
+    """Answer the client at the other end of stdin and stdout until it goes.
+
+    The first request is answered before the sources are connected; calls wait for them.
+    """
+    from remit.front.stdio import standard_streams
+
+    front = Front(app, principal=principal, run=process_run())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(app.run)
+        tasks.start_soon(front.tell_clients)
+        async with standard_streams() as (read, write):
+            await front.server.run(read, write, front.server.create_initialization_options())
+        tasks.cancel_scope.cancel()
+
+
+async def serve_http(app: App, announce: Callable[[str], None]) -> None:
+    """Serve HTTP until told to stop; `announce` is called with the MCP endpoint's URL once it is up."""
+    import uvicorn
+
+    settings = app.config.http
+    front = Front(app)
+    listener = _listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    scheme = "https" if settings.tls else "http"
+    url = f"{scheme}://{settings.host}:{port}{MCP_PATH}"
+    async with app.running() as running:
+        guarded = await _guarded(running, front, url, port)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                guarded,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=5,
+                ssl_certfile=str(settings.tls.certificate) if settings.tls else None,
+                ssl_keyfile=str(settings.tls.key) if settings.tls else None,
+            )
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(front.tell_clients)
+            announce(url)
+            await server.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=512)
+
+
+async def _guarded(app: App, front: Front, url: str, port: int) -> ASGIApp:
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    from remit.front.guard import Guard, GuardSettings, ProtectedResource
+    from remit.identity import Identify, JwtSettings, Tokens
+
+    settings = app.config.http
+    public = settings.public_url or url
+    names = {settings.host, *(("localhost", "127.0.0.1") if settings.host in _LOOPBACK else ())}
+    hosts = {f"{name}:{port}" for name in names} | {urlsplit(public).netloc} | set(settings.allowed_hosts)
+    origins = {f"{urlsplit(url).scheme}://{name}:{port}" for name in names} | set(settings.allowed_origins)
+    jwt = app.config.identity.jwt
+    services = await app.services()
+    tokens = None
+    if jwt:
+        tokens = Tokens(
+            JwtSettings(
+                issuer=jwt.issuer,
+                jwks=jwt.jwks,
+                audience=jwt.audience,
+                tenant_claim=jwt.tenant_claim,
+                tenant=jwt.tenant,
+                algorithms=jwt.algorithms,
+            )
+        )
+    # The guard has checked Host and Origin against exact lists; the SDK's own check knows only patterns.
+    inner = front.server.streamable_http_app(
+        streamable_http_path=MCP_PATH,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+    return Guard(
+        _bound_sessions(inner),
+        settings=GuardSettings(
+            path=MCP_PATH,
+            hosts=frozenset(host.lower() for host in hosts),
+            origins=frozenset(origin.lower() for origin in origins),
+            oauth=ProtectedResource(
+                resource=jwt.audience, authorization_servers=(jwt.issuer,), scopes=tuple(jwt.scopes)
+            )
+            if jwt
+            else None,
+        ),
+        authenticator=Identify(keys=services.journal, pepper=app.pepper, tokens=tokens),
+    )
+
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _bound_sessions(app: ASGIApp) -> ASGIApp:
+    """Tell the SDK who a request is from, so that a session of the older revisions serves its owner only."""
+    from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+    from mcp.server.auth.provider import AccessToken
+
+    async def bound(scope: Scope, receive: Receive, send: Send) -> None:
+        principal: Principal | None = scope.get("remit.principal")
+        if principal is not None:
+            token = AccessToken(
+                token="",
+                client_id=f"{principal.tenant}/{principal.agent}",
+                subject=principal.user,
+                scopes=[],
+            )
+            scope["user"] = AuthenticatedUser(token)
+        await app(scope, receive, send)
+
+    return bound

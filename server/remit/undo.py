@@ -1,0 +1,58 @@
+"""Taking a call back: the registered plan becomes a governed call of its own.
+
+Who may is policy (`undo` on the tool of the original call); whether it can be is checked in the
+transaction that lets it out: once only, in time, and not when the same thing has been changed since.
+"""
+
+from __future__ import annotations
+
+from remit.calls import new_call, result_of
+from remit.errors import UnknownRecord, WrongState
+from remit.identity import Principal
+from remit.journal import Undoable
+from remit.model import Call, Outcome, Undoing
+from remit.pipeline import Services, govern
+from remit_adapters.base import Reply
+
+_UNKNOWN = "there is no such call of yours that could be undone"
+
+
+async def undo(call_id: str, principal: Principal, run: str, on: Services, *, force: bool = False) -> Outcome:
+    """Undo one call for `principal`. `force` overrides a conflict and is for people only.
+
+    Raises UnknownRecord when there is no such call (or it is another agent's), WrongState when it has no
+    plan that can run.
+    """
+    entry = await on.journal.undoable(call_id)
+    if entry is None or not _concerns(entry, principal):
+        raise UnknownRecord(_UNKNOWN)
+    return await govern(_undo_call(entry, principal, run, on, force=force), on)
+
+
+def _concerns(entry: Undoable, principal: Principal) -> bool:
+    if entry.tenant != principal.tenant:
+        return False
+    return principal.auth == "local" or (entry.agent, entry.user) == (principal.agent, principal.user)
+
+
+def _undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
+    original = on.catalog.tools.get(entry.tool)
+    inverse = on.catalog.tools.get(entry.plan["tool"])
+    if original is None or inverse is None:
+        raise WrongState("the tool that takes this call back is not available now: try again later")
+    arguments = entry.plan["arguments"]
+    if arguments is None:
+        raise WrongState("this call left nothing to undo, or its way back could not be worked out")
+    result = result_of(Reply(body=entry.result))[0] if entry.result is not None else None
+    return new_call(
+        tool=inverse,
+        arguments=arguments,
+        principal=principal,
+        run=run,
+        secret=on.secret,
+        at_us=on.clock(),
+        of_call=entry.call_id,
+        undoing=Undoing(
+            tool=original, arguments=entry.arguments, result=result, residue=entry.residue, forced=force
+        ),
+    )
