@@ -215,7 +215,9 @@ def _read(wanted: Registration) -> dict[str, Any]:
         raise _by_hand(
             wanted, f"line {error.lineno} is not plain JSON (a comment, or a comma too many?)"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _by_hand(wanted, "it is nested too deep") from None
+    except ValueError as error:
         raise _by_hand(wanted, str(error)) from None
     if not isinstance(settings, dict):
         raise _by_hand(wanted, "it holds no JSON object")
