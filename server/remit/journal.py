@@ -525,7 +525,7 @@ class Journal:
 
         def change() -> Undoable | None:
             row = self._ledger.one(
-                "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource,"
+                "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource, undos.residue,"
                 " payloads.body AS arguments, answers.body AS answer"
                 " FROM calls JOIN undos ON undos.call_id = calls.id"
                 " JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'"

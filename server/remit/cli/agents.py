@@ -8,7 +8,8 @@ import anyio
 import click
 
 from remit.app import App
-from remit.cli.options import config_option, json_option, loaded, print_json
+from remit.cli.options import config_option, json_option, print_json
+from remit.config_file import load
 from remit.identity import mint_key
 from remit.ids import now_us
 
@@ -37,7 +38,7 @@ def create(
     config_path: Path, as_json: bool, agent: str, user: str, tenant: str | None, label: str, days: int
 ) -> None:
     """Create an API key and show it, once."""
-    found = loaded(config_path)
+    found = load(config_path)
     who = found.config.identity.cli or found.config.identity.stdio
     tenant = tenant or (who.tenant if who else None)
     if tenant is None:

@@ -5,12 +5,15 @@ Owns the sockets and the server's life. What a request means is not its business
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import anyio
+import uvicorn
 
 from remit.app import App, process_run
 from remit.front.server import Front
@@ -40,8 +43,6 @@ async def serve_stdio(app: App, principal: Principal) -> None:
 
 async def serve_http(app: App, announce: Callable[[str], None]) -> None:
     """Serve HTTP until told to stop; `announce` is called with the MCP endpoint's URL once it is up."""
-    import uvicorn
-
     settings = app.config.http
     front = Front(app)
     listener = _listen(settings.host, settings.port)
@@ -50,7 +51,7 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
     url = f"{scheme}://{settings.host}:{port}{MCP_PATH}"
     async with app.running() as running:
         guarded = await _guarded(running, front, url, port)
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 guarded,
                 log_level="warning",
@@ -65,9 +66,24 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(front.tell_clients)
+            tasks.start_soon(_stop_on_signal, server)
             announce(url)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def _stop_on_signal(server: uvicorn.Server) -> None:
+    """Let what runs end, then close the journal: uvicorn's own handlers would kill the process before."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            server.force_exit = server.should_exit
+            server.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
