@@ -11,7 +11,8 @@ from tests.interop.conftest import Front, Node
 
 CLIENTS = Path(__file__).with_name("clients")
 
-pytestmark = pytest.mark.slow
+# The first run installs what the others are made of.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])

@@ -13,7 +13,8 @@ from tests.interop.running import Server
 # What the Inspector ends with when a tool answers `isError`.
 TOOL_ERROR = 5
 
-pytestmark = pytest.mark.slow
+# The first run installs what the others are made of.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
