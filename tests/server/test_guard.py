@@ -11,6 +11,10 @@ import anyio
 import orjson
 import pytest
 import uvicorn
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import CallToolRequestParams, CallToolResult
 from starlette.types import Message, Receive, Scope, Send
 
 from remit.front.guard import Guard, GuardSettings, Lockout, ProtectedResource
@@ -97,9 +101,13 @@ class Door:
         token: str | None = GOOD,
         client: str = "10.0.0.1",
         extra: tuple[tuple[str, str], ...] = (),
+        leaves: bool = False,
         **headers: str | None,
     ) -> "Answer":
-        """Headers are given by keyword and left out when `None`; `extra` repeats one."""
+        """Headers are given by keyword and left out when `None`; `extra` repeats one.
+
+        A client that `leaves` is gone as soon as its body is read.
+        """
         sent = {"host": HOST, "content_type": "application/json"} | headers
         if token:
             sent.setdefault("authorization", f"Bearer {token}")
@@ -122,6 +130,8 @@ class Door:
 
         async def receive() -> Message:
             answer.reads += 1
+            if not pending and not leaves:
+                await anyio.sleep_forever()
             return pending.pop(0) if pending else {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
@@ -170,7 +180,7 @@ async def test_after_the_body_the_server_hears_what_the_connection_says():
         heard.extend([await receive(), await receive()])
 
     door.guard = Guard(listening, settings=door.settings, authenticator=door.names)
-    await door.knock()
+    await door.knock(leaves=True)
     assert [message["type"] for message in heard] == ["http.request", "http.disconnect"]
 
 
@@ -611,6 +621,36 @@ async def test_headers_that_agree_or_say_nothing_of_this_message_pass(
     message: dict[str, Any], headers: dict[str, str]
 ):
     assert (await Door().knock(message, **headers)).status == 200
+
+
+async def test_the_sdks_server_behind_the_door_checks_the_rest_of_the_headers():
+    seen: list[Principal] = []
+
+    async def call(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
+        assert context.request
+        seen.append(context.request.scope["remit.principal"])
+        return CallToolResult(content=[])
+
+    manager = StreamableHTTPSessionManager(Server("inner", on_call_tool=call))
+    door = Door()
+    door.guard = Guard(manager.handle_request, settings=door.settings, authenticator=door.names)
+    version = "2026-07-28"
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": version,
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    modern = {**CALL, "params": {"name": "pay.refund", "arguments": {}, "_meta": meta}}
+    accept = "application/json, text/event-stream"
+    agreeing = {"mcp_protocol_version": version, "mcp_method": "tools/call", "mcp_name": "pay.refund"}
+    async with manager.run():
+        sound = await door.knock(modern, accept=accept, **agreeing)
+        assert (sound.status, seen) == (200, [ALICE])
+        for missing in ("mcp_method", "mcp_name"):
+            answer = await door.knock(modern, accept=accept, **(agreeing | {missing: None}))
+            assert (answer.status, answer.error["code"]) == (400, -32020)
+        other = await door.knock(modern, accept=accept, **(agreeing | {"mcp_protocol_version": "2027-01-01"}))
+        assert (other.status, other.error["code"]) == (400, -32020)
+    assert len(seen) == 1
 
 
 async def test_on_a_real_server_a_bad_request_hurts_only_itself():

@@ -2,7 +2,10 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -283,3 +286,9 @@ def _last_wins(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         raise Malformed(PARSE_ERROR, "") from None
+
+
+def test_the_fuzzer_runs_as_a_command():
+    command = [sys.executable, "-m", "tests.fuzz.fuzz_strict", "--runs", "200", "--seed", "1"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (found.returncode, found.stdout) == (0, "200 inputs, no disagreement\n"), found.stderr
