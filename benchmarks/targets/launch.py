@@ -82,7 +82,7 @@ def remit(transport: Transport, to: list[str], folder: Path) -> Launch:
     config = ["--config", str(folder / "remit.yaml")]
     if transport == "stdio":
         return Launch(command=[*REMIT, "serve", "--stdio", *config], prefix="down.")
-    identity = ["agent:load", "--user", "user:owner", "--tenant", "bench"]
+    identity = ["--agent", "agent:load", "--user", "user:owner", "--tenant", "bench"]
     create = [*REMIT, "agents", "key", "create", *identity, *config, "--json"]
     created = subprocess.run(create, check=False, capture_output=True, text=True, timeout=30)
     if created.returncode:
