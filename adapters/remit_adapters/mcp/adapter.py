@@ -1,8 +1,8 @@
 """`McpAdapter`: one MCP server as a source.
 
-It knows what the methods mean and in which revision they are spoken; how the bytes travel is the
-business of `stdio` and `http`. It validates nothing that a source says and lists nothing unless told to. One
-task, started by `start` in the application's group, owns the connection: makes it and makes it again.
+It knows what the methods mean and in which revision they are spoken; how the bytes travel is the business
+of `stdio` and `http`. It validates nothing that a source says and lists nothing unless told to. One task,
+started by `start` in the application's group, owns the connection: makes it and makes it again.
 
 Source: MCP 2025-06-18, 2025-11-25 and 2026-07-28.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -32,12 +32,7 @@ from remit_adapters.base import (
     Reply,
     Request,
 )
-from remit_adapters.mcp.exchange import (
-    QUESTIONS,
-    Exchange,
-    Relay,
-    relayed_capabilities,
-)
+from remit_adapters.mcp.exchange import QUESTIONS, Exchange, Relay, may_ask, put, relayed_capabilities
 from remit_adapters.mcp.headers import Mirror, mirror
 from remit_adapters.mcp.targets import HttpTarget, StdioTarget
 from remit_adapters.mcp.wire import (
@@ -48,6 +43,7 @@ from remit_adapters.mcp.wire import (
     METHOD_NOT_FOUND,
     MODERN,
     RESERVED_PREFIX,
+    UNSUPPORTED_VERSION,
     VERSION_KEY,
     Link,
     Message,
@@ -58,22 +54,32 @@ from remit_adapters.mcp.wire import (
 log = logging.getLogger(__name__)
 
 Era: TypeAlias = Literal["auto", "modern", "legacy"]
+T = TypeVar("T")
 
-_CHANGES: Final[dict[str, Literal["tools", "resources", "prompts"]]] = {
+#: Where a source finds the idempotency key of a request; those that know it can tell a repetition.
+KEY: Final = "dev.remit/key"
+
+_KINDS: Final[dict[str, Literal["tools", "resources", "prompts"]]] = {
     "notifications/tools/list_changed": "tools",
     "notifications/resources/list_changed": "resources",
     "notifications/prompts/list_changed": "prompts",
 }
+_PROBE_S_MAX: Final = 10.0
 _BACKOFF_S_MAX: Final = 15.0
-#: A connection that held this long counts as healthy; the next loss is repaired at once.
+#: A connection that held this long was a good one: its loss is repaired at once.
 _STEADY_S: Final = 10.0
-#: How many times a source may ask for input before it answers; the bound that other clients have.
+#: How often a source may ask for input before it answers; the bound that other clients have.
 _ROUNDS_MAX: Final = 10
 _PAGES_MAX: Final = 1_000
 
 
 class McpAdapter:
-    """One MCP server. `Adapter` says what each method promises."""
+    """One MCP server; `Adapter` says what each method promises.
+
+    `era` is which revisions to speak: `modern` the stateless one, `legacy` those with a handshake, `auto`
+    whichever the server knows. `relay` is what of the server's own initiative may reach the calling client.
+    `result_bytes_max` bounds one answer; a child process that says a longer line is killed.
+    """
 
     def __init__(
         self,
@@ -89,19 +95,26 @@ class McpAdapter:
         self._target = target
         self._era: Era = era
         self._relay = relay
+        self._questions = relay.intersection(QUESTIONS.values())
         self._connect_timeout_s = connect_timeout_s
         self._result_bytes_max = result_bytes_max
         self._client = {"name": "remit", "version": version("remit")}
         self._on_event: Callable[[Event], None] = lambda _: None
-        self._link: Link | None = None
-        self._capabilities: Json = {}
-        self._mirrors: dict[str, Mirror] = {}
-        self._subscriptions: set[str] = set()
-        self._health = Health(state="stopped")
-        self._changed = anyio.Event()
         self._owner: anyio.CancelScope | None = None
         self._ended = anyio.Event()
-        #: On a pipe of the older revisions nothing says which request a question is about: one at a time.
+        self._health = Health(state="stopped")
+        self._changed = anyio.Event()
+        # What the present connection is.
+        self._link: Link | None = None
+        self._background: TaskGroup
+        self._capabilities: Json = {}
+        #: What an earlier connection found out; saves the probe.
+        self._is_legacy = era == "legacy"
+        self._mirrors: dict[str, Mirror] = {}
+        self._watched: frozenset[str] = frozenset()
+        self._watching = asyncio.Lock()
+        self._listening: anyio.CancelScope | None = None
+        #: A pipe of the older revisions does not say which request a question is about: one at a time.
         self._turn = asyncio.Lock()
 
     @property
@@ -111,7 +124,7 @@ class McpAdapter:
     def health(self) -> Health:
         return self._health
 
-    # The connection.
+    # The connection and its owner.
 
     async def start(self, tasks: TaskGroup, on_event: Callable[[Event], None]) -> None:
         self._on_event = on_event
@@ -125,8 +138,8 @@ class McpAdapter:
 
     async def _own(self, *, task_status: TaskStatus[None]) -> None:
         """Keep the source connected until told to stop."""
-        losses = 0
         connects_before = self._health.connects
+        losses = 0
         try:
             with anyio.CancelScope() as self._owner:
                 while True:
@@ -150,9 +163,9 @@ class McpAdapter:
     async def _connection(self, on_up: Callable[[], None]) -> AdapterError:
         """Hold one connection until it is lost; return why."""
         lost = AdapterError("stopped", no_effect=True)
-        async with anyio.create_task_group() as background:
+        async with anyio.create_task_group() as self._background:
             try:
-                async with self._connected(background) as link:
+                async with self._connected() as link:
                     self._link = link
                     self._set_health("up", f"revision {link.version}", connected=True)
                     on_up()
@@ -161,7 +174,7 @@ class McpAdapter:
                 lost = error
             finally:
                 self._link = None
-                background.cancel_scope.cancel()
+                self._background.cancel_scope.cancel()
         return lost
 
     def _set_health(
@@ -176,25 +189,28 @@ class McpAdapter:
         self._changed = anyio.Event()
 
     @asynccontextmanager
-    async def _connected(self, background: TaskGroup) -> AsyncGenerator[Link]:
-        """One connection, negotiated and listening."""
+    async def _connected(self) -> AsyncGenerator[Link]:
+        """One connection, negotiated and listening. Raises AdapterError."""
         async with AsyncExitStack() as stack:
             try:
                 # Not a cancel scope: what the stack opens stays open beyond it.
                 async with asyncio.timeout(self._connect_timeout_s):
-                    link = await self._open(stack, background)
-                    if self._era == "legacy" or not await self._discover(link):
-                        await self._initialize(link)
+                    link = await self._negotiated(stack)
+                    await self._watch_again(link)
             except TimeoutError:
                 raise AdapterError(
                     f"The source did not come up within {self._connect_timeout_s:g} s.",
                     no_effect=True,
                     code="source_down",
                 ) from None
+            except SessionLostError:
+                raise AdapterError(
+                    "The source forgot the session it had just given.", no_effect=True, code="source_down"
+                ) from None
             yield link
 
-    async def _open(self, stack: AsyncExitStack, background: TaskGroup) -> Link:
-        # Imported here, for the HTTP client costs 0.2 s that a stdio-only gateway need not spend.
+    async def _open(self, stack: AsyncExitStack) -> Link:
+        # Imported here, for the HTTP client costs 0.2 s that a gateway without HTTP sources need not spend.
         if isinstance(self._target, StdioTarget):
             from remit_adapters.mcp import stdio
 
@@ -203,103 +219,245 @@ class McpAdapter:
             )
         from remit_adapters.mcp import http
 
-        endpoint = await stack.enter_async_context(
+        return await stack.enter_async_context(
             http.connected(
                 self._target,
-                background,
+                self._background,
                 answer_bytes_max=self._result_bytes_max,
                 connect_timeout_s=self._connect_timeout_s,
                 on_unasked=self._unasked,
+                mirrors=self._mirrors,
             )
         )
-        endpoint.mirrors = self._mirrors
-        return endpoint
+
+    async def _negotiated(self, stack: AsyncExitStack) -> Link:
+        """Find out which revision the source speaks (MCP 2026-07-28, basic/versioning)."""
+        link = await self._open(stack)
+        if not self._is_legacy:
+            try:
+                if await self._discover(link):
+                    return link
+            except AdapterError as error:
+                if self._era == "modern" or error.code != "source_lost":
+                    raise
+                # Some older servers die of a request they do not know.
+                await stack.aclose()
+                link = await self._open(stack)
+        try:
+            await self._initialize(link)
+        except AdapterError as error:
+            self._is_legacy = self._era == "legacy"
+            # A slow starter may have taken the probe after we gave it up, and be modern from then on.
+            if self._is_legacy or not _is_rpc(error, UNSUPPORTED_VERSION) or not await self._discover(link):
+                raise
+        return link
 
     async def _discover(self, link: Link) -> bool:
-        """Ask in the stateless revision; False when the source turns out to be older."""
+        """Try the stateless revision; False when the source turns out to be older."""
         link.version = MODERN
         try:
-            found = await link.request("server/discover", {"_meta": self._stamp({}, {})})
-        except AdapterError as error:
-            if self._era == "modern" or error.code != "rpc_error":
+            async with asyncio.timeout(min(_PROBE_S_MAX, self._connect_timeout_s / 3)):
+                found = await link.request("server/discover", {"_meta": self._stamp({}, {})})
+        except (AdapterError, TimeoutError) as error:
+            # An outage says nothing about the revision; only a server that is there and objects does.
+            if self._era == "modern" or (
+                isinstance(error, AdapterError)
+                and error.code in ("unreachable", "source_auth", "source_down", "source_lost")
+            ):
                 raise
+            return False
+        supported: Any = found.get("supportedVersions")
+        if not isinstance(supported, list) or MODERN not in supported:
             return False
         self._capabilities = _member(found, "capabilities")
         return True
 
     async def _initialize(self, link: Link) -> None:
         link.version = ""
-        found = await link.request(
-            "initialize",
-            {
-                "protocolVersion": LEGACY[0],
-                "capabilities": {kind: {} for kind in QUESTIONS.values() if kind in self._relay},
-                "clientInfo": self._client,
-            },
-        )
+        capabilities: dict[str, Json] = {kind: {} for kind in self._questions}
+        if "elicitation" in capabilities:
+            capabilities["elicitation"] = {"form": {}, "url": {}}
+        hello: Message = {
+            "protocolVersion": LEGACY[0],
+            "capabilities": capabilities,
+            "clientInfo": self._client,
+        }
+        found = await link.request("initialize", hello)
         revision: Any = found.get("protocolVersion")
         if revision not in LEGACY:
-            raise AdapterError("The source speaks no revision of MCP that the gateway knows.", no_effect=True)
+            raise AdapterError(
+                "The source speaks no revision of MCP that the gateway knows.",
+                no_effect=True,
+                code="revision",
+            )
         link.version = revision
         self._capabilities = _member(found, "capabilities")
+        self._is_legacy = True
         await link.notify("notifications/initialized", {})
+        link.listen()
+
+    async def _up(self) -> Link:
+        """The connection, as soon as there is one; a source known to be down is not waited for."""
+        while (link := self._link) is None or link.gone:
+            if link is None and self._health.state != "connecting":
+                raise AdapterError(
+                    "The source is down just now; nothing was sent. Try again later.",
+                    no_effect=True,
+                    code="source_down",
+                )
+            await self._changed.wait()
+        return link
+
+    async def _through(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do something over the connection.
+
+        Once more when the source refused it unread because it forgot our session: the one safe repetition.
+        """
+        link = await self._up()
+        try:
+            result = await work(link)
+        except SessionLostError:
+            try:
+                link = await self._up()
+                result = await work(link)
+            except SessionLostError:
+                raise AdapterError(
+                    "The source keeps forgetting the gateway's session.", no_effect=True, code="source_down"
+                ) from None
+        except AdapterError as error:
+            if error.code == "unreachable":
+                self._set_health("down", error.message)
+            raise
+        if self._health.state == "down" and self._link is link:
+            # It was away, and may have come back as another.
+            self._set_health("up", f"revision {link.version}")
+            self._everything_changed()
+        return result
 
     # What the source says unasked.
 
     def _unasked(self, message: Message) -> None:
         method: Any = message.get("method")
-        if method in _CHANGES:
-            self._on_event(Event(kind=_CHANGES[method]))
-        elif method == "notifications/resources/updated":
+        if method in _KINDS:
+            self._on_event(Event(kind=_KINDS[method]))
+        else:
             uri: Any = _member(message, "params").get("uri")
             if isinstance(uri, str):
                 self._on_event(Event(kind="resource_updated", uri=uri))
 
     def _everything_changed(self) -> None:
-        for kind in _CHANGES.values():
+        for kind in _KINDS.values():
             self._on_event(Event(kind=kind))
+        for uri in self._watched:
+            self._on_event(Event(kind="resource_updated", uri=uri))
+
+    async def subscribe(self, uri: str, on: bool) -> None:
+        async with self._watching:
+            watched = self._watched | {uri} if on else self._watched - {uri}
+            try:
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await self._through(lambda link: self._subscribe(link, uri, on, watched))
+            except TimeoutError:
+                raise AdapterError(
+                    "The source did not confirm the subscription in time.", no_effect=False, code="timeout"
+                ) from None
+            self._watched = watched
+
+    async def _subscribe(self, link: Link, uri: str, on: bool, watched: frozenset[str]) -> None:
+        if link.version != MODERN:
+            await link.request("resources/subscribe" if on else "resources/unsubscribe", {"uri": uri})
+            return
+        honoured = await self._listen_anew(link, watched)
+        if on and uri not in honoured.get("resourceSubscriptions", ()):
+            raise AdapterError("The source does not let this resource be watched.", no_effect=True)
+
+    async def _watch_again(self, link: Link) -> None:
+        """On a new connection, have the source say again what it said on the last one."""
+        try:
+            if link.version != MODERN:
+                for uri in self._watched:
+                    await link.request("resources/subscribe", {"uri": uri})
+            elif self._watched or any(
+                _member(self._capabilities, kind).get("listChanged") for kind in _KINDS.values()
+            ):
+                await self._listen_anew(link, self._watched)
+        except AdapterError as error:
+            # Without news a source is still a source; its offer is then as old as the last look.
+            log.warning("source %s: no news of changes: %s", self._source, error.message)
+
+    async def _listen_anew(self, link: Link, watched: frozenset[str]) -> Json:
+        """Open a stream of changes for `watched`, then leave the one before it; return what is honoured."""
+        before = self._listening
+        self._listening, honoured = await self._background.start(self._listen, link, watched)
+        if before is not None:
+            before.cancel()
+        return honoured
+
+    async def _listen(
+        self, link: Link, watched: frozenset[str], *, task_status: TaskStatus[tuple[anyio.CancelScope, Json]]
+    ) -> None:
+        """Keep a stream of changes open (MCP 2026-07-28, basic/patterns/subscriptions)."""
+        wanted: Message = {
+            f"{kind}ListChanged": True
+            for kind in _KINDS.values()
+            if _member(self._capabilities, kind).get("listChanged")
+        }
+        if watched:
+            wanted["resourceSubscriptions"] = sorted(watched)
+        acknowledged = False
+
+        async def hear(message: Message) -> None:
+            nonlocal acknowledged
+            if message["method"] != "notifications/subscriptions/acknowledged":
+                return
+            if acknowledged:
+                self._everything_changed()  # the stream was interrupted; nobody knows what it would have said
+            else:
+                acknowledged = True
+                task_status.started((scope, _member(_member(message, "params"), "notifications")))
+
+        pause_s = 1.0
+        with anyio.CancelScope() as scope:
+            while True:
+                since = anyio.current_time()
+                try:
+                    await link.request(
+                        "subscriptions/listen", {"notifications": wanted, "_meta": self._stamp({}, {})}, hear
+                    )
+                except AdapterError as error:
+                    if not acknowledged:
+                        raise
+                    log.info("source %s: the stream of changes broke: %s", self._source, error.message)
+                if not acknowledged:
+                    raise invalid("it ended a subscription that it never began")
+                pause_s = (
+                    1.0 if anyio.current_time() - since > _STEADY_S else min(pause_s * 2, _BACKOFF_S_MAX)
+                )
+                await anyio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
     # What the gateway asks.
 
     async def offer(self) -> Offer:
-        link = await self._up()
+        return await self._through(self._offer)
+
+    async def _offer(self, link: Link) -> Offer:
         has = self._capabilities
         tools = await self._pages(link, "tools/list", "tools") if "tools" in has else ()
-        resources = await self._pages(link, "resources/list", "resources") if "resources" in has else ()
-        templates = (
-            await self._pages(link, "resources/templates/list", "resourceTemplates")
-            if "resources" in has
-            else ()
-        )
-        prompts = await self._pages(link, "prompts/list", "prompts") if "prompts" in has else ()
         if isinstance(self._target, HttpTarget) and link.version == MODERN:
-            tools = self._mirror(tools)
+            tools = self._mirrored(tools)
+        resources: tuple[Json, ...] = ()
+        templates: tuple[Json, ...] = ()
+        if "resources" in has:
+            resources = await self._pages(link, "resources/list", "resources")
+            templates = await self._pages(link, "resources/templates/list", "resourceTemplates")
         return Offer(
             tools=tools,
             resources=resources,
             resource_templates=templates,
-            prompts=prompts,
+            prompts=await self._pages(link, "prompts/list", "prompts") if "prompts" in has else (),
             completes="completions" in has,
-            subscribes=bool(_member(has, "resources").get("subscribe")),
+            subscribes=_member(has, "resources").get("subscribe") is True,
         )
-
-    def _mirror(self, tools: tuple[Json, ...]) -> tuple[Json, ...]:
-        """Learn which arguments go into headers; leave out tools that say so wrongly (MCP: clients MUST)."""
-        mirrors: dict[str, Mirror] = {}
-        kept: list[Json] = []
-        for tool in tools:
-            try:
-                found = mirror(tool.get("inputSchema"))
-            except ValueError as error:
-                log.warning("source %s: tool %r is left out: %s", self._source, tool.get("name"), error)
-                continue
-            kept.append(tool)
-            name: Any = tool.get("name")
-            if found and isinstance(name, str):
-                mirrors[name] = found
-        self._mirrors.clear()
-        self._mirrors.update(mirrors)
-        return tuple(kept)
 
     async def _pages(self, link: Link, method: str, member: str) -> tuple[Json, ...]:
         entries: list[Json] = []
@@ -312,62 +470,137 @@ class McpAdapter:
                     page = await link.request(method, params)
             except TimeoutError:
                 raise AdapterError(
-                    "The source did not list what it offers in time.", no_effect=True
+                    "The source did not list what it offers in time.", no_effect=True, code="timeout"
                 ) from None
             except AdapterError as error:
-                # A capability says "resources" for lists and templates alike; many sources have only one.
-                if error.rpc is not None and error.rpc.get("code") == METHOD_NOT_FOUND:
+                # One capability stands for resources and templates alike; many sources have only one of them.
+                if _is_rpc(error, METHOD_NOT_FOUND):
                     return ()
                 raise
             found: Any = page.get(member)
-            if not isinstance(found, list) or not all(
-                isinstance(entry, dict) for entry in cast("list[Any]", found)
-            ):
-                raise invalid(f"its {member} is not a list of objects")
-            entries += cast("list[Json]", found)
+            if not isinstance(found, list):
+                raise invalid(f"its {member} is not a list")
+            for entry in cast("list[Any]", found):
+                if not isinstance(entry, dict):
+                    raise invalid(f"its {member} holds something else than objects")
+                entries.append(cast("Json", entry))
             cursor: Any = page.get("nextCursor")
             if cursor is None:
                 return tuple(entries)
             params = {"cursor": cursor}
         raise invalid(f"its {member} has no end")
 
+    def _mirrored(self, tools: tuple[Json, ...]) -> tuple[Json, ...]:
+        """Learn which arguments go into headers; leave out tools that say so wrongly (MCP: clients MUST)."""
+        mirrors: dict[str, Mirror] = {}
+        kept: list[Json] = []
+        for tool in tools:
+            name: Any = tool.get("name")
+            try:
+                found = mirror(tool.get("inputSchema"))
+            except ValueError as error:
+                log.warning("source %s: tool %r is left out: %s", self._source, name, error)
+                continue
+            kept.append(tool)
+            if found and isinstance(name, str):
+                mirrors[name] = found
+        self._mirrors.clear()
+        self._mirrors.update(mirrors)
+        return tuple(kept)
+
     async def run(self, request: Request, caller: Caller = NOBODY) -> Reply:
         sent = False
-        try:
-            async with asyncio.timeout(request.deadline_s):
-                link = await self._up()
+
+        async def work(link: Link) -> Reply:
+            nonlocal sent
+            if link.version == MODERN or not self._questions or isinstance(self._target, HttpTarget):
                 sent = True
                 return await self._run(link, request, caller)
+            async with self._turn:
+                sent = True
+                return await self._run(link, request, caller)
+
+        try:
+            async with asyncio.timeout(request.deadline_s):
+                return await self._through(work)
         except TimeoutError:
             raise AdapterError(
                 f"The source did not answer within {request.deadline_s:g} s; whether it acted is unknown."
                 if sent
-                else f"The source was not up within {request.deadline_s:g} s; nothing was sent.",
+                else f"The source was not free within {request.deadline_s:g} s; nothing was sent.",
                 no_effect=not sent,
                 code="timeout",
             ) from None
 
     async def _run(self, link: Link, request: Request, caller: Caller) -> Reply:
-        body = await self._send(link, request, caller, request.input_responses, request.request_state)
-        kind: Any = body.get("resultType", "complete")
-        if kind != "complete":
-            raise invalid("its kind is unknown")
-        return Reply(body=body, is_error=body.get("isError") is True)
+        """Send the request; again with answers for as long as the source asks (MCP 2026-07-28, MRTR)."""
+        responses, state = request.input_responses, request.request_state
+        pause_s = 0.05
+        for _ in range(_ROUNDS_MAX):
+            body = await self._send(link, request, caller, responses, state)
+            kind: Any = body.get("resultType", "complete") if link.version == MODERN else "complete"
+            if kind == "complete":
+                return Reply(body=body, is_error=body.get("isError") is True)
+            if kind != "input_required" or request.operation is Operation.COMPLETE:
+                raise invalid("its kind is unknown")
+            questions = self._asked(body, caller)
+            if caller.protocol_version == MODERN:
+                return Reply(body=body, kind="input_required")
+            responses = {key: await self._answered(caller, *question) for key, question in questions.items()}
+            state = body.get("requestState")
+            if not questions:
+                responses = None
+                await anyio.sleep(pause_s)
+                pause_s = min(pause_s * 2, 0.25)
+        raise AdapterError(
+            f"The source asked for input {_ROUNDS_MAX} times and did not finish.",
+            no_effect=False,
+            code="input_required",
+        )
+
+    def _asked(self, body: Message, caller: Caller) -> dict[str, tuple[str, Json]]:
+        """The questions in an InputRequiredResult, each one allowed to reach the caller."""
+        questions: dict[str, tuple[str, Json]] = {}
+        for key, question in _member(body, "inputRequests").items():
+            method: Any = cast("Json", question).get("method") if isinstance(question, dict) else None
+            params = _member(cast("Json", question), "params")
+            if not isinstance(method, str) or not may_ask(self._relay, caller, method, params):
+                raise AdapterError(
+                    "The source wants to ask the client something that may not be asked here.",
+                    no_effect=False,
+                    code="input_required",
+                )
+            questions[key] = (method, params)
+        return questions
+
+    async def _answered(self, caller: Caller, method: str, params: Json) -> Json:
+        reply = await put(caller, method, params)
+        if "error" in reply:
+            raise AdapterError(
+                "The source asked the client something and got no answer.",
+                no_effect=False,
+                code="input_required",
+                rpc=reply["error"],
+            )
+        return reply["result"]
 
     async def _send(
         self, link: Link, request: Request, caller: Caller, responses: Json | None, state: str | None
     ) -> Message:
+        """One round of a request, with everything that comes before its answer."""
         params = self._params(link, request, caller, responses, state)
         method = request.operation.value
-        if caller.progress is None and caller.notify is None and caller.ask is None:
-            return await link.request(method, params)
-        if caller.ask is None or not self._relay.intersection(QUESTIONS.values()):
-            return await link.request(method, params, Exchange(caller, self._relay, None, link.answer).hear)
+        progress = caller.progress is not None
+        if caller.ask is None or not self._questions:
+            hear = None
+            if progress or caller.notify is not None:
+                hear = Exchange(caller, self._relay, None, link.answer).hear
+            return await link.request(method, params, hear, progress=progress)
         outcome: Message | Exception = {}
         async with anyio.create_task_group() as questions:
             try:
                 hear = Exchange(caller, self._relay, questions, link.answer).hear
-                outcome = await link.request(method, params, hear)
+                outcome = await link.request(method, params, hear, progress=progress)
             except (AdapterError, SessionLostError) as error:
                 outcome = error
             questions.cancel_scope.cancel()  # an answer leaves nothing to ask
@@ -378,8 +611,12 @@ class McpAdapter:
     def _params(
         self, link: Link, request: Request, caller: Caller, responses: Json | None, state: str | None
     ) -> Message:
-        meta = {key: value for key, value in request.meta.items() if not key.startswith(RESERVED_PREFIX)}
-        meta.pop("progressToken", None)
+        meta = {
+            key: value
+            for key, value in request.meta.items()
+            if key != "progressToken" and not key.startswith(RESERVED_PREFIX)
+        }
+        meta[KEY] = request.key
         params: Message
         match request.operation:
             case Operation.TOOL | Operation.PROMPT:
@@ -396,8 +633,7 @@ class McpAdapter:
                 params["inputResponses"] = responses
             if state is not None:
                 params["requestState"] = state
-        if meta:
-            params["_meta"] = meta
+        params["_meta"] = meta
         return params
 
     def _stamp(self, meta: Message, capabilities: Json) -> Message:
@@ -407,23 +643,12 @@ class McpAdapter:
         meta[CAPABILITIES_KEY] = capabilities
         return meta
 
-    async def subscribe(self, uri: str, on: bool) -> None:
-        raise AdapterError("not yet", no_effect=True)
-
-    async def _up(self) -> Link:
-        """The connection, as soon as there is one; a source known to be down is not waited for."""
-        while self._link is None:
-            if self._health.state != "connecting":
-                raise AdapterError(
-                    "The source is down just now; nothing was sent. Try again later.",
-                    no_effect=True,
-                    code="source_down",
-                )
-            await self._changed.wait()
-        return self._link
-
 
 def _member(message: Json, name: str) -> Json:
     """An object inside a message; empty when it is missing or something else."""
     value: Any = message.get(name)
     return cast("Json", value) if isinstance(value, dict) else {}
+
+
+def _is_rpc(error: AdapterError, code: int) -> bool:
+    return error.rpc is not None and error.rpc.get("code") == code

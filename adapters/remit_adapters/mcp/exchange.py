@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
+import anyio
 from anyio.abc import TaskGroup
 
 from remit_adapters.base import AdapterError, Caller, Json
@@ -30,6 +31,8 @@ _NOTIFICATIONS: Final[Mapping[str, Relay]] = {
     "notifications/message": "logging",
     "notifications/elicitation/complete": "elicitation",
 }
+#: How long after a cancellation a question may still come from the cancelled request.
+_ABANDONED_S: Final = 30.0
 
 
 def relayed_capabilities(relay: frozenset[Relay], caller: Caller) -> Message:
@@ -53,11 +56,57 @@ def may_ask(relay: frozenset[Relay], caller: Caller, method: str, params: Json) 
     return method != "elicitation/create" or params.get("mode", "form") in (declared or {"form": {}})
 
 
-def refusal(method: str) -> Message:
-    """What a source hears when its question may not be put: nobody chose anything."""
+def unasked_reply(method: str) -> Message:
+    """What a source hears when it asks and no client is to be troubled."""
+    if method == "ping":
+        return {"result": {}}
     if method == "elicitation/create":
-        return {"result": {"action": "cancel"}}
-    return {"error": {"code": METHOD_NOT_FOUND, "message": f"{method} is not available to this source"}}
+        return {"result": {"action": "cancel"}}  # nobody saw it, so nobody declined
+    return {"error": {"code": METHOD_NOT_FOUND, "message": f"{method} is not available here"}}
+
+
+T = TypeVar("T")
+
+
+class InFlight(Generic[T]):
+    """The requests of one connection that wait for an answer.
+
+    Some messages do not say which request they are about. Showing one client what belongs to another's call
+    would be a leak, so such a message counts as someone's only when a single request can have caused it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, T] = {}
+        #: Requests that were given up, and until when the source may still speak on their behalf.
+        self._abandoned: dict[int, float] = {}
+
+    def begin(self, request_id: int, waiting: T) -> None:
+        self._waiting[request_id] = waiting
+
+    def end(self, request_id: int, *, abandoned: bool) -> None:
+        del self._waiting[request_id]
+        if abandoned:
+            self._abandoned[request_id] = anyio.current_time() + _ABANDONED_S
+
+    def get(self, request_id: Any) -> T | None:
+        return self._waiting.get(request_id) if isinstance(request_id, int) else None
+
+    def answered(self, request_id: Any) -> T | None:
+        """Who waits for the answer to this request, if anybody; from now on the source has done with it."""
+        if isinstance(request_id, int):
+            self._abandoned.pop(request_id, None)
+        return self.get(request_id)
+
+    def all(self) -> tuple[T, ...]:
+        return tuple(self._waiting.values())
+
+    def sole(self) -> T | None:
+        """The one request that an unaddressed message can be about, if there is just one."""
+        now = anyio.current_time()
+        self._abandoned = {key: until for key, until in self._abandoned.items() if until > now}
+        if len(self._waiting) == 1 and not self._abandoned:
+            return next(iter(self._waiting.values()))
+        return None
 
 
 class Exchange:
@@ -75,6 +124,8 @@ class Exchange:
         #: Where questions wait for people; None when this caller cannot be asked anything.
         self._questions = questions
         self._answer = answer
+        #: Questions that wait for the caller, so that the source can withdraw them.
+        self._asked: dict[str, anyio.CancelScope] = {}
         self._progress = float("-inf")
 
     async def hear(self, message: Message) -> None:
@@ -82,15 +133,18 @@ class Exchange:
         about: Any = message.get("params")
         params: Json = cast("Json", about) if isinstance(about, dict) else {}
         if "id" in message:
-            if self._questions is not None and may_ask(
-                self._relay, self._caller, method, cast("Json", params)
-            ):
+            if self._questions is not None and may_ask(self._relay, self._caller, method, params):
                 # Beside the exchange, which goes on: the answer may come before the person does.
-                self._questions.start_soon(self._put, message["id"], method, params)
+                key = repr(message["id"])  # 1 and "1" are two ids
+                self._asked[key] = anyio.CancelScope()
+                self._questions.start_soon(self._put, key, message["id"], method, params)
             else:
-                await self._answer(message["id"], refusal(method))
+                await self._answer(message["id"], unasked_reply(method))
         elif method == "notifications/progress":
             await self._advance(params)
+        elif method == "notifications/cancelled":
+            if (asked := self._asked.get(repr(params.get("requestId")))) is not None:
+                asked.cancel()
         elif self._caller.notify is not None and _NOTIFICATIONS.get(method) in self._relay:
             await self._contain(self._caller.notify(method, params))
 
@@ -108,8 +162,11 @@ class Exchange:
             )
         )
 
-    async def _put(self, request_id: Any, method: str, params: Json) -> None:
-        await self._answer(request_id, await put(self._caller, method, params))
+    async def _put(self, key: str, request_id: Any, method: str, params: Json) -> None:
+        with self._asked[key]:
+            reply = await put(self._caller, method, params)
+            await self._answer(request_id, reply)
+        del self._asked[key]
 
     async def _contain(self, telling: Awaitable[None]) -> None:
         try:
@@ -121,14 +178,14 @@ class Exchange:
 async def put(caller: Caller, method: str, params: Json) -> Message:
     """Put one permitted question to the caller; what comes back is ready to send to the source."""
     if caller.ask is None:
-        return refusal(method)
+        return unasked_reply(method)
     try:
         return {"result": await caller.ask(method, params)}
     except AdapterError as error:
         return {"error": error.rpc or {"code": -32603, "message": error.message}}
     except Exception:  # as above; the source hears that nobody answered
         log.debug("the client did not answer %s", method, exc_info=True)
-        return refusal(method)
+        return unasked_reply(method)
 
 
 def _number(value: object) -> bool:

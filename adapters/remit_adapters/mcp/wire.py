@@ -36,6 +36,15 @@ UNSUPPORTED_VERSION: Final = -32022
 REFUSED_BEFORE_ACTING: Final = frozenset(
     {-32700, -32600, METHOD_NOT_FOUND, -32602, HEADER_MISMATCH, -32021, UNSUPPORTED_VERSION}
 )
+#: What is never about one request: something on offer changed, or a watched resource did.
+CHANGES: Final = frozenset(
+    {
+        "notifications/tools/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/prompts/list_changed",
+        "notifications/resources/updated",
+    }
+)
 #: The two that must not be cancelled (MCP, cancellation).
 NEGOTIATION: Final = frozenset({"initialize", "server/discover"})
 
@@ -52,12 +61,23 @@ class Link(Protocol):
     #: The revision in force; set by whoever negotiated it, before any other request.
     version: str
 
-    async def request(self, method: str, params: Message, hear: Hear | None = None) -> Message:
-        """Send one request and return its `result`.
+    @property
+    def gone(self) -> bool:
+        """Whether the connection is over for good, though its owner may not have noticed yet."""
+        ...
 
-        `hear` also opts in to progress. Cancelling the caller tells the source.
-        Raises AdapterError; never sends anything twice.
+    async def request(
+        self, method: str, params: Message, hear: Hear | None = None, *, progress: bool = False
+    ) -> Message:
+        """Send one request and return its `result`; `progress` opts in to hearing of it.
+
+        Cancelling the caller tells the source. Nothing is sent twice.
+        Raises AdapterError, and SessionLostError when the source refused it unread.
         """
+        ...
+
+    def listen(self) -> None:
+        """Start to hear what a source of the older revisions says unasked."""
         ...
 
     async def answer(self, request_id: Any, reply: Json) -> None:
@@ -67,8 +87,13 @@ class Link(Protocol):
     async def notify(self, method: str, params: Json) -> None: ...
 
     async def lost(self) -> str:
-        """Wait until the connection is gone for good; return why, for an operator."""
+        """Wait until the connection is gone; return why, for an operator."""
         ...
+
+
+def with_progress(params: Message, request_id: int) -> Message:
+    """`params` with the request's id as its progress token."""
+    return {**params, "_meta": {**params.get("_meta", {}), "progressToken": request_id}}
 
 
 class SessionLostError(Exception):

@@ -1,0 +1,360 @@
+"""A child process cannot hurt the gateway: it gets little, is bounded in all it says, and dies with its group."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.adapters.sources import (
+    MODERN,
+    Events,
+    a_call,
+    appears,
+    connected,
+    refused,
+    rogue_target,
+    stdio_target,
+)
+
+from remit_adapters.base import AdapterError, Caller, Event
+from remit_adapters.mcp import StdioTarget
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(15):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def structured(adapter: Any, name: str, arguments: Any = None, /, **more: Any) -> Any:
+    return (await adapter.run(a_call(name, arguments, **more))).body["structuredContent"]
+
+
+# What the child gets.
+
+
+async def test_the_child_inherits_nothing_but_the_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMIT_TEST_CANARY", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    target = rogue_target()
+    async with connected(StdioTarget(command=target.command, env={"ASKED": "for"})) as adapter:
+        env = (await structured(adapter, "env"))["env"]
+    assert set(env) <= {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR", "ASKED"}
+    assert env["ASKED"] == "for"
+
+
+async def test_the_child_has_a_home_of_its_own_that_goes_with_it() -> None:
+    async with connected(rogue_target()) as adapter:
+        home = Path((await structured(adapter, "env"))["home"])
+        assert home.is_dir()
+        assert home.stat().st_mode & 0o777 == 0o700
+        assert home != Path.home()
+    assert not home.exists()
+
+
+async def test_the_child_leads_a_group_and_has_no_stray_descriptors(tmp_path: Path) -> None:
+    with (tmp_path / "open").open("w") as stray:
+        os.set_inheritable(stray.fileno(), True)
+        async with connected(rogue_target()) as adapter:
+            seen = await structured(adapter, "env")
+    assert seen["pid"] == seen["pgid"]
+    assert str(tmp_path / "open") not in seen["files"]
+
+
+async def test_a_command_that_is_not_there_is_refused_without_naming_its_path() -> None:
+    error = await refused(StdioTarget(command=("/nowhere/at-all",)))
+    assert error.no_effect
+    assert "nowhere" not in error.message
+
+
+# How a child ends.
+
+
+async def test_a_child_killed_in_a_call_leaves_it_in_doubt_and_comes_back(tmp_path: Path) -> None:
+    events = Events()
+    async with connected(stdio_target(), events) as adapter:
+        pid = (await structured(adapter, "environment"))["pid"]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kill_when, tmp_path / "began", pid)
+            with pytest.raises(AdapterError) as caught:
+                await adapter.run(a_call("wait", {"place": str(tmp_path)}))
+        assert not caught.value.no_effect
+        assert caught.value.code == "source_lost"
+        assert (await structured(adapter, "environment"))["pid"] != pid
+        assert adapter.health().connects == 2
+        assert {Event(kind="tools"), Event(kind="resources"), Event(kind="prompts")} <= set(events.seen)
+
+
+async def kill_when(note: Path, pid: int) -> None:
+    await appears(note)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_what_a_dying_child_said_is_there_for_operators_and_not_for_agents(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with connected(stdio_target()) as adapter:
+        with caplog.at_level(logging.WARNING), pytest.raises(AdapterError) as caught:
+            await adapter.run(a_call("die"))
+        await until(lambda: adapter.health().connects == 2)
+    assert "about to die" not in caught.value.message
+    assert "about to die of a test" in caplog.text
+    assert "exit code 7" in caplog.text
+
+
+async def test_a_child_that_keeps_dying_is_left_alone_longer_and_longer() -> None:
+    async with connected(rogue_target()) as adapter:
+        for _ in range(2):
+            pid = (await structured(adapter, "env"))["pid"]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: not alive(pid))
+            await until(lambda: adapter.health().state != "up")
+        await until(lambda: adapter.health().state == "down")
+        with pytest.raises(AdapterError) as caught:
+            await adapter.run(a_call("env"))
+        assert caught.value.no_effect
+        assert caught.value.code == "source_down"
+        await until(lambda: adapter.health().state == "up")
+        await structured(adapter, "env")
+
+
+async def test_stopping_ends_the_child_and_its_children() -> None:
+    async with connected(rogue_target()) as adapter:
+        grandchild = await structured(adapter, "leaves-a-child")
+        child = (await structured(adapter, "env"))["pid"]
+        assert alive(child)
+        assert alive(grandchild)
+    await until(lambda: not alive(child) and not alive(grandchild))
+
+
+async def test_a_child_that_closes_its_output_is_replaced() -> None:
+    async with connected(rogue_target()) as adapter:
+        first = (await structured(adapter, "env"))["pid"]
+        with pytest.raises(AdapterError) as caught:
+            await adapter.run(a_call("closes"))
+        assert not caught.value.no_effect
+        assert (await structured(adapter, "env"))["pid"] != first
+        assert not alive(first)
+
+
+# What a child says.
+
+
+@pytest.mark.parametrize("how", ["no-newline", "noise"])
+async def test_a_child_that_floods_is_killed_with_its_group_and_replaced(how: str) -> None:
+    async with connected(rogue_target(), result_bytes_max=1024 * 1024) as adapter:
+        grandchild = await structured(adapter, "leaves-a-child")
+        child = (await structured(adapter, "env"))["pid"]
+        with pytest.raises(AdapterError) as caught:
+            await adapter.run(a_call(how))
+        assert not caught.value.no_effect
+        await until(lambda: not alive(child) and not alive(grandchild))
+        assert (await structured(adapter, "env"))["pid"] != child
+
+
+async def test_a_flooding_child_does_not_starve_its_neighbours() -> None:
+    async with (
+        connected(rogue_target()) as loud,
+        connected(rogue_target()) as quiet,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def flood() -> None:
+            await loud.run(a_call("loud", {"seconds": 2.0}))
+
+        started = time.process_time()
+        tasks.start_soon(flood)
+        for _ in range(20):
+            await quiet.run(a_call("env", deadline_s=2.0))
+            await anyio.sleep(0.02)
+        assert time.process_time() - started < 1.0
+
+
+async def test_standard_error_is_kept_in_a_ring(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(rogue_target()) as adapter:
+        await adapter.run(a_call("loud", {"seconds": 0.2}))
+        pid = (await structured(adapter, "env"))["pid"]
+        with caplog.at_level(logging.WARNING):
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: adapter.health().connects == 2)
+    assert "yyy" in caplog.text
+    assert len(caplog.text) < 5_000
+
+
+async def test_what_is_not_json_rpc_is_passed_over() -> None:
+    async with connected(rogue_target()) as adapter:
+        assert await structured(adapter, "banner") == "ok"
+        assert await structured(adapter, "other-id") == "ok"
+        assert (await adapter.run(a_call("twice"))).body["n"] == 1
+        assert await structured(adapter, "env")
+
+
+@pytest.mark.parametrize("how", ["no-result", "no-object", "bad-error"])
+async def test_an_answer_that_is_none_leaves_the_call_in_doubt(how: str) -> None:
+    async with connected(rogue_target()) as adapter:
+        with pytest.raises(AdapterError) as caught:
+            await adapter.run(a_call(how))
+        assert caught.value.code == "invalid_answer"
+        assert not caught.value.no_effect
+
+
+async def test_a_child_that_reads_nothing_is_not_written_to_for_ever() -> None:
+    async with connected(rogue_target()) as adapter:
+        with pytest.raises(AdapterError, match="did not answer"):
+            await adapter.run(a_call("deaf", deadline_s=0.2))
+        codes: list[str] = []
+        for _ in range(12):
+            with pytest.raises(AdapterError) as caught:
+                await adapter.run(a_call("x", {"text": "x" * 1_000_000}, deadline_s=0.05))
+            codes.append(caught.value.code)
+        assert codes[0] == "timeout"
+        assert codes[-1] == "source_busy"
+        assert caught.value.no_effect
+
+
+async def test_a_definition_is_offered_as_it_came() -> None:
+    async with connected(rogue_target()) as adapter:
+        assert (await adapter.offer()).tools == ({"name": "t", "x-unknown": {"kept": None}},)
+
+
+async def test_a_list_without_end_is_refused() -> None:
+    async with connected(rogue_target("endless")) as adapter:
+        with pytest.raises(AdapterError, match="no end"):
+            await adapter.offer()
+
+
+# Which revision.
+
+
+@pytest.mark.parametrize("habit", ["refuses", "dies", "silent"])
+async def test_an_older_server_is_found_out_however_it_takes_the_probe(habit: str) -> None:
+    async with connected(rogue_target(habit), connect_timeout_s=6) as adapter:
+        assert adapter.health().detail == "revision 2025-06-18"
+        hello = await structured(adapter, "initialized-with")
+        assert hello["protocolVersion"] == "2025-11-25"
+        assert hello["capabilities"] == {}
+        assert hello["clientInfo"]["name"] == "remit"
+
+
+async def test_the_stateless_revision_sends_what_every_request_must_carry() -> None:
+    async with connected(rogue_target("answers")) as adapter:
+        assert adapter.health().detail == f"revision {MODERN}"
+        with pytest.raises(AdapterError):
+            # The rogue's results lack nothing else; its kind is absent and counts as complete.
+            await adapter.run(a_call("no-result"))
+        meta = await structured(adapter, "meta", meta={"traceparent": "00-1"})
+        assert meta["io.modelcontextprotocol/protocolVersion"] == MODERN
+        assert meta["io.modelcontextprotocol/clientInfo"]["name"] == "remit"
+        assert meta["io.modelcontextprotocol/clientCapabilities"] == {}
+        assert meta["traceparent"] == "00-1"
+
+
+async def test_a_server_that_must_be_modern_and_is_not_fails_to_start() -> None:
+    error = await refused(rogue_target(), era="modern")
+    assert error.rpc is not None
+
+
+async def test_a_server_that_never_answers_fails_to_start_in_time() -> None:
+    command = rogue_target().command[:1] + ("-c", "import time; time.sleep(600)")
+    error = await refused(StdioTarget(command=command), connect_timeout_s=1.0)
+    assert "did not come up within 1 s" in error.message
+
+
+# What it asks.
+
+RELAY = frozenset({"elicitation", "logging"})
+FORMS = {"elicitation": {}}
+
+
+async def test_a_server_hears_a_ping_back() -> None:
+    async with connected(rogue_target()) as adapter:
+        assert await structured(adapter, "ping") == {}
+
+
+async def test_without_relay_a_question_is_cancelled_and_log_lines_stay_here() -> None:
+    async def ask(method: str, params: Any) -> Any:
+        raise AssertionError("asked")
+
+    async def notify(method: str, params: Any) -> None:
+        raise AssertionError("told")
+
+    caller = Caller(capabilities=FORMS, ask=ask, notify=notify)
+    async with connected(rogue_target()) as adapter:
+        assert (await adapter.run(a_call("ask"), caller)).body["structuredContent"] == {"action": "cancel"}
+        assert (await adapter.run(a_call("log"), caller)).body["structuredContent"] == "ok"
+
+
+async def test_a_client_that_fails_to_answer_counts_as_nobody() -> None:
+    async def ask(method: str, params: Any) -> Any:
+        raise ConnectionError
+
+    async with connected(rogue_target(), relay=RELAY) as adapter:
+        reply = await adapter.run(a_call("ask"), Caller(capabilities=FORMS, ask=ask))
+        assert reply.body["structuredContent"] == {"action": "cancel"}
+
+
+async def test_a_question_is_shown_to_nobody_when_two_calls_could_have_caused_it() -> None:
+    """A call that was given up may still be working, and its question is not the next caller's."""
+    asked: list[str] = []
+
+    async def ask(method: str, params: Any) -> Any:
+        asked.append(method)
+        return {"action": "accept", "content": {}}
+
+    caller = Caller(capabilities=FORMS, ask=ask)
+    async with connected(rogue_target(), relay=RELAY) as adapter:
+        with pytest.raises(AdapterError, match="did not answer"):
+            await adapter.run(a_call("silent", deadline_s=0.1), caller)
+        reply = await adapter.run(a_call("ask"), caller)
+        assert reply.body["structuredContent"] == {"action": "cancel"}
+        assert asked == []
+
+
+async def test_a_question_that_the_source_withdraws_is_withdrawn_from_the_client() -> None:
+    withdrawn = anyio.Event()
+
+    async def ask(method: str, params: Any) -> Any:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            withdrawn.set()
+
+    async with connected(rogue_target(), relay=RELAY) as adapter, anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            await adapter.run(a_call("withdraws"), Caller(capabilities=FORMS, ask=ask))
+
+        tasks.start_soon(call)
+        with anyio.fail_after(15):
+            await withdrawn.wait()
+        tasks.cancel_scope.cancel()
+
+
+async def test_calls_take_turns_where_questions_cannot_be_told_apart() -> None:
+    async with connected(rogue_target(), relay=RELAY) as adapter, anyio.create_task_group() as tasks:
+
+        async def silent() -> None:
+            with pytest.raises(AdapterError, match="did not answer"):
+                await adapter.run(a_call("silent", deadline_s=1.0))
+
+        tasks.start_soon(silent)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(AdapterError, match="was not free") as caught:
+            await adapter.run(a_call("env", deadline_s=0.1))
+        assert caught.value.no_effect
