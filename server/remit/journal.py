@@ -525,7 +525,8 @@ class Journal:
 
         def change() -> Undoable | None:
             row = self._ledger.one(
-                "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource, undos.residue,"
+                "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource,"
+                " undos.residue,"
                 " payloads.body AS arguments, answers.body AS answer"
                 " FROM calls JOIN undos ON undos.call_id = calls.id"
                 " JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'"
@@ -585,13 +586,10 @@ class Journal:
 
         def change() -> None:
             self._ledger.event("stream.closed", tenant=None, call_id=None)
-            self._ledger.execute(
-                "UPDATE incarnations SET ended_us = ? WHERE id = ?",
-                (self._ledger.now_us, self._ledger.stream),
-            )
 
         await self._writer.write(change)
         await self._writer.stop()
+        _liveness_path(self.path, self.incarnation).unlink(missing_ok=True)
         os.close(self._liveness)
 
     # The parts of a transaction.
@@ -819,15 +817,12 @@ async def open_journal(
 
 
 def _take_over_the_dead(ledger: Ledger, path: Path) -> None:
-    for row in ledger.all(
-        "SELECT id, ended_us FROM incarnations WHERE state = 'live' AND id <> ?", (ledger.stream,)
-    ):
+    for row in ledger.all("SELECT id FROM incarnations WHERE state = 'live' AND id <> ?", (ledger.stream,)):
         lock_path = _liveness_path(path, row["id"])
         if not _is_dead(lock_path):
             continue
         ledger.execute(
-            "UPDATE incarnations SET state = ?, ended_us = COALESCE(ended_us, ?) WHERE id = ?",
-            ("closed" if row["ended_us"] else "dead", ledger.now_us, row["id"]),
+            "UPDATE incarnations SET state = 'dead', ended_us = ? WHERE id = ?", (ledger.now_us, row["id"])
         )
         for call in ledger.all(
             "SELECT id, tenant, effect, kind, of_call FROM calls"

@@ -101,7 +101,12 @@ class Ledger:
         self._forget_if_others_wrote()
 
     def close(self) -> None:
+        """Mark this process life as ended in order, and let go of the file."""
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._db.execute(
+            "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
+            (self._clock(), self.stream),
+        )
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._db.close()
         os.close(self._lock)
