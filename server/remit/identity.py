@@ -367,10 +367,10 @@ def _import_keys(jwks: Any) -> dict[tuple[str, str], Key]:
         kid, key_type = members.get("kid", ""), members.get("kty")
         modulus = members.get("n", "")
         weak = key_type == "RSA" and (type(modulus) is not str or len(modulus) * 6 < _RSA_BITS_MIN)
-        if type(kid) is not str or key_type not in _KEY_TYPES or weak:
+        if type(kid) is not str or type(key_type) is not str or key_type not in _KEY_TYPES or weak:
             continue
         try:
-            keys[kid, cast("str", key_type)] = import_key(members)
+            keys[kid, key_type] = import_key(members)
         except (JoseError, ValueError, TypeError) as error:
             logger.warning("a key of the issuer is left out: %s", error)
     if not keys:

@@ -499,7 +499,13 @@ async def test_keys_of_the_set_that_are_weak_or_meant_for_something_else_verify_
     encryption = RSAKey.generate_key(2048, {"kid": "enc", "use": "enc"})
     other_use = RSAKey.generate_key(2048, {"kid": "ps", "alg": "PS256"})
     keys = jwks(weak, encryption, other_use)
-    keys["keys"] += [{"kty": "oct", "kid": "oct", "k": "c2VjcmV0"}, {"kty": "NEW", "kid": "new"}, "x", {}]
+    keys["keys"] += [
+        {"kty": "oct", "kid": "oct", "k": "c2VjcmV0"},
+        {"kty": "NEW", "kid": "new"},
+        {"kty": []},
+        "x",
+        {},
+    ]
     (tmp_path / "jwks.json").write_text(json.dumps(keys))
     tokens = Tokens(settings, Clock())
     for key in (weak, encryption, other_use):
