@@ -6,11 +6,14 @@ decision = policy.decide(Question(tenant="acme", agent="agent:refunder", user="u
 
 from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, compile_expression
 from remit_rbac.index import Row
-from remit_rbac.loading import load_files, load_text
+from remit_rbac.loading import GUARDRAILS, load_files, load_layers, load_rows, load_text
 from remit_rbac.policy import Answer, Decision, Duty, Policy, Question, RowError, Rung, Subjects
-from remit_rbac.problems import PolicyError, Problem
+from remit_rbac.problems import CODES, PolicyError, Problem
+from remit_rbac.sources import adapter_rows, table_rows
 
 __all__ = [
+    "CODES",
+    "GUARDRAILS",
     "Answer",
     "Decision",
     "Duty",
@@ -25,7 +28,11 @@ __all__ = [
     "RowError",
     "Rung",
     "Subjects",
+    "adapter_rows",
     "compile_expression",
     "load_files",
+    "load_layers",
+    "load_rows",
     "load_text",
+    "table_rows",
 ]

@@ -11,10 +11,10 @@ the caller to decide.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from remit_rbac import syntax
 from remit_rbac.syntax import ExpressionError as ExpressionError
@@ -23,6 +23,7 @@ from remit_rbac.syntax import Node
 Scope: TypeAlias = Mapping[str, Any]
 Run: TypeAlias = Callable[[Scope], Any]
 Kind: TypeAlias = Literal["any", "boolean", "number", "text", "list", "object", "null"]
+Keys: TypeAlias = tuple[str | int, ...]
 
 #: Larger integers are a mistake or an attack; 256 bits hold every amount and every hash.
 INTEGER_BITS_MAX = 256
@@ -41,10 +42,12 @@ class Expression:
     """One compiled expression. Immutable; may be called from any thread."""
 
     text: str
+    #: The expression as read; for those who explain it or check it against schemas.
+    node: Node
     #: Every attribute path that the text reads, e.g. `("args", "amount")`.
-    paths: frozenset[tuple[str | int, ...]]
+    paths: frozenset[Keys]
     #: The kinds that the text compares or computes each path with, as far as it says.
-    demands: Mapping[tuple[str | int, ...], frozenset[Kind]]
+    demands: Mapping[Keys, frozenset[Kind]]
     #: What the expression gives, as far as the text says.
     kind: Kind
     #: The compiled form: takes the roots as one mapping. Raises EvaluationError.
@@ -65,13 +68,14 @@ def compile_expression(text: str, *, roots: Collection[str]) -> Expression:
 
 def compile_node(text: str, node: Node) -> Expression:
     """Compile a parsed expression; `text` is kept for people."""
-    demands: dict[tuple[str | int, ...], set[Kind]] = {}
+    demands: Demands = {}
     kind, run = _compile(node, demands)
     paths = frozenset(_paths(node))
-    if not paths and not isinstance(node, syntax.Literal):
+    if not paths:
         run = _folded(node, run)
     return Expression(
         text=text,
+        node=node,
         paths=paths,
         demands={path: frozenset(kinds) for path, kinds in demands.items()},
         kind=kind,
@@ -79,7 +83,7 @@ def compile_node(text: str, node: Node) -> Expression:
     )
 
 
-def _paths(node: Node) -> Iterator[tuple[str | int, ...]]:
+def _paths(node: Node) -> Iterator[Keys]:
     if isinstance(node, syntax.Path):
         yield node.keys
     for child in children(node):
@@ -108,22 +112,27 @@ def children(node: Node) -> tuple[Node, ...]:
 
 
 def _folded(node: Node, run: Run) -> Run:
+    """What reads nothing always gives the same, so it is computed now, and must work."""
     try:
         value = run({})
     except EvaluationError as error:
         raise ExpressionError(str(error), node.column) from None
+    return _constant(value)
+
+
+def _constant(value: Any) -> Run:
     return lambda _: value
 
 
 # From here on: the tree to closures. Each function returns what the node gives and how to get it.
 
-Demands: TypeAlias = dict[tuple[str | int, ...], "set[Kind]"]
+Demands: TypeAlias = dict[Keys, "set[Kind]"]
 
 
 def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
     match node:
         case syntax.Literal(value):
-            return kind_of(value), lambda _: value
+            return kind_of(value), _constant(value)
         case syntax.Path(keys):
             return "any", _lookup(keys)
         case syntax.Listing(items):
@@ -153,10 +162,14 @@ def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
 
 def _compile_as(wanted: Kind, node: Node, demands: Demands) -> Run:
     kind, run = _compile(node, demands)
-    if kind not in ("any", wanted):
-        raise ExpressionError(f"expected a {wanted}, found a {kind}", node.column)
-    _demand(node, wanted, demands)
+    _expect(wanted, kind, node, demands)
     return run
+
+
+def _expect(wanted: Kind, found: Kind, node: Node, demands: Demands) -> None:
+    if "any" not in (wanted, found) and found != wanted:
+        raise ExpressionError(f"expected a {wanted}, found a {found}", node.column)
+    _demand(node, wanted, demands)
 
 
 def _demand(node: Node, kind: Kind, demands: Demands) -> None:
@@ -164,30 +177,35 @@ def _demand(node: Node, kind: Kind, demands: Demands) -> None:
         demands.setdefault(node.keys, set()).add(kind)
 
 
-_MISSING = object()
+_PLAIN: type[Any] = dict
 
 
-def _lookup(keys: tuple[str | int, ...]) -> Run:
+def _lookup(keys: Keys) -> Run:
+    root, rest = str(keys[0]), keys[1:]
+
     def run(scope: Scope) -> Any:
-        value: Any = scope
-        for key in keys:
-            kind = type(value)
-            if kind is dict:
-                value = value.get(key, _MISSING)
-            elif kind is list or kind is tuple:
-                value = value[key] if type(key) is int and key < len(value) else _MISSING
-            elif isinstance(value, Mapping):
-                value = value[key] if key in value else _MISSING
-            else:
-                value = _MISSING
-            if value is _MISSING:
-                raise EvaluationError(f"{_shown(keys)} is missing")
+        try:
+            value: Any = scope[root]
+            for key in rest:
+                # Plain dictionaries are what JSON gives; anything else takes the careful way.
+                value = value[key] if type(value) is _PLAIN else _part(value, key)
+        except (KeyError, IndexError):
+            raise EvaluationError(f"{_shown(keys)} is missing") from None
         return value
 
     return run
 
 
-def _shown(keys: tuple[str | int, ...]) -> str:
+def _part(value: object, key: str | int) -> Any:
+    """One step into a value: a list by position, an object by name, and nothing else."""
+    if type(key) is int and type(value) in (list, tuple):
+        return cast("Sequence[Any]", value)[key]
+    if type(key) is str and isinstance(value, Mapping):
+        return cast("Mapping[str, Any]", value)[key]
+    raise KeyError(key)
+
+
+def _shown(keys: Keys) -> str:
     return ".".join(str(key) for key in keys)
 
 
@@ -219,6 +237,9 @@ def _comparison(node: syntax.Comparison, demands: Demands) -> Run:
 
     if len(links) == 1:
         compare, right = links[0]
+        _, last = node.links[0]
+        if isinstance(last, syntax.Literal):
+            return _against(compare, left, last.value)
         return lambda scope: compare(left(scope), right(scope))
 
     def run(scope: Scope) -> bool:
@@ -231,6 +252,10 @@ def _comparison(node: syntax.Comparison, demands: Demands) -> Run:
         return True
 
     return run
+
+
+def _against(compare: Callable[[Any, Any], bool], left: Run, value: Any) -> Run:
+    return lambda scope: compare(left(scope), value)
 
 
 def _check_comparable(name: str, left: tuple[Node, Kind], right: tuple[Node, Kind], demands: Demands) -> None:
@@ -262,22 +287,14 @@ def _check_comparable(name: str, left: tuple[Node, Kind], right: tuple[Node, Kin
 
 def _arithmetic(node: syntax.Arithmetic, demands: Demands) -> tuple[Kind, Run]:
     compute = _COMPUTE[node.operator]
-    kind_left, left = _compile(node.left, demands)
-    kind_right, right = _compile(node.right, demands)
-    if node.operator == "+" and "text" in (kind_left, kind_right):
-        left, right = _compile_as("text", node.left, demands), _compile_as("text", node.right, demands)
-        return "text", lambda scope: _bounded(_text(left(scope)) + _text(right(scope)))
-    if node.operator == "+" and kind_left == kind_right == "any":
-
-        def run(scope: Scope) -> Any:
-            a, b = left(scope), right(scope)
-            if type(a) is str and type(b) is str:
-                return _bounded(a + b)
-            return compute(_number(a), _number(b))
-
-        return "any", run
-    left, right = _compile_as("number", node.left, demands), _compile_as("number", node.right, demands)
-    return "number", lambda scope: compute(_number(left(scope)), _number(right(scope)))
+    (kind_left, left), (kind_right, right) = _compile(node.left, demands), _compile(node.right, demands)
+    kind: Kind = "number"
+    if node.operator == "+":
+        kinds = {kind_left, kind_right} - {"any"}
+        kind = "text" if kinds == {"text"} else "number" if kinds else "any"
+    _expect(kind, kind_left, node.left, demands)
+    _expect(kind, kind_right, node.right, demands)
+    return kind, lambda scope: compute(left(scope), right(scope))
 
 
 def _call(node: syntax.Call, demands: Demands) -> tuple[Kind, Run]:
@@ -292,7 +309,7 @@ def _call(node: syntax.Call, demands: Demands) -> tuple[Kind, Run]:
 # What the operators do. Every value is checked here, because it may come from anyone.
 
 
-def kind_of(value: Any) -> Kind:
+def kind_of(value: object) -> Kind:
     """The JSON kind of a value; `any` for what is not JSON."""
     kind = _KINDS.get(type(value))
     if kind is not None:
@@ -336,14 +353,8 @@ def _number(value: Any) -> int | float:
     return value
 
 
-def _bounded(value: str) -> str:
-    if len(value) > TEXT_LENGTH_MAX:
-        raise EvaluationError(f"a text is longer than {TEXT_LENGTH_MAX} characters")
-    return value
-
-
 def _ordering(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def ordered(left: Any, right: Any) -> bool:
+    def ordered(left: object, right: object) -> bool:
         kind_left, kind_right = type(left), type(right)
         if kind_left is int and kind_right is int:
             return compare(left, right)
@@ -356,7 +367,7 @@ def _ordering(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]
     return ordered
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _equal(left: object, right: object) -> bool:
     kind_left, kind_right = type(left), type(right)
     if kind_left is str and kind_right is str:
         return left == right
@@ -376,8 +387,7 @@ def _among(item: Any, container: Any) -> bool:
     if type(container) is not list and type(container) is not tuple:
         raise EvaluationError(f"`in` needs a list or an object, found a {kind_of(container)}")
     clash: EvaluationError | None = None
-    values: list[Any] | tuple[Any, ...] = container
-    for value in values:
+    for value in cast("Sequence[Any]", container):
         try:
             if _equal(item, value):
                 return True
@@ -388,14 +398,25 @@ def _among(item: Any, container: Any) -> bool:
     return False
 
 
-def _checked(compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], int | float]:
-    def computed(left: int | float, right: int | float) -> int | float:
+def _checked(compute: Callable[[Any, Any], int | float]) -> Callable[[Any, Any], Any]:
+    def computed(left: Any, right: Any) -> int | float:
         try:
-            return _number(compute(left, right))
+            return _number(compute(_number(left), _number(right)))
         except (ZeroDivisionError, OverflowError) as error:
             raise EvaluationError(str(error)) from None
 
     return computed
+
+
+_sum = _checked(lambda left, right: left + right)
+
+
+def _add(left: Any, right: Any) -> Any:
+    if type(left) is str and type(right) is str:
+        if len(left) + len(right) > TEXT_LENGTH_MAX:
+            raise EvaluationError(f"a text is longer than {TEXT_LENGTH_MAX} characters")
+        return left + right
+    return _sum(left, right)
 
 
 _NUMBERS = (int, float)
@@ -410,12 +431,12 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "not in": lambda item, container: not _among(item, container),
 }
 _COMPUTE = {
-    "+": _checked(operator.add),
-    "-": _checked(operator.sub),
-    "*": _checked(operator.mul),
-    "/": _checked(operator.truediv),
-    "//": _checked(operator.floordiv),
-    "%": _checked(operator.mod),
+    "+": _add,
+    "-": _checked(lambda left, right: left - right),
+    "*": _checked(lambda left, right: left * right),
+    "/": _checked(lambda left, right: left / right),
+    "//": _checked(lambda left, right: left // right),
+    "%": _checked(lambda left, right: left % right),
 }
 
 

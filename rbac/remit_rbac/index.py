@@ -1,14 +1,14 @@
 """Finds the rows that a request can match, without reading the others.
 
-Rows are kept in nested dictionaries, one level per conjunct of the matcher. A request names, level by
-level, the few values that can match it (itself, `*`, its prefixes, its roles), so the cost depends on
+Rows are kept in nested dictionaries, one level for each conjunct of the matcher. A request names, level
+by level, the few values that can match it (itself, `*`, its prefixes, its roles), so the cost depends on
 those and not on the number of rows. What remains of a row is its condition, which only the arguments
 and the context can answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,12 @@ class Rule:
     values: tuple[str, ...]
     #: None when the row holds for every call.
     condition: Expression | None
-    #: Position in the whole policy; plans keep this order.
+    #: Position in the whole policy; answers keep this order.
     number: int
+
+
+#: Ends a branch of the tree. No value of a policy is empty.
+_RULES = ""
 
 
 class Index:
@@ -57,19 +61,21 @@ class Index:
                 node = node.setdefault(value, {})
             node.setdefault(_RULES, []).append(rule)
 
-    def find(self, request: Mapping[str, str]) -> list[Rule]:
-        """The rules whose every indexed column matches, in policy order."""
+    def find(self, request: Mapping[str, str], *, ignoring: Collection[str] = ()) -> list[Rule]:
+        """The rules whose every indexed column matches the request, in policy order.
+
+        Columns in `ignoring` match whatever they hold.
+        """
         nodes: list[dict[str, Any]] = [self._tree]
         for level in self._levels:
-            values = level.matching(request)
-            nodes = [node[value] for node in nodes for value in _shared(values, node)]
-        rules = [rule for node in nodes for rule in node.get(_RULES, ())]
+            if level.column in ignoring:
+                nodes = [child for node in nodes for child in node.values()]
+            else:
+                values = level.matching(request)
+                nodes = [node[value] for node in nodes for value in _shared(values, node)]
+        rules: list[Rule] = [rule for node in nodes for rule in node[_RULES]]
         rules.sort(key=lambda rule: rule.number)
         return rules
-
-
-#: A key that no policy value can have, because values are never empty.
-_RULES = ""
 
 
 def _shared(values: set[str], node: dict[str, Any]) -> list[str]:
@@ -79,26 +85,24 @@ def _shared(values: set[str], node: dict[str, Any]) -> list[str]:
 
 
 class _Level:
-    """The distinct values of one column, and which of them a request matches."""
+    """The patterns of one column, and which of its values a request can match."""
 
     def __init__(self, conjunct: Conjunct, graphs: Mapping[str, RoleGraph]) -> None:
+        self.column = conjunct.column
         self._lookups = conjunct.lookups
         self._graphs = graphs
-        self._values: set[str] = set()
-        self._prefixes: dict[str, list[str]] = {}
-        self._prefix_lengths: list[int] = []
+        #: What stands before the star, to the values that have it.
+        self._prefixes: dict[str, set[str]] = {}
+        self._lengths: set[int] = set()
 
     def add(self, value: str) -> None:
-        if value in self._values:
-            return
-        self._values.add(value)
-        star = value.find("*")
-        if star >= 0:
-            self._prefixes.setdefault(value[:star], []).append(value)
-            if star not in self._prefix_lengths:
-                self._prefix_lengths.append(star)
+        start, star, _ = value.partition("*")
+        if star:
+            self._prefixes.setdefault(start, set()).add(value)
+            self._lengths.add(len(start))
 
     def matching(self, request: Mapping[str, str]) -> set[str]:
+        """The values that match, among them values that the column may not hold."""
         found: set[str] = set()
         for lookup in self._lookups:
             found.update(self._matching(lookup, request))
@@ -111,14 +115,14 @@ class _Level:
             case Constant(value):
                 return (value,)
             case Prefix(field):
-                return self._with_prefix_of(request[field])
+                return self._matching_prefix(request[field])
             case Member(graph, field, domain):
                 return self._graphs[graph].closure(request[field], request[domain] if domain else "")
 
-    def _with_prefix_of(self, key: str) -> list[str]:
-        # A value with a star is a pattern even when the key equals it, so it is found by its prefix.
-        found = [] if "*" in key else [key]
-        for length in self._prefix_lengths:
+    def _matching_prefix(self, key: str) -> Iterable[str]:
+        # A value with a star in it is a pattern even where the key is the same text.
+        found = set[str]() if "*" in key else {key}
+        for length in self._lengths:
             if length <= len(key):
-                found.extend(self._prefixes.get(key[:length], ()))
+                found |= self._prefixes.get(key[:length], set())
         return found

@@ -1,6 +1,6 @@
 """Reads a Casbin model file and understands its matchers.
 
-A matcher is taken apart into conjuncts. Each must compare columns of the request with one column of the
+A matcher is taken apart into conjuncts. Each must compare fields of the request with one column of the
 policy in a way that an index can answer (`==`, `keyMatch`, a role graph, or those joined by `||`), or be
 `eval()` of the condition column. What is not understood is refused, never approximated. It holds no
 policy rows and decides nothing.
@@ -9,7 +9,7 @@ policy rows and decides nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -63,25 +63,13 @@ class Conjunct:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One kind of policy row: `p` or `p2`, with its matcher."""
+    """One kind of policy row, such as `p` or `p2`, with its matcher."""
 
     ptype: str
     columns: tuple[str, ...]
     conjuncts: tuple[Conjunct, ...]
     #: The column that holds the condition; None when the matcher has no `eval()`.
     condition: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraint:
-    """A rule about the role graph, such as separation of duties; Casbin's `[constraint_definition]`."""
-
-    key: str
-    kind: str
-    roles: tuple[str, ...]
-    #: `sodMax` and `roleMax` only.
-    count: int
-    at: Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +81,13 @@ class Entry:
     text: str
     value: str
 
-    def problem(self, message: str, fix: str = "", offset: int = 0) -> Problem:
-        start = max(self.text.find(self.value), 0) if self.value else 0
+    def problem(self, message: str, fix: str = "", *, offset: int = 0) -> Problem:
+        """A problem at `offset` characters into the value."""
         return Problem(
+            code="bad-model",
             file=self.file,
             line=self.line,
-            column=start + offset + 1,
+            column=self.text.find(self.value) + offset + 1,
             text=self.text,
             message=message,
             fix=fix,
@@ -106,17 +95,42 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """A rule about who may have which roles; Casbin's `[constraint_definition]`.
+
+    `sod` and `sodMax`: nobody has more than `count` of the roles. `roleMax`: at most `count` have the
+    role. `rolePre`: whoever has the first role has the second.
+    """
+
+    kind: str
+    roles: tuple[str, ...]
+    count: int
+    at: Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """An understood model. Immutable."""
 
+    #: The fields of a request, in order.
     request: tuple[str, ...]
     tables: Mapping[str, Table]
-    #: Role graph to its number of columns (3 with a domain, 2 without).
+    #: Role graph to its number of columns: 3 with a domain, 2 without.
     graphs: Mapping[str, int]
     constraints: tuple[Constraint, ...]
-    #: The definitions without comments and spacing; part of the policy version.
-    canonical: str
-    entries: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
+    entries: Mapping[str, Entry]
+    #: The file's text, for engines that read it themselves.
+    text: str
+
+    @property
+    def effect(self) -> str:
+        """The policy effect without spaces."""
+        return "".join(self.entries["e"].value.split())
+
+    @property
+    def canonical(self) -> str:
+        """The definitions without comments, order and spaces: equal for models that decide alike."""
+        return "\n".join(f"{key}={''.join(self.entries[key].value.split())}" for key in sorted(self.entries))
 
 
 _SECTIONS = {
@@ -127,12 +141,19 @@ _SECTIONS = {
     "matchers": "m",
     "constraint_definition": "c",
 }
-_EFFECT = "some(where(p.eft==allow))&&!some(where(p.eft==deny))"
-_EFFECT_FIX = "e = some(where (p.eft == allow)) && !some(where (p.eft == deny))"
+#: Casbin's other matching functions, and why they are not offered.
+_TRAPS = {
+    "keyMatch2": "it is a regular expression in which `.` and `:` of tool names have a meaning",
+    "keyMatch3": "it is a regular expression in which `.` of tool names has a meaning",
+    "keyMatch4": "it is a regular expression in which `.` of tool names has a meaning",
+    "keyMatch5": "it is a regular expression in which `.` of tool names has a meaning",
+    "regexMatch": "it matches beginnings only, differs between engines and can take seconds",
+    "globMatch": "it differs between engines and versions",
+}
 
 
 def read_model(path: Path | None) -> Model:
-    """Read a model file, or the shipped one. Raises PolicyError naming every problem found."""
+    """Read a model file, or the shipped one (None). Raises PolicyError naming every problem, OSError."""
     path = path or SHIPPED
     return parse_model(path.read_text(encoding="utf-8"), str(path))
 
@@ -140,146 +161,143 @@ def read_model(path: Path | None) -> Model:
 def parse_model(text: str, file: str) -> Model:
     """Understand the text of a model file. Raises PolicyError naming every problem found."""
     entries, problems = _entries(text, file)
+    problems += [
+        Problem(
+            code="bad-model",
+            file=file,
+            line=1,
+            column=1,
+            text="",
+            message=f"the model does not define {key}",
+            fix="start from the shipped model",
+        )
+        for key in ("r", "p", "e", "m")
+        if key not in entries
+    ]
     if problems:
         raise PolicyError(problems)
-    missing = [key for key in ("r", "p", "e", "m") if key not in entries]
-    if missing:
-        raise PolicyError(
-            [
-                _whole_file(
-                    file, f"the model does not define {', '.join(missing)}", "start from the shipped model"
-                )
-            ]
-        )
 
+    request = _columns(entries["r"])
     graphs: dict[str, int] = {}
     tables: dict[str, Table] = {}
     constraints: list[Constraint] = []
-    request = _columns(entries["r"])
     for key, entry in entries.items():
-        try:
-            if key[0] == "g":
-                graphs[key] = _graph(entry)
-            elif key[0] == "c":
-                constraints.append(_constraint(key, entry))
-            elif key == "e" and "".join(entry.value.split()) != _EFFECT:
-                problems.append(entry.problem("a deny must always win, whatever else allows", _EFFECT_FIX))
-        except _Refusal as refusal:
-            problems.append(refusal.problem)
+        if key[0] == "g":
+            graphs[key] = len(_columns(entry))
+            if _columns(entry) not in (("_", "_"), ("_", "_", "_")):
+                problems.append(entry.problem("a role definition is `_, _` or `_, _, _`"))
     for key, entry in entries.items():
-        if key[0] != "m":
-            continue
         ptype = "p" + key[1:]
-        if ptype not in entries:
-            problems.append(entry.problem(f"there is no {ptype} for this matcher"))
-            continue
         try:
-            tables[ptype] = _table(ptype, _columns(entries[ptype]), entry, request, graphs)
-        except _Refusal as refusal:
-            problems.append(refusal.problem)
-    for key, entry in entries.items():
-        unused = key[0] == "p" and "m" + key[1:] not in entries
-        if unused or (key[0] in "re" and key not in ("r", "e")):
-            problems.append(entry.problem(f"nothing uses {key}", "remove the line"))
+            if key[0] == "c":
+                constraints.append(_constraint(entry))
+            elif key[0] == "m" and ptype not in entries:
+                problems.append(entry.problem(f"there is no {ptype} for this matcher"))
+            elif key[0] == "m":
+                columns = _columns(entries[ptype])
+                tables[ptype] = _MatcherReader(ptype, columns, entry, request, graphs).table()
+            elif key not in ("r", "e") and key[0] in "re":
+                problems.append(entry.problem(f"nothing uses {key}", "remove the line"))
+            elif key[0] == "p" and "m" + key[1:] not in entries:
+                problems.append(entry.problem(f"nothing uses {key}", f"add a matcher m{key[1:]}"))
+        except _NotUnderstoodError as error:
+            problems.append(error.problem)
     if problems:
         raise PolicyError(problems)
-    canonical = "\n".join(f"{key}={''.join(entries[key].value.split())}" for key in sorted(entries))
     return Model(
         request=request,
         tables=tables,
         graphs=graphs,
         constraints=tuple(constraints),
-        canonical=canonical,
         entries=entries,
+        text=text,
     )
 
 
-class _Refusal(Exception):
-    """Carries one problem out of the depth of a matcher."""
+class _NotUnderstoodError(Exception):
+    """Carries one problem out of the depth of a definition."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
 
-def _whole_file(file: str, message: str, fix: str) -> Problem:
-    return Problem(file=file, line=1, column=1, text="", message=message, fix=fix)
-
-
 def _entries(text: str, file: str) -> tuple[dict[str, Entry], list[Problem]]:
+    """The definitions of the file, each once, read as Casbin's configuration reader does."""
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
-    section = ""
-    continued, started = "", 0
+    section, pending, started = "", "", 0
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip()
-
-        def refuse(message: str, fix: str = "", number: int = number, line: str = line) -> None:
-            problems.append(Problem(file=file, line=number, column=1, text=line, message=message, fix=fix))
-
-        if not line or line[0] in "#;":
-            if continued:
-                refuse("the line before ends in `\\` and nothing follows")
-                continued = ""
+        if not line or line[0] in "#;" or (line[0] == "[" and line[-1] == "]"):
+            if line[:1] == "[":
+                section = line[1:-1]
+            unknown = line[:1] == "[" and section not in _SECTIONS
+            if unknown or pending:
+                message = f"unknown section [{section}]" if unknown else "the line before this ends in `\\`"
+                entry = Entry(file=file, line=number, text=line, value=line)
+                problems.append(
+                    entry.problem(message, f"there are {', '.join(_SECTIONS)}" if unknown else "")
+                )
+            pending = ""
             continue
-        if line[0] == "[" and line[-1] == "]":
-            section = line[1:-1]
-            if section not in _SECTIONS:
-                refuse(f"unknown section [{section}]", f"known are {', '.join(_SECTIONS)}")
+        started = started if pending else number
+        if line[-1] == "\\":
+            pending += line[:-1].strip() + " "
             continue
-        started = started if continued else number
-        if line.endswith("\\"):
-            continued += line[:-1].strip() + " "
-            continue
-        line, continued = continued + line, ""
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if section not in _SECTIONS:
-            refuse("this stands in no known section")
-        elif not equals or not value:
-            refuse("expected `name = definition`")
-        elif not _numbered(key, _SECTIONS[section]):
-            refuse(f"`{key}` does not belong into [{section}]")
-        elif key in entries:
-            refuse(f"`{key}` is defined twice")
-        elif "#" in value:
-            refuse("Casbin cuts definitions at `#`", "put the comment on its own line")
+        line, pending = pending + line, ""
+        key, _, value = (part.strip() for part in line.partition("="))
+        entry = Entry(file=file, line=started, text=line, value=value or line)
+        if message := _misplaced(key, value, section, entries):
+            problems.append(entry.problem(message))
         else:
-            entries[key] = Entry(file=file, line=started, text=line, value=value)
+            entries[key] = entry
     return entries, problems
 
 
-def _numbered(key: str, letter: str) -> bool:
-    return key == letter or (key[:1] == letter and key[1:].isdigit() and int(key[1:]) > 1)
+def _misplaced(key: str, value: str, section: str, entries: Mapping[str, Entry]) -> str:
+    letter = _SECTIONS.get(section)
+    if letter is None:
+        return "this stands in no section"
+    if not value:
+        return "expected `name = definition`"
+    if key != letter and not (key[:1] == letter and key[1:].isdecimal() and int(key[1:]) > 1):
+        return f"`{key}` does not belong into [{section}], where names are {letter}, {letter}2, ..."
+    if key in entries:
+        return f"`{key}` is defined twice"
+    if "#" in value:
+        return "Casbin cuts definitions at `#`; comments go on their own line"
+    return ""
 
 
 def _columns(entry: Entry) -> tuple[str, ...]:
     return tuple(column.strip() for column in entry.value.split(","))
 
 
-def _graph(entry: Entry) -> int:
-    columns = _columns(entry)
-    if columns not in (("_", "_"), ("_", "_", "_")):
-        raise _Refusal(entry.problem("a role definition is `_, _` or `_, _, _`"))
-    return len(columns)
-
-
-def _constraint(key: str, entry: Entry) -> Constraint:
+def _parse(entry: Entry, *, roots: tuple[str, ...], functions: tuple[str, ...]) -> Node:
     try:
-        node = syntax.parse(entry.value, roots=(), functions=("sod", "sodMax", "roleMax", "rolePre"))
+        return syntax.parse(entry.value, roots=roots, functions=functions)
     except ExpressionError as error:
-        raise _Refusal(entry.problem(error.message, offset=error.column - 1)) from None
-    match node:
-        case syntax.Call("sod" | "rolePre" as kind, (syntax.Literal(str(a)), syntax.Literal(str(b)))):
-            return Constraint(key=key, kind=kind, roles=(a, b), count=0, at=entry)
-        case syntax.Call("sodMax", (syntax.Listing(items), syntax.Literal(int(count)))):
-            roles = tuple(item.value for item in items if isinstance(item, syntax.Literal))
-            names = tuple(role for role in roles if isinstance(role, str))
-            if len(names) == len(items) > 0:
-                return Constraint(key=key, kind="sodMax", roles=names, count=count, at=entry)
+        trap = next((why for name, why in _TRAPS.items() if f"`{name}`" in error.message), "")
+        fix = f"use keyMatch: {trap}" if trap else error.fix
+        raise _NotUnderstoodError(entry.problem(error.message, fix, offset=error.column - 1)) from None
+
+
+def _constraint(entry: Entry) -> Constraint:
+    match _parse(entry, roots=(), functions=("sod", "sodMax", "roleMax", "rolePre")):
+        case syntax.Call("sod", (syntax.Literal(str(a)), syntax.Literal(str(b)))):
+            return Constraint(kind="sodMax", roles=(a, b), count=1, at=entry)
+        case syntax.Call("rolePre", (syntax.Literal(str(role)), syntax.Literal(str(needed)))):
+            return Constraint(kind="rolePre", roles=(role, needed), count=0, at=entry)
         case syntax.Call("roleMax", (syntax.Literal(str(role)), syntax.Literal(int(count)))):
-            return Constraint(key=key, kind="roleMax", roles=(role,), count=count, at=entry)
+            return Constraint(kind="roleMax", roles=(role,), count=count, at=entry)
+        case syntax.Call("sodMax", (syntax.Listing(items), syntax.Literal(int(count)))):
+            values = [item.value for item in items if isinstance(item, syntax.Literal)]
+            roles = tuple(value for value in values if isinstance(value, str))
+            if roles and len(roles) == len(items):
+                return Constraint(kind="sodMax", roles=roles, count=count, at=entry)
         case _:
             pass
-    raise _Refusal(
+    raise _NotUnderstoodError(
         entry.problem(
             "this constraint is not understood",
             'sod("role:a", "role:b"), sodMax(["role:a", "role:b"], 1), roleMax("role:a", 3) or'
@@ -288,31 +306,9 @@ def _constraint(key: str, entry: Entry) -> Constraint:
     )
 
 
-def _table(
-    ptype: str, columns: tuple[str, ...], matcher: Entry, request: tuple[str, ...], graphs: Mapping[str, int]
-) -> Table:
-    """Take a matcher apart. `r` and `p` are the only names it may use."""
-    reader = _MatcherReader(ptype, columns, matcher, request, graphs)
-    try:
-        node = syntax.parse(matcher.value, roots=("r", ptype), functions=("keyMatch", "eval", *graphs))
-    except ExpressionError as error:
-        raise _Refusal(matcher.problem(error.message, offset=error.column - 1)) from None
-    parts = node.operands if isinstance(node, syntax.Logic) and node.operator == "and" else (node,)
-    conjuncts: list[Conjunct] = []
-    condition: str | None = None
-    for part in parts:
-        if isinstance(part, syntax.Call) and part.name == "eval":
-            if condition is not None:
-                raise reader.refusal(part, "eval() may stand once")
-            condition = reader.policy_column(part.arguments[0]) if len(part.arguments) == 1 else None
-            if condition is None:
-                raise reader.refusal(part, "eval() takes one column of the policy")
-            continue
-        conjuncts.append(reader.conjunct(part))
-    return Table(ptype=ptype, columns=columns, conjuncts=tuple(conjuncts), condition=condition)
-
-
 class _MatcherReader:
+    """Takes one matcher apart."""
+
     def __init__(
         self,
         ptype: str,
@@ -327,54 +323,79 @@ class _MatcherReader:
         self._request = request
         self._graphs = graphs
 
-    def refusal(self, node: Node, message: str) -> _Refusal:
-        return _Refusal(self._matcher.problem(message, offset=node.column - 1))
+    def table(self) -> Table:
+        node = _parse(self._matcher, roots=("r", self._ptype), functions=("keyMatch", "eval", *self._graphs))
+        conjuncts: list[Conjunct] = []
+        conditions: list[str] = []
+        for part in _operands(node, "and"):
+            match part:
+                case syntax.Call("eval", (argument,)):
+                    column = self._column(argument)
+                    if column is None or conditions:
+                        raise self._refusal(part, "eval() stands once and takes a column of the policy")
+                    conditions.append(column)
+                case _:
+                    conjuncts.append(self._conjunct(part))
+        return Table(
+            ptype=self._ptype,
+            columns=self._columns,
+            conjuncts=tuple(conjuncts),
+            condition=conditions[0] if conditions else None,
+        )
 
-    def policy_column(self, node: Node) -> str | None:
-        return self._column(node, self._ptype, self._columns)
-
-    def request_field(self, node: Node) -> str | None:
-        return self._column(node, "r", self._request)
-
-    def _column(self, node: Node, root: str, known: tuple[str, ...]) -> str | None:
-        match node:
-            case syntax.Path((str(first), str(name))) if first == root and name in known:
-                return name
-            case _:
-                return None
-
-    def conjunct(self, node: Node) -> Conjunct:
-        alternatives = node.operands if isinstance(node, syntax.Logic) and node.operator == "or" else (node,)
-        found = [self._lookup(alternative) for alternative in alternatives]
-        columns = {column for column, _ in found}
-        if len(columns) != 1:
-            raise self.refusal(node, "an `||` may only compare one column of the policy")
+    def _conjunct(self, node: Node) -> Conjunct:
+        found = [self._lookup(alternative) for alternative in _operands(node, "or")]
+        if len({column for column, _ in found}) != 1:
+            raise self._refusal(node, "an `||` may look at one column of the policy only")
         return Conjunct(column=found[0][0], lookups=tuple(lookup for _, lookup in found))
 
     def _lookup(self, node: Node) -> tuple[str, Lookup]:
         match node:
             case syntax.Comparison(first, (("==", second),)):
                 for left, right in ((first, second), (second, first)):
-                    column = self.policy_column(left)
-                    if column is None:
-                        continue
-                    if isinstance(right, syntax.Literal) and isinstance(right.value, str):
+                    column, field = self._column(left), self._field(right)
+                    if column is not None and field is not None:
+                        return column, Equal(field)
+                    if column is not None and isinstance(right, syntax.Literal) and type(right.value) is str:
                         return column, Constant(right.value)
-                    if (name := self.request_field(right)) is not None:
-                        return column, Equal(name)
             case syntax.Call("keyMatch", (key, pattern)):
-                name, column = self.request_field(key), self.policy_column(pattern)
-                if name is not None and column is not None:
-                    return column, Prefix(name)
-            case syntax.Call(graph, (member, group, *rest)) if graph in self._graphs:
-                name, column = self.request_field(member), self.policy_column(group)
-                domain = self.request_field(rest[0]) if rest else None
-                if len(rest) != self._graphs[graph] - 2 or (rest and domain is None):
-                    raise self.refusal(node, f"{graph} takes {self._graphs[graph]} columns")
-                if name is not None and column is not None:
-                    return column, Member(graph, name, domain)
+                column, field = self._column(pattern), self._field(key)
+                if column is not None and field is not None:
+                    return column, Prefix(field)
+            case syntax.Call(graph, (member, group, *domains)) if graph in self._graphs:
+                column, field = self._column(group), self._field(member)
+                domain = self._field(domains[0]) if domains else None
+                as_defined = len(domains) == self._graphs[graph] - 2 and (not domains or domain is not None)
+                if column is not None and field is not None and as_defined:
+                    return column, Member(graph, field, domain)
             case _:
                 pass
-        raise self.refusal(
-            node, "this part of the matcher is not understood; use ==, keyMatch, g, g2, || and eval()"
+        raise self._refusal(node, "this part of the matcher is not understood")
+
+    def _column(self, node: Node) -> str | None:
+        return _named(node, self._ptype, self._columns)
+
+    def _field(self, node: Node) -> str | None:
+        return _named(node, "r", self._request)
+
+    def _refusal(self, node: Node, message: str) -> _NotUnderstoodError:
+        return _NotUnderstoodError(
+            self._matcher.problem(
+                message,
+                "join by && parts such as r.dom == p.dom, keyMatch(r.tool, p.tool),"
+                " g(r.sub, p.sub, r.dom) and eval(p.cond)",
+                offset=node.column - 1,
+            )
         )
+
+
+def _operands(node: Node, operator: str) -> tuple[Node, ...]:
+    return node.operands if isinstance(node, syntax.Logic) and node.operator == operator else (node,)
+
+
+def _named(node: Node, root: str, known: tuple[str, ...]) -> str | None:
+    match node:
+        case syntax.Path((str(first), str(name))) if first == root and name in known:
+            return name
+        case _:
+            return None

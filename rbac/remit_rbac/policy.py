@@ -9,24 +9,24 @@ duty that cannot be evaluated applies. The loader builds policies; whoever holds
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from remit_rbac.conditions import EvaluationError
+from remit_rbac.conditions import EvaluationError, key_match
 from remit_rbac.index import Index, Row, Rule
 from remit_rbac.model import Model
 from remit_rbac.problems import Problem
 from remit_rbac.roles import RoleGraph
 
-#: Plans kept per policy. Past it all are dropped and rebuilt on demand, which costs microseconds each.
-PLANS_MAX = 20_000
+#: What is remembered per policy and kind. Past it all is dropped, and found again in microseconds.
+MEMO_MAX = 20_000
 NAME_LENGTH_MAX = 256
 
 
 class Rung(IntEnum):
-    """How far a call may go. Ordered: the stricter of two rungs is their minimum."""
+    """How far a call may go. Ordered: the stricter of two rungs is the lower."""
 
     DENY = 0
     #: Explain or dry-run only.
@@ -38,6 +38,8 @@ class Rung(IntEnum):
 
 #: The Casbin action that grants each rung, highest first.
 LADDER = ((Rung.EXECUTE, "execute"), (Rung.APPROVE, "recommend"), (Rung.ADVISE, "advise"))
+#: By rung. No action grants DENY, and no row names it.
+_ACTIONS = ("", "advise", "recommend", "execute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +77,19 @@ class Duty:
     row: Row
 
 
+#: Why a decision is what it is. Stable.
 Code = Literal[
     "allowed",
     "needs_approval",
     "advise_only",
-    "no_delegation",
+    # Nothing allows it.
     "no_rule",
+    # Something allows it, and something denies it.
     "denied_by_rule",
+    # It might be allowed, had a condition not failed to evaluate.
     "rule_error",
+    "no_delegation",
+    # A name in the question could be taken for something else.
     "malformed_request",
 ]
 
@@ -97,9 +104,9 @@ class Decision:
     #: The policy says that the agent acts for the user.
     delegated: bool
     code: Code
-    #: Whose rights hold the call below `execute`.
+    #: Whose rights keep the call below `execute`.
     limited_by: Literal["agent", "user", "both", "none"]
-    #: The rows that determined it.
+    #: The rows that determined it: those that allow what is allowed, those that deny what is not.
     rows: tuple[Row, ...]
     errors: tuple[RowError, ...]
     duties: tuple[Duty, ...]
@@ -117,45 +124,76 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subjects:
-    """Whom the policy names in one tenant."""
+    """Whom the policy names in one tenant, in alphabetical order."""
 
     agents: tuple[str, ...]
     users: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is left to ask about one (subject, tenant, tool, action): conditions, deny rows apart."""
-
-    denies: tuple[Rule, ...]
-    allows: tuple[Rule, ...]
-
-    @property
-    def grants_nothing(self) -> bool:
-        """No arguments could be allowed."""
-        return not self.allows or any(rule.condition is None for rule in self.denies)
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """How one plan answered one call."""
+class _Verdict(NamedTuple):
+    """How the rows of one (subject, action) answered one call. A tuple, because it is made so often."""
 
     allowed: bool
     denied_by: Sequence[Rule]
+    #: Where a row denies every call, also the rows that would have to be asked.
     allowed_by: Sequence[Rule]
-    errors: Sequence[RowError]
+    #: A row denies without a doubt.
+    denied: bool
+    #: A condition failed to evaluate.
+    in_doubt: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """How far one subject may go, with the answers that say so (from execute downwards)."""
+class _Standing(NamedTuple):
+    """How far one subject may go, and the verdicts from execute down to there."""
 
     rung: Rung
     verdicts: Sequence[_Verdict]
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The rows that can matter to one (subject, tenant, tool, action), whatever the arguments."""
+
+    denies: tuple[Rule, ...]
+    allows: tuple[Rule, ...]
+    #: The answer, when no argument can change it.
+    settled: _Verdict | None
+
+    @property
+    def hopeless(self) -> bool:
+        return self.settled is not None and not self.settled.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class _Duties:
+    """The duty rows that can matter at one rung."""
+
+    #: The Casbin action of the rung.
+    action: str
+    #: For which of the two subjects, by which row, what.
+    rules: tuple[tuple[str, Rule, Duty], ...]
+    #: What is due, when no argument can change it.
+    settled: tuple[Duty, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """All that is known of a call before its arguments: (tenant, agent, user, tool)."""
+
+    #: The decision, when the names alone decide.
+    refusal: Decision | None
+    #: One plan for each rung of the ladder, highest first.
+    agent: tuple[_Plan, ...]
+    user: tuple[_Plan, ...]
+    #: By rung, what can be due there.
+    duties: tuple[_Duties, ...]
+
+
 class Policy:
-    """An immutable policy snapshot. All methods may be called from any thread, and none of them waits."""
+    """An immutable policy snapshot. Any thread may call it; nothing waits, nothing is written but memos.
+
+    Two threads that race for a memo compute the same value twice, and nothing worse.
+    """
 
     def __init__(
         self,
@@ -166,77 +204,70 @@ class Policy:
         version: str,
         warnings: Sequence[Problem] = (),
     ) -> None:
-        self.version = version
-        self.warnings = tuple(warnings)
         self.model = model
+        #: By row type, in policy order.
         self.rules = rules
         self.graphs = graphs
-        self._rules = Index(model.tables["p"], rules["p"], graphs)
-        self._duties = Index(model.tables["p2"], rules["p2"], graphs) if "p2" in model.tables else None
-        # Memos. A race between threads computes the same value twice, and nothing worse.
+        #: SHA-256 of the model and the set of rows; equal for policies that decide alike.
+        self.version = version
+        self.warnings = tuple(warnings)
+        self._index = {name: Index(table, rules[name], graphs) for name, table in model.tables.items()}
+        self._cases: dict[tuple[str, str, str, str], _Case] = {}
         self._plans: dict[tuple[str, str, str, str], _Plan] = {}
-        self._duty_plans: dict[tuple[str, str, str, str], tuple[Rule, ...]] = {}
-        self._delegations: dict[tuple[str, str, str], bool] = {}
+        self._subjects: dict[str, Subjects] = {}
+        self._candidates: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def decide(self, q: Question) -> Decision:
-        """How far this call may go. Never raises for anything in the question: what is odd is denied."""
-        if not _well_formed(q.tenant, q.agent, q.user, q.tool):
-            return self._denied("malformed_request", delegated=False)
-        if not self._delegated(q.tenant, q.agent, q.user):
-            return self._denied("no_delegation", delegated=False)
-        agent = self._standing(q.agent, q)
-        user = self._standing(q.user, q)
+        """How far this call may go. What is odd about the question is denied, not raised."""
+        case = self._case(q.tenant, q.agent, q.user, q.tool)
+        if case.refusal is not None:
+            return case.refusal
+
+        record = {"sub": q.agent, "dom": q.tenant, "tool": q.tool, "act": "", "args": q.args, "ctx": q.ctx}
+        errors: list[RowError] = []
+        agent = _climb(case.agent, record, errors)
+        record["sub"] = q.user
+        user = _climb(case.user, record, errors)
         rung = min(agent.rung, user.rung)
-        limited_by = _limited_by(agent.rung, user.rung)
-        limits = [standing for standing in (agent, user) if standing.rung == rung]
-        errors = [error for side in (agent, user) for verdict in side.verdicts for error in verdict.errors]
-        duties = self._duties_of(rung, q, errors) if rung else ()
+        duties = _due(case.duties[rung], record, errors)
         return Decision(
             rung=rung,
             agent_rung=agent.rung,
             user_rung=user.rung,
             delegated=True,
-            code=_code(rung, limits),
-            limited_by=limited_by,
-            rows=_determining(agent, user, limits),
-            errors=tuple(errors),
+            code=_CODES[rung] or _refusal_code(agent, user),
+            limited_by=_limited_by(agent.rung, user.rung),
+            rows=_determining(agent, user),
+            errors=tuple(dict.fromkeys(errors)) if errors else (),
             duties=duties,
             policy_version=self.version,
         )
 
     def allowed(
-        self,
-        subject: str,
-        tenant: str,
-        tool: str,
-        act: str,
-        args: Mapping[str, Any],
-        ctx: Mapping[str, Any],
+        self, subject: str, tenant: str, tool: str, act: str, args: Mapping[str, Any], ctx: Mapping[str, Any]
     ) -> Answer:
-        """Whether the policy allows one subject (`agent:...` or `user:...`) one action; nothing else."""
-        if not (_is_subject(subject, ("agent:", "user:")) and _is_name(tenant) and _is_name(tool)):
+        """Whether the rules allow one subject (`agent:...` or `user:...`) one action, and nothing more."""
+        if not (_is_subject(subject, "agent:", "user:") and _is_name(tenant) and _is_name(tool)):
             return Answer(allowed=False, rows=(), errors=())
-        verdict = self._judge(subject, tenant, tool, act, args, ctx)
-        rules = verdict.allowed_by if verdict.allowed else verdict.denied_by
-        return Answer(
-            allowed=verdict.allowed,
-            rows=tuple(rule.row for rule in rules),
-            errors=tuple(verdict.errors),
-        )
+        scope = {"sub": subject, "dom": tenant, "tool": tool, "act": act, "args": args, "ctx": ctx}
+        errors: list[RowError] = []
+        verdict = _judge(self._plan(subject, tenant, tool, act), {"r": scope}, errors)
+        rules = verdict.denied_by or verdict.allowed_by
+        return Answer(allowed=verdict.allowed, rows=tuple(rule.row for rule in rules), errors=tuple(errors))
 
     def visible(self, tenant: str, agent: str, user: str, tool: str) -> bool:
-        """Whether any arguments could give a rung above DENY. Looks at no arguments.
+        """Whether any arguments at all could give a rung above DENY. Looks at none.
 
-        A deny of the action `list` that has no condition hides a tool that is otherwise allowed.
+        A row without condition that denies the action `list` also hides a tool.
         """
-        if not _well_formed(tenant, agent, user, tool) or not self._delegated(tenant, agent, user):
+        case = self._case(tenant, agent, user, tool)
+        if case.refusal is not None:
             return False
-        for subject in (agent, user):
-            if any(rule.condition is None for rule in self._plan(subject, tenant, tool, "list").denies):
-                return False
-            if all(self._plan(subject, tenant, tool, act).grants_nothing for _, act in LADDER):
-                return False
-        return True
+        return not any(
+            all(plan.hopeless for plan in plans)
+            or any(rule.condition is None for rule in self._plan(subject, tenant, tool, "list").denies)
+            for subject, plans in ((agent, case.agent), (user, case.user))
+        )
 
     def approvers(
         self,
@@ -249,37 +280,112 @@ class Policy:
     ) -> tuple[str, ...]:
         """The users of the tenant that may approve this call, in alphabetical order.
 
-        The policy sees `r.ctx.in_chain`: 1 for those in `exclude` (who asked, or for whom), else 0.
+        Rules see `r.ctx.in_chain`: 1 for those in `exclude` (who asked, and for whom), else 0.
         """
         outside, inside = {**ctx, "in_chain": 0}, {**ctx, "in_chain": 1}
         return tuple(
             user
-            for user in self.subjects(tenant).users
+            for user in self.candidates(tenant, tool)
             if self.allowed(
                 user, tenant, tool, "approve", args, inside if user in exclude else outside
             ).allowed
         )
 
+    def candidates(self, tenant: str, tool: str) -> tuple[str, ...]:
+        """The users of the tenant that could approve some call of the tool, in alphabetical order."""
+        known = self._candidates.get((tenant, tool))
+        if known is None:
+            users = {user for rule in self._approving(tenant, tool) for user in self._users(rule, tenant)}
+            known = tuple(
+                sorted(user for user in users if not self._plan(user, tenant, tool, "approve").hopeless)
+            )
+            _remember(self._candidates, (tenant, tool), known)
+        return known
+
+    def open_to_approve(self, tenant: str, tool: str) -> bool:
+        """Whether a pattern says who approves, so that users the policy does not name may be among them."""
+        return any("*" in rule.values[0] for rule in self._approving(tenant, tool))
+
     def subjects(self, tenant: str) -> Subjects:
-        """The agents and users that the policy names in a tenant, in alphabetical order."""
-        names: set[str] = set()
-        for graph in ("g", "g3"):
-            names |= self.graphs[graph].names(tenant)
-        for rule in self.rules["p"]:
-            if rule.values[1] in (tenant, "*"):
-                names.add(rule.values[0])
-        known = sorted(name for name in names if "*" not in name)
-        return Subjects(
-            agents=tuple(name for name in known if name.startswith("agent:")),
-            users=tuple(name for name in known if name.startswith("user:")),
+        """The agents and users that the policy names in a tenant."""
+        known = self._subjects.get(tenant)
+        if known is None:
+            names = {*self.graphs["g"].names(tenant), *self.graphs["g3"].names(tenant)}
+            names.update(rule.values[0] for rule in self.rules["p"] if rule.values[1] in (tenant, "*"))
+            exact = sorted(name for name in names if "*" not in name)
+            known = Subjects(
+                agents=tuple(name for name in exact if name.startswith("agent:")),
+                users=tuple(name for name in exact if name.startswith("user:")),
+            )
+            _remember(self._subjects, tenant, known)
+        return known
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """The tenants that the policy names, in alphabetical order."""
+        named = {rule.values[1] for rules in self.rules.values() for rule in rules} - {"*"}
+        return tuple(sorted({*named, *self.graphs["g"].domains, *self.graphs["g3"].domains}))
+
+    def delegated(self, tenant: str, agent: str, user: str) -> bool:
+        """Whether the policy says that the agent may act for the user."""
+        graph = self.graphs["g3"]
+        targets = {*graph.direct(agent, tenant), *graph.direct("agent:*", tenant)}
+        return "user:*" in targets or not targets.isdisjoint(self.graphs["g"].closure(user, tenant))
+
+    def _approving(self, tenant: str, tool: str) -> list[Rule]:
+        """The rows that allow anybody to approve calls of a tool."""
+        request = {"sub": "", "dom": tenant, "tool": tool, "act": "approve"}
+        rules = self._index["p"].find(request, ignoring=("sub",))
+        return [rule for rule in rules if rule.values[5] == "allow"]
+
+    def _users(self, rule: Rule, tenant: str) -> Iterable[str]:
+        """The known users that a row's subject can stand for."""
+        subject = rule.values[0]
+        if "*" in subject:
+            return [user for user in self.subjects(tenant).users if key_match(user, subject)]
+        return [name for name in self.graphs["g"].members(subject, tenant) if name.startswith("user:")]
+
+    def _case(self, tenant: str, agent: str, user: str, tool: str) -> _Case:
+        key = (tenant, agent, user, tool)
+        case = self._cases.get(key)
+        if case is not None:
+            return case
+        named = _is_subject(agent, "agent:") and _is_subject(user, "user:")
+        if not (named and _is_name(tenant) and _is_name(tool)):
+            # Not remembered: there is no end of names that cannot be.
+            return _Case(self._refusal("malformed_request"), (), (), ())
+        if not self.delegated(tenant, agent, user):
+            case = _Case(self._refusal("no_delegation"), (), (), ())
+        else:
+            case = _Case(
+                refusal=None,
+                agent=tuple(self._plan(agent, tenant, tool, action) for _, action in LADDER),
+                user=tuple(self._plan(user, tenant, tool, action) for _, action in LADDER),
+                duties=tuple(self._duties(action, (agent, user), tenant, tool) for action in _ACTIONS),
+            )
+        _remember(self._cases, key, case)
+        return case
+
+    def _duties(self, action: str, subjects: tuple[str, ...], tenant: str, tool: str) -> _Duties:
+        found = [
+            (subject, rule)
+            for subject in subjects
+            for rule in self._find("p2", subject, tenant, tool, action)
+        ]
+        duties = {rule.number: _duty(rule) for _, rule in found}
+        settled: tuple[Duty, ...] | None = None
+        if all(rule.condition is None for _, rule in found):
+            settled = tuple(duties[number] for number in sorted(duties))
+        return _Duties(
+            action, tuple((subject, rule, duties[rule.number]) for subject, rule in found), settled
         )
 
-    def _denied(self, code: Code, *, delegated: bool) -> Decision:
+    def _refusal(self, code: Code) -> Decision:
         return Decision(
             rung=Rung.DENY,
             agent_rung=Rung.DENY,
             user_rung=Rung.DENY,
-            delegated=delegated,
+            delegated=False,
             code=code,
             limited_by="both",
             rows=(),
@@ -288,82 +394,63 @@ class Policy:
             policy_version=self.version,
         )
 
-    def _delegated(self, tenant: str, agent: str, user: str) -> bool:
-        key = (tenant, agent, user)
-        known = self._delegations.get(key)
-        if known is None:
-            graph = self.graphs["g3"]
-            targets = {*graph.direct(agent, tenant), *graph.direct("agent:*", tenant)}
-            known = "user:*" in targets or bool(targets & self.graphs["g"].closure(user, tenant))
-            _remember(self._delegations, key, known)
-        return known
-
-    def _standing(self, subject: str, q: Question) -> _Standing:
-        verdicts: list[_Verdict] = []
-        for rung, act in LADDER:
-            verdict = self._judge(subject, q.tenant, q.tool, act, q.args, q.ctx)
-            verdicts.append(verdict)
-            if verdict.allowed:
-                return _Standing(rung, verdicts)
-        return _Standing(Rung.DENY, verdicts)
-
-    def _plan(self, subject: str, tenant: str, tool: str, act: str) -> _Plan:
-        key = (subject, tenant, tool, act)
+    def _plan(self, subject: str, tenant: str, tool: str, action: str) -> _Plan:
+        key = (subject, tenant, tool, action)
         plan = self._plans.get(key)
         if plan is None:
-            found = self._rules.find({"sub": subject, "dom": tenant, "tool": tool, "act": act})
-            plan = _Plan(
+            found = self._find("p", *key)
+            plan = _planned(
                 denies=tuple(rule for rule in found if rule.values[5] == "deny"),
                 allows=tuple(rule for rule in found if rule.values[5] == "allow"),
             )
             _remember(self._plans, key, plan)
         return plan
 
-    def _judge(
-        self, subject: str, tenant: str, tool: str, act: str, args: Mapping[str, Any], ctx: Mapping[str, Any]
-    ) -> _Verdict:
-        plan = self._plan(subject, tenant, tool, act)
-        scope = {"r": {"sub": subject, "dom": tenant, "tool": tool, "act": act, "args": args, "ctx": ctx}}
-        errors: list[RowError] = []
-        denied_by = [rule for rule in plan.denies if _holds(rule, scope, errors, in_doubt=True)]
-        allowed_by = [rule for rule in plan.allows if _holds(rule, scope, errors, in_doubt=False)]
-        return _Verdict(bool(allowed_by) and not denied_by, denied_by, allowed_by, errors)
-
-    def _duties_of(self, rung: Rung, q: Question, errors: list[RowError]) -> tuple[Duty, ...]:
-        if self._duties is None:
-            return ()
-        act = next(act for granted, act in LADDER if granted == rung)
-        due: dict[int, Rule] = {}
-        for subject in (q.agent, q.user):
-            key = (subject, q.tenant, q.tool, act)
-            rules = self._duty_plans.get(key)
-            if rules is None:
-                rules = tuple(
-                    self._duties.find({"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act})
-                )
-                _remember(self._duty_plans, key, rules)
-            if not rules:
-                continue
-            scope = {
-                "r": {
-                    "sub": subject,
-                    "dom": q.tenant,
-                    "tool": q.tool,
-                    "act": act,
-                    "args": q.args,
-                    "ctx": q.ctx,
-                }
-            }
-            due.update((rule.number, rule) for rule in rules if _holds(rule, scope, errors, in_doubt=True))
-        return tuple(_duty(due[number]) for number in sorted(due))
+    def _find(self, ptype: str, subject: str, tenant: str, tool: str, action: str) -> list[Rule]:
+        index = self._index.get(ptype)
+        request = {"sub": subject, "dom": tenant, "tool": tool, "act": action}
+        return index.find(request) if index is not None else []
 
 
-def _holds(rule: Rule, scope: Mapping[str, Any], errors: list[RowError], *, in_doubt: bool) -> bool:
-    condition = rule.condition
-    if condition is None:
+def _planned(denies: tuple[Rule, ...], allows: tuple[Rule, ...]) -> _Plan:
+    always_denied = [rule for rule in denies if rule.condition is None]
+    settled: _Verdict | None = None
+    if always_denied or not allows:
+        settled = _Verdict(False, always_denied, allows, bool(always_denied), False)
+    elif not denies and all(rule.condition is None for rule in allows):
+        settled = _Verdict(True, (), allows, False, False)
+    return _Plan(denies, allows, settled)
+
+
+def _climb(plans: tuple[_Plan, ...], record: dict[str, Any], errors: list[RowError]) -> _Standing:
+    scope = {"r": record}
+    verdicts: list[_Verdict] = []
+    for (rung, action), plan in zip(LADDER, plans, strict=True):
+        record["act"] = action
+        verdict = plan.settled or _judge(plan, scope, errors)
+        verdicts.append(verdict)
+        if verdict.allowed:
+            return _Standing(rung, verdicts)
+    return _Standing(Rung.DENY, verdicts)
+
+
+def _judge(plan: _Plan, scope: Mapping[str, Any], errors: list[RowError]) -> _Verdict:
+    if plan.settled is not None:
+        return plan.settled
+    before = len(errors)
+    denied_by = [rule for rule in plan.denies if _holds(rule, scope, errors, True)]
+    denied = len(denied_by) > len(errors) - before
+    allowed_by = [rule for rule in plan.allows if _holds(rule, scope, errors, False)]
+    allowed = bool(allowed_by) and not denied_by
+    return _Verdict(allowed, denied_by, allowed_by, denied, len(errors) > before)
+
+
+def _holds(rule: Rule, scope: Mapping[str, Any], errors: list[RowError], in_doubt: bool) -> bool:
+    """Whether the row applies to the call; `in_doubt` when that cannot be said."""
+    if rule.condition is None:
         return True
     try:
-        value = condition.evaluate(scope)
+        value = rule.condition.evaluate(scope)
         if value is True or value is False:
             return value
         message = "the condition is neither true nor false"
@@ -373,72 +460,77 @@ def _holds(rule: Rule, scope: Mapping[str, Any], errors: list[RowError], *, in_d
     return in_doubt
 
 
+def _due(duties: _Duties, record: dict[str, Any], errors: list[RowError]) -> tuple[Duty, ...]:
+    if duties.settled is not None:
+        return duties.settled
+    scope = {"r": record}
+    record["act"] = duties.action
+    due: dict[int, Duty] = {}
+    for subject, rule, duty in duties.rules:
+        record["sub"] = subject
+        if rule.number not in due and _holds(rule, scope, errors, True):
+            due[rule.number] = duty
+    return tuple(due[number] for number in sorted(due))
+
+
 def _duty(rule: Rule) -> Duty:
     name, _, value = rule.values[5].partition("=")
     return Duty(name=name, value=value, row=rule.row)
 
 
 def _limited_by(agent: Rung, user: Rung) -> Literal["agent", "user", "both", "none"]:
-    if agent != user:
+    if agent is not user:
         return "agent" if agent < user else "user"
     return "none" if agent is Rung.EXECUTE else "both"
 
 
-def _code(rung: Rung, limits: Sequence[_Standing]) -> Code:
-    if rung is Rung.EXECUTE:
-        return "allowed"
-    if rung is Rung.APPROVE:
-        return "needs_approval"
-    if rung is Rung.ADVISE:
-        return "advise_only"
-    verdicts = [verdict for standing in limits for verdict in standing.verdicts]
-    if any(verdict.denied_by and verdict.allowed_by for verdict in verdicts):
-        return "denied_by_rule"
-    if any(verdict.errors for verdict in verdicts):
-        return "rule_error"
-    if any(verdict.denied_by for verdict in verdicts):
-        return "denied_by_rule"
-    return "no_rule"
+_CODES: dict[Rung, Code | None] = {
+    Rung.EXECUTE: "allowed",
+    Rung.APPROVE: "needs_approval",
+    Rung.ADVISE: "advise_only",
+    Rung.DENY: None,
+}
 
 
-def _determining(agent: _Standing, user: _Standing, limits: Sequence[_Standing]) -> tuple[Row, ...]:
-    """What allowed both sides as far as they may go, and what held the limiting side back."""
-    rules: dict[int, Rule] = {}
-    for standing in (agent, user):
-        for rule in standing.verdicts[-1].allowed_by if standing.rung else ():
-            rules[rule.number] = rule
-    for standing in limits:
-        for verdict in standing.verdicts:
-            rules.update((rule.number, rule) for rule in verdict.denied_by)
-    return tuple(rules[number].row for number in sorted(rules))
+def _refusal_code(agent: _Standing, user: _Standing) -> Code:
+    verdicts = [verdict for side in (agent, user) if side.rung is Rung.DENY for verdict in side.verdicts]
+    if any(verdict.denied and verdict.allowed_by for verdict in verdicts):
+        return "denied_by_rule"
+    return "rule_error" if any(verdict.in_doubt for verdict in verdicts) else "no_rule"
+
+
+def _determining(agent: _Standing, user: _Standing) -> tuple[Row, ...]:
+    """What allows each side as far as it may go, and what keeps the lower one from going further."""
+    rules: dict[int, Row] = {}
+    lowest = min(agent.rung, user.rung)
+    for rung, verdicts in (agent, user):
+        if rung:
+            for rule in verdicts[-1].allowed_by:
+                rules[rule.number] = rule.row
+        if rung == lowest:
+            for verdict in verdicts:
+                for rule in verdict.denied_by:
+                    rules[rule.number] = rule.row
+    return tuple(rules[number] for number in sorted(rules))
 
 
 def _remember(memo: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(memo) >= PLANS_MAX:
+    if len(memo) >= MEMO_MAX:
         memo.clear()
     memo[key] = value
 
 
-def _well_formed(tenant: object, agent: object, user: object, tool: object) -> bool:
-    return (
-        _is_subject(agent, ("agent:",))
-        and _is_subject(user, ("user:",))
-        and _is_name(tenant)
-        and _is_name(tool)
-    )
-
-
-def _is_subject(name: object, prefixes: tuple[str, ...]) -> bool:
+def _is_subject(name: object, *prefixes: str) -> bool:
     return _is_name(name) and isinstance(name, str) and name.startswith(prefixes) and name[-1] != ":"
 
 
 def _is_name(name: object) -> bool:
-    """A name that only ever means itself: no pattern, nothing invisible, one spelling."""
+    """A name that can only mean itself: no pattern, nothing invisible, one spelling."""
     return (
         type(name) is str
         and 0 < len(name) <= NAME_LENGTH_MAX
         and "*" not in name
-        and name.isprintable()
         and " " not in name
+        and name.isprintable()
         and unicodedata.is_normalized("NFC", name)
     )

@@ -48,7 +48,12 @@ class RoleGraph:
         return _reachable(name, self._members.get(domain, {}))
 
     def direct(self, name: str, domain: str) -> Sequence[str]:
+        """The groups that rows name for it."""
         return self._groups.get(domain, {}).get(name, ())
+
+    def givers(self, name: str, domain: str) -> Sequence[str]:
+        """The members that rows name for it."""
+        return self._members.get(domain, {}).get(name, ())
 
     def chain_beyond(self, depth_max: int = DEPTH_MAX) -> tuple[str, list[str]] | None:
         """The first cycle or too deep chain as (domain, names), or None when there is none."""

@@ -8,6 +8,7 @@ are no calls of methods, no lambdas, no comprehensions, no powers, no escapes. I
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ Key: TypeAlias = str | int
 class ExpressionError(Exception):
     """The text is not an expression of the language. `column` counts characters from 1."""
 
-    def __init__(self, message: str, column: int) -> None:
+    def __init__(self, message: str, column: int, fix: str = "") -> None:
         super().__init__(f"{message} (column {column})")
         self.message = message
         self.column = column
+        #: What to write instead; may be empty.
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,48 +118,26 @@ class _Token:
 
 
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t]+)
+    r"""(?P<space>[ \t\r\n]+)
       | (?P<number>(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![0-9A-Za-z_.]))
-      | (?P<text>'[^'\\]*'|"[^"\\]*")
+      | (?P<text>'[^'\\\r\n]*'|"[^"\\\r\n]*")
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<symbol>&&|\|\||==|!=|<=|>=|//|[-+*/%<>!()\[\],.])""",
     re.VERBOSE,
 )
-_SYNONYMS = {"&&": "and", "||": "or", "!": "not"}
 _CONSTANTS: dict[str, Scalar] = {"True": True, "False": False, "None": None}
-_KEYWORDS = frozenset({"and", "or", "not", "in", "if", "else", "is", "lambda", *_CONSTANTS})
-#: Words that mean something to Python: stock Casbin cannot read them as attributes.
-_RESERVED = _KEYWORDS | frozenset(
-    [
-        "as",
-        "assert",
-        "async",
-        "await",
-        "break",
-        "class",
-        "continue",
-        "def",
-        "del",
-        "elif",
-        "except",
-        "finally",
-        "for",
-        "from",
-        "global",
-        "import",
-        "nonlocal",
-        "pass",
-        "raise",
-        "return",
-        "try",
-        "while",
-        "with",
-        "yield",
-    ]
-)
 _COMPARISONS = frozenset({"==", "!=", "<", "<=", ">", ">=", "in"})
+#: What may not follow the operand of `!` directly.
+_TIGHTER_THAN_NOT = _COMPARISONS | {"+", "-", "*", "/", "//", "%"}
 #: Stock Casbin rewrites `r.` and `p.` to `r_` and `p_` wherever they stand.
 _REWRITTEN = re.compile(r"[rp][0-9]*\Z")
+_STOCK_REWRITES = re.compile(r"!(?!=)|\b[rp][0-9]*\.")
+_HINTS = {"true": "write True", "false": "write False", "null": "write None"}
+
+
+def stock_rewrites(text: str) -> bool:
+    """Whether a stock Casbin enforcer would change this text inside quotes before comparing with it."""
+    return "&&" in text or "||" in text or _STOCK_REWRITES.search(text) is not None
 
 
 def parse(text: str, *, roots: Collection[str], functions: Collection[str]) -> Node:
@@ -166,7 +147,7 @@ def parse(text: str, *, roots: Collection[str], functions: Collection[str]) -> N
     Raises ExpressionError with the column of the first thing that is not understood.
     """
     if len(text) > LENGTH_MAX:
-        raise ExpressionError(f"longer than {LENGTH_MAX} characters", LENGTH_MAX + 1)
+        raise ExpressionError(f"longer than {LENGTH_MAX} characters", LENGTH_MAX + 1, "split the rule")
     parser = _Parser(_tokens(text), roots, functions)
     node = parser.expression()
     parser.expect_end()
@@ -179,29 +160,25 @@ def _tokens(text: str) -> list[_Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise ExpressionError(_unreadable(text, position), position + 1)
-        kind = str(match.lastgroup)
-        if kind != "space":
-            word = match.group()
-            if word in _SYNONYMS:
-                kind, word = "name", _SYNONYMS[word]
-            tokens.append(_Token(kind, word, position + 1))
+            message, fix = _unreadable(text[position])
+            raise ExpressionError(message, position + 1, fix)
+        if match.lastgroup != "space":
+            tokens.append(_Token(str(match.lastgroup), match.group(), position + 1))
         position = match.end()
     tokens.append(_Token("end", "", len(text) + 1))
     return tokens
 
 
-def _unreadable(text: str, position: int) -> str:
-    character = text[position]
+def _unreadable(character: str) -> tuple[str, str]:
     if character in "'\"":
-        return "this text is not closed, or has a backslash in it"
+        return "this text is not closed, or holds a backslash", "close it; backslashes have no meaning"
     if character == "#":
-        return "comments go on their own line"
+        return "there is no comment inside a condition", "put comments on their own line"
     if character == "=":
-        return "`=` assigns; write `==` to compare"
+        return "`=` assigns", "write == to compare"
     if character.isdigit():
-        return "this number is not written plainly"
-    return f"unexpected character {character!r}"
+        return "this number is not written plainly", "write it as 100 or 0.5"
+    return f"unexpected character {character!r}", ""
 
 
 class _Parser:
@@ -215,44 +192,52 @@ class _Parser:
         self._functions = functions
 
     def expression(self) -> Node:
-        self._depth += 1
-        if self._depth > DEPTH_MAX:
-            raise ExpressionError(f"nested more than {DEPTH_MAX} deep", self._peek().column)
-        then = self._either()
+        self._descend()
+        node = self._either()
         if self._take("if"):
             test = self._either()
             self._expect("else")
-            then = Choice(test, then, self.expression(), then.column)
+            node = Choice(test, node, self.expression(), node.column)
         self._depth -= 1
-        return then
+        return node
 
     def expect_end(self) -> None:
         token = self._peek()
         if token.kind != "end":
-            raise ExpressionError(f"unexpected `{token.text}`", token.column)
+            raise _unexpected(token)
 
     def _either(self) -> Node:
         operands = [self._both()]
-        while self._take("or"):
+        while self._take("or", "||"):
             operands.append(self._both())
         return operands[0] if len(operands) == 1 else Logic("or", tuple(operands), operands[0].column)
 
     def _both(self) -> Node:
         operands = [self._inverse()]
-        while self._take("and"):
+        while self._take("and", "&&"):
             operands.append(self._inverse())
         return operands[0] if len(operands) == 1 else Logic("and", tuple(operands), operands[0].column)
 
     def _inverse(self) -> Node:
         token = self._peek()
-        if not self._take("not"):
-            return self._comparison()
-        self._depth += 1
-        if self._depth > DEPTH_MAX:
-            raise ExpressionError(f"nested more than {DEPTH_MAX} deep", token.column)
-        operand = self._inverse()
-        self._depth -= 1
-        return Not(operand, token.column)
+        if self._take("not"):
+            self._descend()
+            operand = self._inverse()
+            self._depth -= 1
+            return Not(operand, token.column)
+        if self._take("!"):
+            self._descend()
+            operand = self._inverse() if self._peek().text == "!" else self._operand()
+            self._depth -= 1
+            following = self._peek()
+            if following.text in _TIGHTER_THAN_NOT and following.kind != "text":
+                raise ExpressionError(
+                    f"`!` before `{following.text}` means different things in different Casbin engines",
+                    token.column,
+                    "write !( ... ) around the whole comparison",
+                )
+            return Not(operand, token.column)
+        return self._comparison()
 
     def _comparison(self) -> Node:
         first = self._sum()
@@ -266,99 +251,105 @@ class _Parser:
         if token.kind in ("symbol", "name") and token.text in _COMPARISONS:
             self._next += 1
             return token.text
-        if token.text == "not" and token.kind == "name":
-            self._next += 1
+        if self._take("not"):
             self._expect("in")
             return "not in"
-        if token.text == "is":
-            raise ExpressionError("`is` compares identities; write `==`", token.column)
+        if token.kind == "name" and token.text == "is":
+            raise ExpressionError("`is` compares identities", token.column, "write ==")
         return None
 
     def _sum(self) -> Node:
+        depth = self._depth
         left = self._product()
-        while (token := self._peek()).kind == "symbol" and token.text in ("+", "-"):
-            self._next += 1
-            left = Arithmetic(token.text, left, self._product(), token.column)
+        while operator := self._take("+", "-"):
+            self._descend()
+            left = Arithmetic(operator, left, self._product(), left.column)
+        self._depth = depth
         return left
 
     def _product(self) -> Node:
+        depth = self._depth
         left = self._signed()
-        while (token := self._peek()).kind == "symbol" and token.text in ("*", "/", "//", "%"):
-            self._next += 1
-            left = Arithmetic(token.text, left, self._signed(), token.column)
+        while operator := self._take("*", "//", "/", "%"):
+            self._descend()
+            left = Arithmetic(operator, left, self._signed(), left.column)
+        self._depth = depth
         return left
 
     def _signed(self) -> Node:
         token = self._peek()
-        if token.kind == "symbol" and self._take("-"):
-            self._depth += 1
-            if self._depth > DEPTH_MAX:
-                raise ExpressionError(f"nested more than {DEPTH_MAX} deep", token.column)
-            operand = self._signed()
-            self._depth -= 1
-            return Negative(operand, token.column)
-        return self._operand()
+        if not self._take("-"):
+            return self._operand()
+        self._descend()
+        operand = self._signed()
+        self._depth -= 1
+        return Negative(operand, token.column)
 
     def _operand(self) -> Node:
         token = self._peek()
         self._next += 1
-        if token.kind == "number":
-            return Literal(_number(token), token.column)
-        if token.kind == "text":
-            return Literal(token.text[1:-1], token.column)
-        if token.kind == "name":
-            return self._named(token)
-        if token.text == "(":
-            return self._parenthesis(token)
-        if token.text == "[":
-            items = self._items("]")
-            return Listing(items, token.column)
-        if token.kind == "end":
-            raise ExpressionError("something is missing here", token.column)
-        raise ExpressionError(f"unexpected `{token.text}`", token.column)
+        match token.kind, token.text:
+            case "number", _:
+                return Literal(_number(token), token.column)
+            case "text", _:
+                return Literal(token.text[1:-1], token.column)
+            case "name", _:
+                return self._named(token)
+            case _, "(":
+                return self._parenthesis(token)
+            case _, "[":
+                return Listing(self._items("]"), token.column)
+            case "end", _:
+                raise ExpressionError("something is missing here", token.column)
+            case _:
+                raise _unexpected(token)
 
     def _named(self, token: _Token) -> Node:
         if token.text in _CONSTANTS:
             return Literal(_CONSTANTS[token.text], token.column)
-        if token.text in self._functions and self._take("("):
-            return Call(token.text, self._items(")"), token.column)
         if token.text in self._roots:
             return self._path(token)
-        if token.text in _KEYWORDS:
-            raise ExpressionError(f"`{token.text}` cannot stand here", token.column)
-        if self._peek().text == "(":
+        if keyword.iskeyword(token.text):
+            raise _unexpected(token)
+        if not self._take("("):
+            known = " or ".join(sorted(self._roots))
+            fix = _HINTS.get(token.text, f"attributes begin with {known}" if known else "")
+            raise ExpressionError(f"unknown name `{token.text}`", token.column, fix)
+        if token.text not in self._functions:
             known = ", ".join(sorted(self._functions))
-            raise ExpressionError(f"unknown function `{token.text}`; known are {known}", token.column)
-        hint = {"true": "; write True", "false": "; write False", "null": "; write None"}.get(token.text, "")
-        known = ", ".join(sorted(self._roots))
-        raise ExpressionError(
-            f"unknown name `{token.text}`{hint or f'; attributes begin with {known}'}", token.column
-        )
+            raise ExpressionError(f"unknown function `{token.text}`", token.column, f"there are {known}")
+        return Call(token.text, self._items(")"), token.column)
 
     def _path(self, root: _Token) -> Node:
         keys: list[Key] = [root.text]
         while True:
             if self._take("."):
-                token = self._peek()
-                if token.kind != "name" or token.text in _RESERVED:
-                    raise ExpressionError(
-                        "an attribute name is missing; quote odd ones: ['from']", token.column
-                    )
-                self._next += 1
-                if self._peek().text == "(":
-                    raise ExpressionError(
-                        f"`.{token.text}(...)` calls a method; attributes are data", token.column
-                    )
-                if self._peek().text == "." and _REWRITTEN.match(token.text):
-                    raise ExpressionError(
-                        f"stock Casbin misreads `.{token.text}.`; write ['{token.text}']", token.column
-                    )
-                keys.append(token.text)
+                keys.append(self._attribute())
             elif self._take("["):
                 keys.append(self._subscript())
                 self._expect("]")
             else:
                 return Path(tuple(keys), root.column)
+
+    def _attribute(self) -> str:
+        token = self._peek()
+        if token.kind != "name" or keyword.iskeyword(token.text):
+            raise ExpressionError(
+                "an attribute name is missing here", token.column, "quote odd ones: ['from']"
+            )
+        self._next += 1
+        following = self._peek().text
+        if following == "(":
+            raise ExpressionError(
+                f"`.{token.text}(` calls a method, and attributes are data",
+                token.column,
+                f"there are {', '.join(sorted(self._functions))}",
+            )
+        if following == "." and _REWRITTEN.match(token.text):
+            raise ExpressionError(
+                f"stock Casbin rewrites `{token.text}.`", token.column, f"write ['{token.text}']"
+            )
+        return token.text
 
     def _subscript(self) -> Key:
         token = self._peek()
@@ -373,14 +364,12 @@ class _Parser:
         first = self.expression()
         if self._take(")"):
             return first
-        if not self._take(","):
-            token = self._peek()
-            raise (
-                ExpressionError("this parenthesis is not closed", opening.column)
-                if (token.kind == "end")
-                else ExpressionError(f"unexpected `{token.text}`", token.column)
-            )
-        return Listing((first, *self._items(")")), opening.column)
+        if self._take(","):
+            return Listing((first, *self._items(")")), opening.column)
+        token = self._peek()
+        if token.kind == "end":
+            raise ExpressionError("this parenthesis is not closed", opening.column)
+        raise _unexpected(token)
 
     def _items(self, closing: str) -> tuple[Node, ...]:
         items: list[Node] = []
@@ -391,21 +380,30 @@ class _Parser:
                 break
         return tuple(items)
 
+    def _descend(self) -> None:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise ExpressionError(f"nested more than {DEPTH_MAX} deep", self._peek().column, "split the rule")
+
     def _peek(self) -> _Token:
         return self._tokens[min(self._next, len(self._tokens) - 1)]
 
-    def _take(self, text: str) -> bool:
+    def _take(self, *texts: str) -> str:
+        """The next token's text if it is one of `texts`, stepping over it; else an empty text."""
         token = self._peek()
-        if token.text != text or token.kind not in ("symbol", "name"):
-            return False
+        if token.text not in texts or token.kind not in ("symbol", "name"):
+            return ""
         self._next += 1
-        return True
+        return token.text
 
     def _expect(self, text: str) -> None:
         if not self._take(text):
-            token = self._peek()
-            found = "the end" if token.kind == "end" else f"`{token.text}`"
-            raise ExpressionError(f"expected `{text}`, found {found}", token.column)
+            raise _unexpected(self._peek(), f"expected `{text}`")
+
+
+def _unexpected(token: _Token, fix: str = "") -> ExpressionError:
+    found = "the text ends too early" if token.kind == "end" else f"unexpected `{token.text}`"
+    return ExpressionError(found, token.column, fix)
 
 
 def _number(token: _Token) -> int | float:
@@ -414,6 +412,6 @@ def _number(token: _Token) -> int | float:
             raise ExpressionError("this number is too large", token.column)
         return int(token.text)
     value = float(token.text)
-    if value in (float("inf"), float("-inf")):
+    if value == float("inf"):
         raise ExpressionError("this number is too large", token.column)
     return value

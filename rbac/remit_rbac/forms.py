@@ -1,0 +1,203 @@
+"""What a row may hold, column by column. It looks at one row at a time and compiles its condition.
+
+Casbin takes any text in any column and quietly never matches what is misspelt. Here a name says what it
+is by its prefix, a pattern is only ever a start followed by one `*`, and everything else is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from remit_rbac.conditions import Expression, ExpressionError, compile_expression
+from remit_rbac.lines import Field, Line
+from remit_rbac.problems import Problem
+
+ACTIONS = ("execute", "recommend", "advise", "approve", "undo", "list")
+#: What Casbin's database adapters keep of a column.
+VALUE_LENGTH_MAX = 255
+
+#: The columns of each row type. The model must define them so.
+COLUMNS = {
+    "p": ("sub", "dom", "tool", "act", "cond", "eft"),
+    "p2": ("sub", "dom", "tool", "act", "cond", "duty"),
+    "g": ("member", "role", "tenant"),
+    "g2": (
+        "grouped",
+        "group",
+    ),
+    "g3": ("agent", "user", "tenant"),
+}
+#: What a condition may read of the request besides the named fields of r.args and r.ctx.
+_READABLE = frozenset({("r", "sub"), ("r", "dom"), ("r", "tool"), ("r", "act")})
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    code: str
+    pattern: re.Pattern[str]
+    message: str
+    fix: str
+
+
+def _form(code: str, pattern: str, message: str, fix: str) -> _Form:
+    return _Form(code, re.compile(pattern), message, fix)
+
+
+_NAME = r"[^\s,*'()\[\]#:]+(?::[^\s,*'()\[\]#:]+)*"
+_TENANT = r"[A-Za-z0-9_.@-]+"
+_WORD = r"[A-Za-z0-9_-]+"
+_TOOL = rf"{_WORD}(?:\.{_WORD})+"
+
+_FORMS = {
+    "sub": _form(
+        "bad-subject",
+        rf"\*|(?:agent|user):(?:\*|{_NAME}\*?)|role:{_NAME}",
+        "a subject is agent:<id>, user:<id>, role:<name>, agent:*, user:* or *",
+        "add the prefix; a pattern ends in its only *",
+    ),
+    "dom": _form(
+        "bad-tenant", rf"\*|{_TENANT}", "a tenant is one word, or * for all", "write the tenant's id"
+    ),
+    "tool": _form(
+        "bad-tool",
+        rf"\*|{_TOOL}|{_WORD}\.[A-Za-z0-9_.-]*\*|grp:{_NAME}",
+        "a tool is <source>.<tool>, <source>.*, <source>.<start>*, grp:<name> or *",
+        "name the source; a pattern ends in its only *, because Casbin ignores what follows it",
+    ),
+    "act": _form(
+        "bad-action",
+        "|".join((r"\*", *ACTIONS)),
+        f"an action is one of {', '.join(ACTIONS)} or *",
+        "check the spelling; Casbin would never match this row",
+    ),
+    "eft": _form(
+        "bad-effect",
+        "allow|deny",
+        "an effect is allow or deny",
+        "write it in lower case and comments on their own line; Casbin would ignore this row",
+    ),
+    "duty": _form(
+        "bad-duty",
+        r"(?!approvals\b)[a-z][a-z0-9_]*(?:=[^\s'#]+)?|approvals=[1-9][0-9]?",
+        "a duty is <name> or <name>=<value>, and approvals is a count",
+        "for example approvals=2 or redact=args.card",
+    ),
+    "member": _form(
+        "bad-member",
+        rf"(?:agent|user|role):{_NAME}",
+        "a member of a role is agent:<id>, user:<id> or role:<name>",
+        "memberships have no patterns; name each member",
+    ),
+    "role": _form("bad-role", rf"role:{_NAME}", "a role is role:<name>", "add the prefix role:"),
+    "tenant": _form(
+        "bad-tenant",
+        _TENANT,
+        "a tenant is one word, and Casbin knows no * here",
+        "write a row for each tenant",
+    ),
+    "grouped": _form(
+        "bad-member",
+        rf"{_TOOL}|grp:{_NAME}",
+        "a member of a tool group is <source>.<tool> or grp:<name>",
+        "groups have no patterns; name each tool",
+    ),
+    "group": _form("bad-group", rf"grp:{_NAME}", "a tool group is grp:<name>", "add the prefix grp:"),
+    "agent": _form(
+        "bad-delegation",
+        rf"agent:(?:\*|{_NAME})",
+        "who acts is agent:<id>, or agent:* for every agent",
+        "add the prefix agent:",
+    ),
+    "user": _form(
+        "bad-delegation",
+        rf"user:(?:\*|{_NAME})|role:{_NAME}",
+        "an agent acts for user:<id>, for role:<name>, or for user:*, which is everyone",
+        "add the prefix user: or role:",
+    ),
+}
+
+
+class RowReader:
+    """Checks rows and compiles their conditions, each distinct text once. Used for one load."""
+
+    def __init__(self) -> None:
+        self._conditions: dict[str, Expression | None] = {}
+
+    def problems(self, line: Line) -> Iterator[Problem]:
+        """What is wrong with a row of a known type; nothing when it is well formed."""
+        columns = COLUMNS[line.ptype]
+        fields = line.fields[1:]
+        if len(fields) != len(columns):
+            yield line.problem(
+                "column-count",
+                f"a {line.ptype} row has {len(columns)} columns, and this has {len(fields)}",
+                f"the columns are {', '.join(columns)}; commas stand between them or inside brackets",
+                field=line.fields[-1],
+            )
+            return
+        for column, field in zip(columns, fields, strict=True):
+            found = self._condition_problem(line, field) if column == "cond" else _misfit(line, field, column)
+            if found is not None:
+                yield found
+
+    def condition(self, text: str) -> Expression | None:
+        """The compiled condition of a row without problems; None when it holds for every call."""
+        return self._conditions[text]
+
+    def _condition_problem(self, line: Line, field: Field) -> Problem | None:
+        if field.text in self._conditions:
+            return None
+        if not field.text:
+            return line.problem(
+                "empty-column",
+                "the condition is empty",
+                "write 1 == 1 for a row that always holds",
+                field=field,
+            )
+        try:
+            self._conditions[field.text] = compile_condition(field.text)
+        except ExpressionError as error:
+            at = Field(field.text, field.column + error.column - 1)
+            return line.problem("bad-condition", error.message, error.fix, field=at)
+        return None
+
+
+def compile_condition(text: str) -> Expression | None:
+    """Compile a condition; None when it reads nothing and is true. Raises ExpressionError."""
+    expression = compile_expression(text, roots=("r",))
+    if expression.kind not in ("boolean", "any"):
+        raise ExpressionError(f"a condition is true or false, and this is a {expression.kind}", 1)
+    for path in expression.paths:
+        if path not in _READABLE and not (len(path) > 2 and path[1] in ("args", "ctx")):
+            raise ExpressionError(
+                f"`{'.'.join(map(str, path))}` is not something to read",
+                1,
+                "read r.args.<name>, r.ctx.<name>, r.sub, r.dom, r.tool or r.act",
+            )
+    always = not expression.paths and expression.evaluate({}) is True
+    return None if always else expression
+
+
+def _misfit(line: Line, field: Field, column: str) -> Problem | None:
+    form = _FORMS[column]
+    if not field.text:
+        return line.problem(
+            "empty-column",
+            "this column is empty; Casbin would match the empty name",
+            form.message,
+            field=field,
+        )
+    if form.pattern.fullmatch(field.text) is None:
+        return line.problem(form.code, form.message, form.fix, field=field)
+    if len(field.text) > VALUE_LENGTH_MAX:
+        return line.problem(
+            "long-value", f"longer than {VALUE_LENGTH_MAX} characters", "use a shorter name", field=field
+        )
+    if not unicodedata.is_normalized("NFC", field.text):
+        return line.problem(
+            "not-nfc", "this name is not in Unicode normal form C", "type the name again", field=field
+        )
+    return None

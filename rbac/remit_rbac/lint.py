@@ -1,0 +1,358 @@
+"""What is wrong, or probably not meant, with a policy as a whole. It reads a finished policy only.
+
+Errors here (constraints broken, arguments that do not exist) refuse the policy like those of the loader.
+Warnings say where a policy works otherwise than its text suggests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from remit_rbac import syntax
+from remit_rbac.conditions import Keys, Kind, children, key_match
+from remit_rbac.index import Index, Rule
+from remit_rbac.lines import Field, Line
+from remit_rbac.model import Constraint
+from remit_rbac.policy import Policy
+from remit_rbac.problems import Problem
+from remit_rbac.schemas import argument_kinds
+from remit_rbac.syntax import Node, stock_rewrites
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is known about where the policy will be used; None where nothing is."""
+
+    #: Tool name to the JSON Schema of its arguments.
+    tool_schemas: Mapping[str, Mapping[str, Any]] | None = None
+    #: Dotted names below `r.ctx`; each stands for what is inside it, too.
+    known_context: Collection[str] | None = None
+
+
+#: Known rows by their values, row type first.
+Lines = Mapping[tuple[str, ...], Line]
+
+
+def lint(policy: Policy, lines: Lines, surroundings: Surroundings) -> Iterator[Problem]:
+    """All findings, in no particular order."""
+    at = _Places(lines)
+    for constraint in policy.model.constraints:
+        yield from _broken(policy, constraint, at)
+    for ptype, rules in policy.rules.items():
+        for rule in rules:
+            line = at.rule(ptype, rule)
+            yield from _condition_findings(rule, line)
+            yield from _schema_findings(policy, rule, line, surroundings)
+    yield from _overlaps(policy, at)
+    yield from _idle_roles(policy, at)
+    yield from _idle_agents(policy, at)
+    yield from _missing_approvers(policy, at)
+    yield from _odd_names(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Finds the line of a row."""
+
+    lines: Lines
+
+    def rule(self, ptype: str, rule: Rule) -> Line:
+        return self.lines[ptype, *rule.values]
+
+    def link(self, graph: str, member: str, group: str, domain: str = "") -> Line | None:
+        return self.lines.get((graph, member, group, domain) if domain else (graph, member, group))
+
+
+def _broken(policy: Policy, constraint: Constraint, at: _Places) -> Iterator[Problem]:
+    """Where a constraint on roles is broken, tenant by tenant, counting inherited roles."""
+    graph = policy.graphs["g"]
+    stated = f"{constraint.at.value} ({constraint.at.file}:{constraint.at.line})"
+    for tenant in graph.domains:
+        holders = {
+            role: {name for name in graph.members(role, tenant) if not name.startswith("role:")}
+            for role in constraint.roles
+        }
+        if constraint.kind == "roleMax":
+            names = sorted(holders[constraint.roles[0]])
+            if len(names) <= constraint.count:
+                continue
+            message = f"{len(names)} have {constraint.roles[0]}, and {stated} allows {constraint.count}"
+            offenders = names[constraint.count :][:1]
+        elif constraint.kind == "rolePre":
+            role, needed = constraint.roles
+            offenders = sorted(holders[role] - holders[needed])
+            message = f"has {role} without {needed}, which {stated} asks for"
+        else:
+            held = {
+                name: [role for role in constraint.roles if name in holders[role]]
+                for names in holders.values()
+                for name in names
+            }
+            offenders = sorted(name for name, roles in held.items() if len(roles) > constraint.count)
+            message = f"has more of these roles than {stated} allows"
+        for name in offenders:
+            line = _grant(policy, name, constraint.roles, tenant, at)
+            if line is not None:
+                yield line.problem(
+                    "constraint", f"in {tenant}, {name}: {message}", "take a role away", field=line.fields[1]
+                )
+
+
+def _grant(policy: Policy, name: str, roles: Collection[str], tenant: str, at: _Places) -> Line | None:
+    """The last row that gives the name one of the roles, directly or through another role."""
+    graph = policy.graphs["g"]
+    found: Line | None = None
+    for group in graph.direct(name, tenant):
+        if not graph.closure(group, tenant).isdisjoint(roles):
+            found = at.link("g", name, group, tenant) or found
+    return found
+
+
+def _condition_findings(rule: Rule, line: Line) -> Iterator[Problem]:
+    if rule.condition is None:
+        return
+    where = line.fields[5]
+    if not rule.condition.paths:
+        yield line.problem(
+            "never-applies", "this condition is always false", "delete the row", field=where, level="warning"
+        )
+    for node in _walk(rule.condition.node):
+        if isinstance(node, syntax.Literal) and type(node.value) is str and stock_rewrites(node.value):
+            yield line.problem(
+                "stock-rewrites-text",
+                f"stock Casbin rewrites '{node.value}' before it compares; here it is taken as written",
+                "avoid !, &&, ||, r. and p. in quotes if other Casbin engines read this file",
+                field=Field("", where.column + node.column - 1),
+                level="warning",
+            )
+    if line.ptype == "p" and rule.values[5] == "allow" and rule.values[3] in ("execute", "recommend", "*"):
+        for path in sorted(_bounded_above_only(rule.condition.node), key=str):
+            yield line.problem(
+                "no-lower-bound",
+                f"{_dotted(path)} has no lower bound, so a negative number passes",
+                f"add {_dotted(path)} > 0",
+                field=where,
+                level="warning",
+            )
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in children(node):
+        yield from _walk(child)
+
+
+def _bounded_above_only(node: Node) -> set[Keys]:
+    """The arguments that are compared with an upper bound and with nothing else."""
+    above: set[Keys] = set()
+    otherwise: set[Keys] = set()
+    for part in _walk(node):
+        if not isinstance(part, syntax.Comparison):
+            continue
+        left = part.first
+        for operator, right in part.links:
+            for side, upper in ((left, ("<", "<=")), (right, (">", ">="))):
+                if isinstance(side, syntax.Path) and side.keys[1:2] == ("args",):
+                    (above if operator in upper else otherwise).add(side.keys)
+            left = right
+    return above - otherwise
+
+
+def _dotted(path: Keys) -> str:
+    return ".".join(str(key) for key in path)
+
+
+def _overlaps(policy: Policy, at: _Places) -> Iterator[Problem]:
+    """Allow rows that a row without condition makes pointless."""
+    table = policy.model.tables["p"]
+    always = [rule for rule in policy.rules["p"] if rule.condition is None]
+    indexes = {
+        effect: Index(table, [rule for rule in always if rule.values[5] == effect], policy.graphs)
+        for effect in ("deny", "allow")
+    }
+    for rule in policy.rules["p"]:
+        if rule.values[5] != "allow":
+            continue
+        # A row covers another when it matches the other's own columns, patterns and all.
+        subject, tenant, tool, action = rule.values[:4]
+        request = {"sub": subject, "dom": tenant, "tool": tool, "act": action}
+        for effect, code, message in (
+            ("deny", "shadowed", "never allows anything, because of"),
+            ("allow", "redundant", "adds nothing to"),
+        ):
+            wider = [found for found in indexes[effect].find(request) if found is not rule]
+            if wider:
+                yield at.rule("p", rule).problem(
+                    code, f"this row {message} {wider[0].row}", "delete one of the two", level="warning"
+                )
+                break
+
+
+def _idle_roles(policy: Policy, at: _Places) -> Iterator[Problem]:
+    members, graph = policy.graphs["g"], policy.graphs.get("g2")
+    named: set[tuple[str, str]] = set()
+    for ptype, rules in policy.rules.items():
+        for rule in rules:
+            subject, tenant, tool = rule.values[:3]
+            tenants = members.domains if tenant == "*" else [tenant]
+            if subject.startswith("role:"):
+                fresh = (subject, tenant) not in named
+                named.add((subject, tenant))
+                if fresh and not any(_people(policy, subject, place) for place in tenants):
+                    yield at.rule(ptype, rule).problem(
+                        "role-empty", f"nobody has {subject} in {tenant}", "add a g row", level="warning"
+                    )
+            if graph is not None and tool.startswith("grp:") and len(graph.members(tool, "")) == 1:
+                yield at.rule(ptype, rule).problem(
+                    "group-empty", f"no tool is in {tool}", "add a g2 row", level="warning"
+                )
+    named.update((subject, tenant) for tenant in members.domains for subject in _acted_for(policy, tenant))
+    for tenant in members.domains:
+        for role in sorted(name for name in members.names(tenant) if name.startswith("role:")):
+            used = any({(held, tenant), (held, "*")} & named for held in members.closure(role, tenant))
+            line = next((at.link("g", name, role, tenant) for name in members.givers(role, tenant)), None)
+            if not used and line is not None:
+                yield line.problem(
+                    "role-unused", f"no rule names {role} in {tenant}", "delete the row", level="warning"
+                )
+
+
+def _people(policy: Policy, role: str, tenant: str) -> bool:
+    return any(not name.startswith("role:") for name in policy.graphs["g"].members(role, tenant))
+
+
+def _acted_for(policy: Policy, tenant: str) -> set[str]:
+    graph = policy.graphs["g3"]
+    return {target for agent in graph.names(tenant) for target in graph.direct(agent, tenant)}
+
+
+def _idle_agents(policy: Policy, at: _Places) -> Iterator[Problem]:
+    """Agents with roles or rules in a tenant where they act for nobody."""
+    delegations = policy.graphs["g3"]
+    for tenant in policy.graphs["g"].domains:
+        if delegations.direct("agent:*", tenant):
+            continue
+        for agent in policy.subjects(tenant).agents:
+            groups = policy.graphs["g"].direct(agent, tenant)
+            line = at.link("g", agent, groups[0], tenant) if groups else None
+            if line is not None and not delegations.direct(agent, tenant):
+                yield line.problem(
+                    "agent-without-user",
+                    f"{agent} acts for nobody in {tenant}, so it can do nothing there",
+                    f"add g3, {agent}, user:<id>, {tenant}",
+                    level="warning",
+                )
+
+
+def _missing_approvers(policy: Policy, at: _Places) -> Iterator[Problem]:
+    """Calls that wait for more people than there are. Rows with patterns are left alone."""
+    needs = [
+        (rule, "p", 1)
+        for rule in policy.rules["p"]
+        if rule.values[3] == "recommend" and rule.values[5] == "allow"
+    ]
+    needs += [
+        (rule, "p2", int(rule.values[5].removeprefix("approvals=")))
+        for rule in policy.rules.get("p2", ())
+        if rule.values[5].startswith("approvals=")
+    ]
+    for rule, ptype, count in needs:
+        _, tenant, tool = rule.values[:3]
+        if "*" in tenant + tool or tool.startswith("grp:"):
+            continue
+        found = len(policy.candidates(tenant, tool))
+        if found < count and not policy.open_to_approve(tenant, tool):
+            people = "nobody" if found == 0 else "one person" if found == 1 else f"{found} people"
+            yield at.rule(ptype, rule).problem(
+                "too-few-approvers",
+                f"{people} in {tenant} may approve {tool}, and {count} must",
+                f"give `approve` on {tool} to more users",
+                level="warning",
+            )
+
+
+def _odd_names(lines: Lines) -> Iterator[Problem]:
+    for line in lines.values():
+        for where in line.fields[1:4]:
+            if not where.text.isascii():
+                yield line.problem(
+                    "mixed-script",
+                    f"{where.text} has letters that can look like others",
+                    "check it letter by letter",
+                    field=where,
+                    level="warning",
+                )
+
+
+def _schema_findings(policy: Policy, rule: Rule, line: Line, surroundings: Surroundings) -> Iterator[Problem]:
+    schemas = surroundings.tool_schemas
+    tools = _tools(policy, rule.values[2], schemas) if schemas is not None else []
+    if schemas is not None and not tools:
+        yield line.problem(
+            "unknown-tool", f"no source offers {rule.values[2]}", field=line.fields[3], level="warning"
+        )
+    if rule.condition is None:
+        return
+    for node in _walk(rule.condition.node):
+        if not isinstance(node, syntax.Path) or len(node.keys) < 3:
+            continue
+        where = Field("", line.fields[5].column + node.column - 1)
+        if node.keys[1] == "args" and schemas is not None and tools:
+            demanded = rule.condition.demands.get(node.keys, frozenset())
+            yield from _argument_findings(
+                line, where, node.keys, demanded, {tool: schemas[tool] for tool in tools}
+            )
+        known = surroundings.known_context
+        if node.keys[1] == "ctx" and known is not None and not _is_known(node.keys[2:], known):
+            yield line.problem(
+                "unknown-context",
+                f"the server sets no {_dotted(node.keys)}",
+                f"there are {', '.join(sorted(known))}",
+                field=where,
+            )
+
+
+def _tools(policy: Policy, pattern: str, known: Collection[str]) -> list[str]:
+    graph = policy.graphs.get("g2")
+    members = (
+        graph.members(pattern, "") if graph is not None and pattern.startswith("grp:") else frozenset[str]()
+    )
+    return [tool for tool in known if tool in members or key_match(tool, pattern)]
+
+
+def _argument_findings(
+    line: Line, where: Field, keys: Keys, demanded: frozenset[Kind], schemas: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Problem]:
+    found = {tool: argument_kinds(schema, keys[2:]) for tool, schema in schemas.items()}
+    without = sorted(tool for tool, kinds in found.items() if kinds is None)
+    if without:
+        # A row over many tools may be about some of them only; then it is for its author to judge.
+        yield line.problem(
+            "unknown-argument",
+            f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no argument"
+            f" {_dotted(keys[2:])}, so the condition cannot be answered there",
+            "check the name, or name the tools that have it",
+            field=where,
+            level="error" if len(without) == len(found) else "warning",
+        )
+    for tool, kinds in found.items():
+        if kinds and demanded and "any" not in kinds and not demanded <= kinds:
+            yield line.problem(
+                "argument-type",
+                f"{_dotted(keys[2:])} of {tool} is a {' or '.join(sorted(kinds))},"
+                f" and is used here as a {' and a '.join(sorted(demanded))}",
+                field=where,
+            )
+
+
+def _is_known(path: Keys, known: Collection[str]) -> bool:
+    """Whether an attribute, something around it or something inside it is known."""
+    # The engine itself sets this one, for approvals.
+    for name in (*known, "in_chain"):
+        parts = tuple(name.split("."))
+        shorter = min(len(parts), len(path))
+        if parts[:shorter] == path[:shorter]:
+            return True
+    return False
