@@ -514,7 +514,14 @@ def _not_valid() -> Unauthenticated:
 
 
 class Identify:
-    """Proves callers by the `Authorization` header: an API key, or else an access token."""
+    """Proves callers by the `Authorization` header: an API key, or else an access token.
+
+    A record that was just looked up serves for a second, as a stopped agent may run on for one; a revoked
+    key is refused after that.
+    """
+
+    _RECENT_US: Final = 1_000_000
+    _RECENT_MAX: Final = 1_000
 
     def __init__(
         self,
@@ -528,6 +535,7 @@ class Identify:
         self._pepper = pepper
         self._tokens = tokens
         self._clock = clock
+        self._recent: dict[str, tuple[int, KeyRecord]] = {}
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Raises `Unauthenticated`, and `IdentityUnavailable`. Header names are in lower case."""
@@ -536,11 +544,22 @@ class Identify:
             raise Unauthenticated("Send an API key or access token in the header Authorization: Bearer.")
         public = key_id(token)
         if public is not None:
-            record = await self._keys.key(public)
-            return verify_key(token, record, at_us=self._clock(), pepper=self._pepper)
+            now = self._clock()
+            return verify_key(token, await self._record(public, now), at_us=now, pepper=self._pepper)
         if self._tokens is None or token.startswith("rk_"):
             raise Unauthenticated("The credential is not valid.", guessed=True)
         return await self._tokens.principal(token)
+
+    async def _record(self, public: str, now: int) -> KeyRecord | None:
+        read_us, record = self._recent.get(public, (0, None))
+        if record is not None and 0 <= now - read_us < self._RECENT_US:
+            return record
+        record = await self._keys.key(public)
+        if record is not None:
+            if len(self._recent) >= self._RECENT_MAX:
+                self._recent.clear()
+            self._recent[public] = now, record
+        return record
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

@@ -271,6 +271,12 @@ def test_an_allowlist_that_means_everybody_is_not_accepted(entry: str):
         GuardSettings(hosts=frozenset({entry}))
 
 
+@pytest.mark.parametrize("url", ["remit", "api://remit", "https://", "https://a/mcp?x", "https://a/mcp#x"])
+def test_a_resource_without_a_place_for_its_metadata_is_not_accepted(url: str):
+    with pytest.raises(ValueError, match="URL of the MCP endpoint"):
+        ProtectedResource(resource=url, authorization_servers=())
+
+
 @pytest.mark.parametrize(
     "content_type",
     [

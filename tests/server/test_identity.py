@@ -105,8 +105,10 @@ def settings(tmp_path: Path) -> JwtSettings:
 class Keys:
     def __init__(self, *records: KeyRecord) -> None:
         self.records = {record.id: record for record in records}
+        self.asked = 0
 
     async def key(self, key_id: str, /) -> KeyRecord | None:
+        self.asked += 1
         return self.records.get(key_id)
 
 
@@ -209,6 +211,29 @@ async def test_an_unknown_key_a_wrong_secret_and_a_revoked_key_with_a_wrong_secr
         with pytest.raises(Unauthenticated, match=r"^The API key is not valid\.$") as caught:
             await identify.authenticate(bearing(credential))
         assert caught.value.guessed
+
+
+async def test_a_key_is_looked_up_once_a_second_and_refused_within_one_when_revoked():
+    record, plaintext = a_key()
+    keys, clock = Keys(record), Clock()
+    identify = Identify(keys=keys, pepper=PEPPER, clock=clock)
+    for _ in range(100):
+        await identify.authenticate(bearing(plaintext))
+    assert keys.asked == 1
+    keys.records[record.id] = replace(record, revoked_us=NOW_US)
+    clock.at_s += 1
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await identify.authenticate(bearing(plaintext))
+
+
+async def test_a_key_made_a_moment_after_it_was_tried_is_known_at_once():
+    record, plaintext = a_key()
+    keys = Keys()
+    identify = Identify(keys=keys, pepper=PEPPER, clock=Clock())
+    with pytest.raises(Unauthenticated):
+        await identify.authenticate(bearing(plaintext))
+    keys.records[record.id] = record
+    assert (await identify.authenticate(bearing(plaintext))).key_id == record.id
 
 
 async def test_a_key_is_worth_nothing_under_another_pepper():

@@ -62,13 +62,21 @@ class Authenticator(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtectedResource:
-    """What clients are told so that they can get a token (RFC 9728)."""
+    """What clients are told so that they can get a token (RFC 9728).
+
+    Raises `ValueError` when the resource is not a URL that has a place for its metadata.
+    """
 
     #: The URL of the MCP endpoint as clients use it, without a trailing slash.
     resource: str
     authorization_servers: tuple[str, ...]
     #: A token must have all of these.
     scopes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.resource)
+        if url.scheme not in ("https", "http") or not url.netloc or url.query or url.fragment:
+            raise ValueError("the resource is the https:// URL of the MCP endpoint, without ? and #")
 
     @property
     def metadata_url(self) -> str:
