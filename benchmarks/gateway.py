@@ -55,7 +55,7 @@ QUICK = Plan(
     seconds=0.4,
     warm_up_s=0.1,
     cells=[(1, "echo"), (16, "echo"), (128, "echo"), (16, "2 KB")],
-    too_slow=frozenset({("fastmcp", 16), ("fastmcp", 128)}),
+    too_slow=frozenset({("fastmcp", 16), ("fastmcp", 128), ("fastmcp-connected", 128)}),
 )
 
 
