@@ -114,8 +114,13 @@ def a_call(name: str, arguments: dict[str, Any] | None = None, /, **more: Any) -
     return Request(name=name, arguments=arguments or {}, **fields)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that other processes bring about."""
+    with anyio.fail_after(15):
+        while not condition():  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(0.01)
+
+
 async def appears(path: Path) -> None:
     """Wait for a note that a source leaves in a file."""
-    with anyio.fail_after(15):
-        while not path.exists():
-            await anyio.sleep(0.01)
+    await until(path.exists)

@@ -38,6 +38,7 @@ from remit_adapters.mcp.targets import HttpTarget, StdioTarget
 from remit_adapters.mcp.wire import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
+    HEADER_MISMATCH,
     LEGACY,
     LOG_LEVEL_KEY,
     METHOD_NOT_FOUND,
@@ -327,6 +328,8 @@ class McpAdapter:
         except AdapterError as error:
             if error.code == "unreachable":
                 self._set_health("down", error.message)
+            if _is_rpc(error, HEADER_MISMATCH):
+                self._on_event(Event(kind="tools"))  # a tool is not what it was when it was listed
             raise
         if self._health.state == "down" and self._link is link:
             # It was away, and may have come back as another.
