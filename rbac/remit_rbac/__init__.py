@@ -5,6 +5,7 @@ decision = policy.decide(Question(tenant="acme", agent="agent:refunder", user="u
 """
 
 from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, compile_expression
+from remit_rbac.explain import NearMiss, near_misses
 from remit_rbac.index import Row
 from remit_rbac.loading import GUARDRAILS, load_files, load_layers, load_rows, load_text
 from remit_rbac.policy import Answer, Decision, Duty, Policy, Question, RowError, Rung, Subjects
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluationError",
     "Expression",
     "ExpressionError",
+    "NearMiss",
     "Policy",
     "PolicyError",
     "Problem",
@@ -34,5 +36,6 @@ __all__ = [
     "load_layers",
     "load_rows",
     "load_text",
+    "near_misses",
     "table_rows",
 ]

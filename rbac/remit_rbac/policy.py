@@ -130,7 +130,7 @@ class Subjects:
     users: tuple[str, ...]
 
 
-class _Verdict(NamedTuple):
+class Verdict(NamedTuple):
     """How the rows of one (subject, action) answered one call. A tuple, because it is made so often."""
 
     allowed: bool
@@ -143,11 +143,11 @@ class _Verdict(NamedTuple):
     in_doubt: bool
 
 
-class _Standing(NamedTuple):
+class Standing(NamedTuple):
     """How far one subject may go, and the verdicts from execute down to there."""
 
     rung: Rung
-    verdicts: Sequence[_Verdict]
+    verdicts: Sequence[Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class _Plan:
     denies: tuple[Rule, ...]
     allows: tuple[Rule, ...]
     #: The answer, when no argument can change it.
-    settled: _Verdict | None
+    settled: Verdict | None
 
     @property
     def hopeless(self) -> bool:
@@ -230,18 +230,13 @@ class Policy:
         user = _climb(case.user, record, errors)
         rung = min(agent.rung, user.rung)
         duties = _due(case.duties[rung], record, errors)
-        return Decision(
-            rung=rung,
-            agent_rung=agent.rung,
-            user_rung=user.rung,
-            delegated=True,
-            code=_CODES[rung] or _refusal_code(agent, user),
-            limited_by=_limited_by(agent.rung, user.rung),
-            rows=_determining(agent, user),
-            errors=tuple(dict.fromkeys(errors)) if errors else (),
-            duties=duties,
-            policy_version=self.version,
-        )
+        return conclude(agent, user, errors, duties, self.version)
+
+    def duties(self, q: Question, rung: Rung) -> tuple[Duty, ...]:
+        """What goes with a call that is permitted up to a rung."""
+        case = self._case(q.tenant, q.agent, q.user, q.tool)
+        record = {"sub": "", "dom": q.tenant, "tool": q.tool, "act": "", "args": q.args, "ctx": q.ctx}
+        return () if case.refusal else _due(case.duties[rung], record, [])
 
     def allowed(
         self, subject: str, tenant: str, tool: str, act: str, args: Mapping[str, Any], ctx: Mapping[str, Any]
@@ -320,6 +315,13 @@ class Policy:
             _remember(self._subjects, tenant, known)
         return known
 
+    def rows_for(self, request: Mapping[str, str], *, ignoring: Collection[str] = ()) -> list[Rule]:
+        """The rules whose columns match `sub`, `dom`, `tool` and `act`, whatever their conditions say.
+
+        Columns in `ignoring` match whatever they hold.
+        """
+        return self._index["p"].find(request, ignoring=ignoring)
+
     @property
     def tenants(self) -> tuple[str, ...]:
         """The tenants that the policy names, in alphabetical order."""
@@ -335,7 +337,7 @@ class Policy:
     def _approving(self, tenant: str, tool: str) -> list[Rule]:
         """The rows that allow anybody to approve calls of a tool."""
         request = {"sub": "", "dom": tenant, "tool": tool, "act": "approve"}
-        rules = self._index["p"].find(request, ignoring=("sub",))
+        rules = self.rows_for(request, ignoring=("sub",))
         return [rule for rule in rules if rule.values[5] == "allow"]
 
     def _users(self, rule: Rule, tenant: str) -> Iterable[str]:
@@ -414,27 +416,27 @@ class Policy:
 
 def _planned(denies: tuple[Rule, ...], allows: tuple[Rule, ...]) -> _Plan:
     always_denied = [rule for rule in denies if rule.condition is None]
-    settled: _Verdict | None = None
+    settled: Verdict | None = None
     if always_denied or not allows:
-        settled = _Verdict(False, always_denied, allows, bool(always_denied), False)
+        settled = Verdict(False, always_denied, allows, bool(always_denied), False)
     elif not denies and all(rule.condition is None for rule in allows):
-        settled = _Verdict(True, (), allows, False, False)
+        settled = Verdict(True, (), allows, False, False)
     return _Plan(denies, allows, settled)
 
 
-def _climb(plans: tuple[_Plan, ...], record: dict[str, Any], errors: list[RowError]) -> _Standing:
+def _climb(plans: tuple[_Plan, ...], record: dict[str, Any], errors: list[RowError]) -> Standing:
     scope = {"r": record}
-    verdicts: list[_Verdict] = []
+    verdicts: list[Verdict] = []
     for (rung, action), plan in zip(LADDER, plans, strict=True):
         record["act"] = action
         verdict = plan.settled or _judge(plan, scope, errors)
         verdicts.append(verdict)
         if verdict.allowed:
-            return _Standing(rung, verdicts)
-    return _Standing(Rung.DENY, verdicts)
+            return Standing(rung, verdicts)
+    return Standing(Rung.DENY, verdicts)
 
 
-def _judge(plan: _Plan, scope: Mapping[str, Any], errors: list[RowError]) -> _Verdict:
+def _judge(plan: _Plan, scope: Mapping[str, Any], errors: list[RowError]) -> Verdict:
     if plan.settled is not None:
         return plan.settled
     before = len(errors)
@@ -442,7 +444,7 @@ def _judge(plan: _Plan, scope: Mapping[str, Any], errors: list[RowError]) -> _Ve
     denied = len(denied_by) > len(errors) - before
     allowed_by = [rule for rule in plan.allows if _holds(rule, scope, errors, False)]
     allowed = bool(allowed_by) and not denied_by
-    return _Verdict(allowed, denied_by, allowed_by, denied, len(errors) > before)
+    return Verdict(allowed, denied_by, allowed_by, denied, len(errors) > before)
 
 
 def _holds(rule: Rule, scope: Mapping[str, Any], errors: list[RowError], in_doubt: bool) -> bool:
@@ -484,6 +486,29 @@ def _limited_by(agent: Rung, user: Rung) -> Literal["agent", "user", "both", "no
     return "none" if agent is Rung.EXECUTE else "both"
 
 
+def conclude(
+    agent: Standing,
+    user: Standing,
+    errors: Sequence[RowError],
+    duties: tuple[Duty, ...],
+    policy_version: str,
+) -> Decision:
+    """The decision that follows from how far each side may go."""
+    rung = min(agent.rung, user.rung)
+    return Decision(
+        rung=rung,
+        agent_rung=agent.rung,
+        user_rung=user.rung,
+        delegated=True,
+        code=_CODES[rung] or _refusal_code(agent, user),
+        limited_by=_limited_by(agent.rung, user.rung),
+        rows=_determining(agent, user),
+        errors=tuple(dict.fromkeys(errors)) if errors else (),
+        duties=duties,
+        policy_version=policy_version,
+    )
+
+
 _CODES: dict[Rung, Code | None] = {
     Rung.EXECUTE: "allowed",
     Rung.APPROVE: "needs_approval",
@@ -492,14 +517,14 @@ _CODES: dict[Rung, Code | None] = {
 }
 
 
-def _refusal_code(agent: _Standing, user: _Standing) -> Code:
+def _refusal_code(agent: Standing, user: Standing) -> Code:
     verdicts = [verdict for side in (agent, user) if side.rung is Rung.DENY for verdict in side.verdicts]
     if any(verdict.denied and verdict.allowed_by for verdict in verdicts):
         return "denied_by_rule"
     return "rule_error" if any(verdict.in_doubt for verdict in verdicts) else "no_rule"
 
 
-def _determining(agent: _Standing, user: _Standing) -> tuple[Row, ...]:
+def _determining(agent: Standing, user: Standing) -> tuple[Row, ...]:
     """What allows each side as far as it may go, and what keeps the lower one from going further."""
     rules: dict[int, Row] = {}
     lowest = min(agent.rung, user.rung)

@@ -7,7 +7,7 @@ loader, so membership is what Casbin would answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 #: Casbin's role manager stops after this many levels, so deeper chains would silently lose roles.
@@ -30,6 +30,14 @@ class RoleGraph:
         for link in links:
             self._groups.setdefault(link.domain, {}).setdefault(link.member, []).append(link.group)
             self._members.setdefault(link.domain, {}).setdefault(link.group, []).append(link.member)
+
+    @property
+    def links(self) -> Iterator[tuple[str, ...]]:
+        """The rows that the graph was made of: member, group and, where there is one, domain."""
+        for domain, groups in self._groups.items():
+            for member, found in groups.items():
+                for group in found:
+                    yield (member, group, domain) if domain else (member, group)
 
     @property
     def domains(self) -> Sequence[str]:

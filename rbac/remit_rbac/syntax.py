@@ -135,6 +135,60 @@ _STOCK_REWRITES = re.compile(r"!(?!=)|\b[rp][0-9]*\.")
 _HINTS = {"true": "write True", "false": "write False", "null": "write None"}
 
 
+def render(node: Node) -> str:
+    """The text of a tree, with as few parentheses as keep its meaning."""
+    return _render(node, 0)
+
+
+def _render(node: Node, around: int) -> str:
+    """`around` is how tightly the surrounding operator binds; looser things take parentheses."""
+    match node:
+        case Literal(value):
+            return f"'{value}'" if isinstance(value, str) and "'" not in value else _plain(value)
+        case Path(keys):
+            return str(keys[0]) + "".join(_step(key) for key in keys[1:])
+        case Listing(items):
+            return f"[{', '.join(_render(item, 0) for item in items)}]"
+        case Call(name, arguments):
+            return f"{name}({', '.join(_render(argument, 0) for argument in arguments)})"
+        case Choice(test, then, otherwise):
+            text = f"{_render(then, 1)} if {_render(test, 1)} else {_render(otherwise, 0)}"
+            return _wrapped(text, 0, around)
+        case Logic(operator, operands):
+            level = _BINDING[operator]
+            return _wrapped(
+                f" {operator} ".join(_render(part, level + 1) for part in operands), level, around
+            )
+        case Not(operand):
+            return _wrapped(f"not {_render(operand, 3)}", 3, around)
+        case Comparison(first, links):
+            text = _render(first, 5) + "".join(f" {name} {_render(part, 5)}" for name, part in links)
+            return _wrapped(text, 4, around)
+        case Arithmetic(operator, left, right):
+            level = _BINDING[operator]
+            return _wrapped(f"{_render(left, level)} {operator} {_render(right, level + 1)}", level, around)
+        case Negative(operand):
+            return _wrapped(f"-{_render(operand, 7)}", 7, around)
+
+
+_BINDING = {"or": 1, "and": 2, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6}
+
+
+def _wrapped(text: str, level: int, around: int) -> str:
+    return f"({text})" if level < around else text
+
+
+def _step(key: Key) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    plain = key.isidentifier() and key.isascii() and not keyword.iskeyword(key) and not _REWRITTEN.match(key)
+    return f".{key}" if plain else f"['{key}']" if "'" not in key else f'["{key}"]'
+
+
+def _plain(value: Scalar) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
 def stock_rewrites(text: str) -> bool:
     """Whether a stock Casbin enforcer would change this text inside quotes before comparing with it."""
     return "&&" in text or "||" in text or _STOCK_REWRITES.search(text) is not None

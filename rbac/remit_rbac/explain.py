@@ -1,0 +1,83 @@
+"""Why a call did not get further: the rows that would have allowed it, had one thing been different.
+
+For people who write policies and people who are refused. It is not used to decide, reads rows through
+the policy's own index, and names attributes and operators but no values of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from remit_rbac import syntax
+from remit_rbac.conditions import EvaluationError, Expression, compile_node
+from remit_rbac.index import Row
+from remit_rbac.policy import LADDER, Policy, Question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearMiss:
+    """A row that would allow `act` to `subject`, but for what is missing."""
+
+    subject: str
+    act: str
+    row: Row
+    #: Each is one sentence part, such as `r.args.amount <= 100 is false`.
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.subject} could {self.act} by {self.row}, but {' and '.join(self.missing)}"
+
+
+#: Where a row may differ from the call in one column and still be of interest. Never the tenant.
+_COLUMNS = {"sub": (0, "it is for {}"), "tool": (2, "it is about {}")}
+
+
+def near_misses(policy: Policy, q: Question, *, count_max: int = 10) -> tuple[NearMiss, ...]:
+    """The rows nearest to allowing more, those first that lack the least."""
+    decision = policy.decide(q)
+    found: list[NearMiss] = []
+    for subject, reached in ((q.agent, decision.agent_rung), (q.user, decision.user_rung)):
+        for rung, act in LADDER:
+            if rung > reached:
+                found.extend(_misses(policy, q, subject, act))
+    found.sort(key=lambda miss: len(miss.missing))
+    return tuple(found[:count_max])
+
+
+def _misses(policy: Policy, q: Question, subject: str, act: str) -> list[NearMiss]:
+    record = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act, "args": q.args, "ctx": q.ctx}
+    request = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act}
+    found: list[NearMiss] = []
+    matching = policy.rows_for(request)
+    for rule in matching:
+        missing = unmet(rule.condition, {"r": record})
+        if rule.values[5] == "allow" and missing:
+            found.append(NearMiss(subject=subject, act=act, row=rule.row, missing=missing))
+    known = {rule.number for rule in matching}
+    for column, (position, why) in _COLUMNS.items():
+        for rule in policy.rows_for(request, ignoring=(column,)):
+            if rule.number in known or rule.values[5] != "allow" or unmet(rule.condition, {"r": record}):
+                continue
+            missing = (why.format(rule.values[position]),)
+            found.append(NearMiss(subject=subject, act=act, row=rule.row, missing=missing))
+    return found
+
+
+def unmet(condition: Expression | None, scope: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of a condition, joined by `and`, that do not hold; none when it holds."""
+    if condition is None:
+        return ()
+    node = condition.node
+    parts = node.operands if isinstance(node, syntax.Logic) and node.operator == "and" else (node,)
+    return tuple(reason for part in parts if (reason := _reason(part, scope)))
+
+
+def _reason(part: syntax.Node, scope: Mapping[str, Any]) -> str:
+    text = syntax.render(part)
+    try:
+        value = compile_node(text, part).evaluate(scope)
+    except EvaluationError as error:
+        return f"{text} cannot be answered: {error}"
+    return "" if value is True else f"{text} is false"
