@@ -1,4 +1,4 @@
-"""Over HTTP an error belongs to one call and is named honestly; a body is bounded whatever the server sends."""
+"""Over HTTP an error belongs to one call and named honestly; bodies are bounded whatever the server sends."""
 
 from __future__ import annotations
 
