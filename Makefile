@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade 'pip>=25.3'
-	$(RUN) pip install --quiet -c constraints.txt --build-constraint constraints.txt -e '.[demo]' --group dev
+	$(RUN) pip install --quiet -c constraints.txt --build-constraint constraints.txt -e '.[demo,otlp]' --group dev
 	@touch $@
 
 demo: venv
