@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -25,6 +26,16 @@ def _duration(value: object) -> object:
     if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
         return int(match[1]) * _SECONDS[match[2]]
     raise ValueError("write a duration as a number and a unit, for example 30s, 15m, 24h or 7d")
+
+
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(
+            "this machine knows no such time zone; write one such as Europe/Berlin, or install tzdata"
+        ) from None
+    return value
 
 
 def _reference(value: str) -> str:
@@ -54,7 +65,12 @@ def expression(*roots: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Duration = Annotated[int, BeforeValidator(_duration), Field(json_schema_extra={"type": "string"})]
+Duration = Annotated[
+    int,
+    BeforeValidator(_duration),
+    Field(json_schema_extra={"type": "string", "pattern": f"^{_DURATION.pattern}$"}),
+]
+Zone = Annotated[str, AfterValidator(_zone)]
 SecretRef = Annotated[str, AfterValidator(_reference)]
 SourceId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}$")]
@@ -268,7 +284,7 @@ class Budget(Strict):
     window: Literal["total", "minute", "hour", "day", "month"]
     limit: Amount
     #: Time zone of hour, day and month windows.
-    zone: str = "UTC"
+    zone: Zone = "UTC"
 
 
 class Approvals(Strict):
@@ -309,7 +325,7 @@ class Config(Strict):
     #: Facts that rules may see as `r.ctx.env`, `r.ctx.jurisdiction` and so on.
     context: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], str | int | bool] = {}
     #: The time zone of `r.ctx.hour` and `r.ctx.weekday`.
-    zone: str = "UTC"
+    zone: Zone = "UTC"
     #: Remit's own tools that agents are offered, as `remit.status` and so on.
     agent_tools: tuple[AgentTool, ...] = ("status", "explain", "undo", "withdraw")
 

@@ -248,6 +248,9 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "5:18: identity.cli.tenant: 'a cme' is refused; use " + NAME),
     "an algorithm that signs nothing": (BASE + "identity: {jwt: {issuer: a, jwks: b, audience: c, algorithms: [none]}}\n",
         "5:64: identity.jwt.algorithms[0]: 'none' is not an algorithm; write one of RS256, PS256, ES256, EdDSA"),
+    "an unknown time zone": (BASE + "zone: Mars/Olympus\nbudgets: [{scope: agent, unit: calls, window: day, limit: 1, zone: Europe}]\n",
+        "5:1: zone: 'Mars/Olympus' is refused: this machine knows no such time zone; write one such as Europe/Berlin, or install tzdata",
+        "6:62: budgets[0].zone: 'Europe' is refused: this machine knows no such time zone; write one such as Europe/Berlin, or install tzdata"),
     "bind without a port": (BASE + "http: {bind: localhost}\n",
         "5:8: http.bind: 'localhost' is refused; write an address and a port, for example 127.0.0.1:8420"),
     "a port beyond 65535": (BASE + "http: {bind: 127.0.0.1:70000}\n",
@@ -278,8 +281,8 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "5:28: tools.time.set.price.US$: 'US$' is refused; begin with a-z, then up to 31 of a-z, 0-9 and _"),
     "a fraction as a fact": (BASE + "context: {share: 0.5}\n",
         "5:11: context.share: 0.5 is a number with a fraction; write text in quotes, a whole number or true or false"),
-    "a GitHub token": (BASE + f"zone: {GITHUB_TOKEN}\n",
-        "5:7: zone: this looks like a GitHub token" + LEAKED),
+    "a GitHub token": (BASE + f"store: {{path: {GITHUB_TOKEN}}}\n",
+        "5:15: store.path: this looks like a GitHub token" + LEAKED),
     "a token in a comment": (BASE + f"# old: {GITHUB_TOKEN}\n",
         "5:8: this looks like a GitHub token" + LEAKED),
     "a token as a bad value": (BASE + f"limits: {{queue: {GITHUB_TOKEN}}}\n",
@@ -288,18 +291,18 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
     "a token as a key": (BASE + f"{GITHUB_TOKEN}: 1\n",
         "5:1: [a secret]: this looks like a GitHub token" + LEAKED,
         "5:1: [a secret]: is not a setting here; known are " + TOP_LEVEL),
-    "an AWS key": (BASE + "zone: " + "AKIA" + "ABCD1234" * 2,
-        "5:7: zone: this looks like an AWS access key" + LEAKED),
-    "a Slack token": (BASE + "zone: " + "xoxb-" + "1234567890-abc",
-        "5:7: zone: this looks like a Slack token" + LEAKED),
-    "a Stripe key": (BASE + "zone: " + "sk_" + "live_" + "a1B2" * 5,
-        "5:7: zone: this looks like a Stripe key" + LEAKED),
-    "an API key": (BASE + "zone: " + "sk-" + "proj-" + "a1B2" * 5,
-        "5:7: zone: this looks like an API key" + LEAKED),
-    "a Remit key": (BASE + "zone: " + "rk_" + "0192f" + "_" + "a1B2" * 8,
-        "5:7: zone: this looks like a Remit agent key" + LEAKED),
-    "a JSON Web Token": (BASE + "zone: " + "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJ" + "zdWIiOiIxIn0xx" + ".c2ln",
-        "5:7: zone: this looks like a JSON Web Token" + LEAKED),
+    "an AWS key": (BASE + "store:\n  path: " + "AKIA" + "ABCD1234" * 2,
+        "6:9: store.path: this looks like an AWS access key" + LEAKED),
+    "a Slack token": (BASE + "store:\n  path: " + "xoxb-" + "1234567890-abc",
+        "6:9: store.path: this looks like a Slack token" + LEAKED),
+    "a Stripe key": (BASE + "store:\n  path: " + "sk_" + "live_" + "a1B2" * 5,
+        "6:9: store.path: this looks like a Stripe key" + LEAKED),
+    "an API key": (BASE + "store:\n  path: " + "sk-" + "proj-" + "a1B2" * 5,
+        "6:9: store.path: this looks like an API key" + LEAKED),
+    "a Remit key": (BASE + "store:\n  path: " + "rk_" + "0192f" + "_" + "a1B2" * 8,
+        "6:9: store.path: this looks like a Remit agent key" + LEAKED),
+    "a JSON Web Token": (BASE + "store:\n  path: " + "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJ" + "zdWIiOiIxIn0xx" + ".c2ln",
+        "6:9: store.path: this looks like a JSON Web Token" + LEAKED),
     "a private key": (BASE + "context:\n  key: |\n    -----BEGIN " + "PRIVATE KEY-----\n    x\n",
         "7:5: this looks like a private key" + LEAKED),
     "a password in a URL": (BASE.replace("command: [mcp-server-time]", "url: 'https://me:hunter2@x.example'"),
@@ -429,7 +432,9 @@ def test_every_setting_that_must_be_there_has_an_example() -> None:
 def test_every_pattern_of_a_setting_is_explained_in_words() -> None:
     schema = json.dumps(json_schema())
     written = re.findall(r'"pattern": "(.*?)"', schema) + re.findall(r'"patternProperties": {"(.*?)"', schema)
-    assert {json.loads(f'"{pattern}"') for pattern in written} == set(config_problems.FORMS)
+    # A duration explains itself: its message comes with the validator.
+    found = {json.loads(f'"{pattern}"') for pattern in written} - {r"^(\d{1,6})(s|m|h|d)$"}
+    assert found == set(config_problems.FORMS)
 
 
 def models() -> list[type[BaseModel]]:
@@ -629,7 +634,7 @@ def test_the_minimal_example_lets_its_agent_read_and_nothing_else() -> None:
 
 
 def test_what_a_start_does_not_need_is_not_imported() -> None:
-    late = {"remit.config_schema", "difflib", "jsonschema_rs", "sqlalchemy", "mcp"}
+    late = {"remit.config_schema", "difflib", "jsonschema_rs", "mcp"}
     code = f"import sys, remit.config_file; print(sorted({late!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
