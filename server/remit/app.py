@@ -58,6 +58,11 @@ class App:
         return self._services
 
     @property
+    def services_now(self) -> Services | None:
+        """The same without waiting: None while starting, or after a failed start."""
+        return self._services if self._settled.is_set() else None
+
+    @property
     def pepper(self) -> bytes:
         return load_pepper(self.config.store.path.with_name(self.config.store.path.name + ".pepper"))
 

@@ -585,6 +585,8 @@ class Journal:
         """Write what is queued, seal this incarnation and let go of the file."""
 
         def change() -> None:
+            for call in _open_calls(self._ledger, self._ledger.stream):
+                _leave_behind(self._ledger, call, self._ledger.stream)
             self._ledger.event("stream.closed", tenant=None, call_id=None)
 
         await self._writer.write(change)
@@ -824,13 +826,16 @@ def _take_over_the_dead(ledger: Ledger, path: Path) -> None:
         ledger.execute(
             "UPDATE incarnations SET state = 'dead', ended_us = ? WHERE id = ?", (ledger.now_us, row["id"])
         )
-        for call in ledger.all(
-            "SELECT id, tenant, effect, kind, of_call FROM calls"
-            " WHERE incarnation = ? AND state = 'dispatched'",
-            (row["id"],),
-        ):
+        for call in _open_calls(ledger, row["id"]):
             _leave_behind(ledger, call, row["id"])
         lock_path.unlink(missing_ok=True)
+
+
+def _open_calls(ledger: Ledger, incarnation: str) -> list[sqlite3.Row]:
+    return ledger.all(
+        "SELECT id, tenant, effect, kind, of_call FROM calls WHERE incarnation = ? AND state = 'dispatched'",
+        (incarnation,),
+    )
 
 
 def _leave_behind(ledger: Ledger, call: sqlite3.Row, incarnation: str) -> None:

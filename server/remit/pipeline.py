@@ -102,8 +102,8 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
                 await on.journal.refuse(call, refusal)
                 return Refused(call_id=call.id, verdict=refusal)
 
-            # 2. admit
-            with telemetry.span("remit.admit", call):
+            # 2. admit: not cut short, or nobody would know whether the call was let out
+            with telemetry.span("remit.admit", call), anyio.CancelScope(shield=True):
                 admitted = await on.journal.admit(
                     call,
                     verdict,

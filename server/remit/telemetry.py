@@ -22,13 +22,14 @@ _calls = _meter.create_counter("remit.calls", unit="{call}", description="Govern
 _seconds = _meter.create_histogram("remit.call.duration", unit="s", description="Whole governed calls.")
 
 
-def _on() -> bool:
+def on() -> bool:
+    """Whether a tracer is configured."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def span(name: str, call: Call) -> AbstractContextManager[Any]:
     """A span of one stage of `call`; costs nothing while tracing is off."""
-    if not _on():
+    if not on():
         return _NOTHING
     return _tracer.start_as_current_span(
         name,
@@ -44,7 +45,7 @@ def span(name: str, call: Call) -> AbstractContextManager[Any]:
 
 def propagated(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     """`meta` with the current trace context, for the source."""
-    if not _on():
+    if not on():
         return meta
     carrier: dict[str, str] = {}
     propagate.inject(carrier)

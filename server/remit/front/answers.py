@@ -6,7 +6,6 @@ A refusal is a tool result with `isError`, never a broken connection, so that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +22,7 @@ RECEIPT = "dev.remit/receipt"
 REFUSED = -31001
 #: The code of a call that failed or is in doubt, where no tool result can carry it.
 SOURCE_FAILED = -31002
+_SERVER_INFO = "io.modelcontextprotocol/serverInfo"
 _POLL_S = 15
 
 
@@ -63,15 +63,17 @@ def unknown(operation: Operation, name: str) -> MCPError:
 
 def _done(call: Call, outcome: Done) -> dict[str, Any]:
     body = dict(outcome.reply.body)
-    if call.kind != "call" or outcome.reply.kind == "input_required":
+    if outcome.reply.kind == "input_required":
         return body
     receipt: dict[str, Any] = {"call_id": outcome.call_id, "cost": outcome.cost}
     if outcome.undo:
         receipt["undo"] = {"class": call.tool.effect.value, "until": moment(outcome.undo.expires_us)}
     if outcome.repeated:
         receipt["repeated"] = True
-    meta: Any = body.get("_meta")
-    body["_meta"] = {**meta, RECEIPT: receipt} if isinstance(meta, Mapping) else {RECEIPT: receipt}
+    meta = dict(body.get("_meta") or {})
+    meta.pop(_SERVER_INFO, None)  # the source is not who answers here
+    body["_meta"] = {**meta, RECEIPT: receipt}
+    body.setdefault("resultType", "complete")
     return body
 
 

@@ -140,7 +140,7 @@ class Front:
                     t.INTERNAL_ERROR, "Remit cannot answer this just now; try again later."
                 ) from None
             except Exception:  # noqa: BLE001 - the edge: the client is told nothing of it, the log everything
-                _log.exception("%s failed", ctx.method)
+                internal_error(ctx.method)
                 raise MCPError(t.INTERNAL_ERROR, "Internal error") from None
 
         return safe
@@ -172,13 +172,20 @@ class Front:
         if params.name in AGENT_TOOLS:
             if AGENT_TOOLS[params.name] not in self._agent_tools:
                 raise unknown(Operation.TOOL, params.name)
-            run = self._run_of(ctx, principal)
+            run = self._run_of(_meta_of(ctx.params), principal)
             return await answer_agent_tool(params.name, arguments, principal, run, on, self._views)
         tool = self._views.tool(params.name, principal, on)
         if tool is None:
-            await self._note_invisible(ctx, params.name, arguments, principal, on)
+            await self._note_invisible(params.name, arguments, principal, on)
             raise unknown(Operation.TOOL, params.name)
         return await self._governed(ctx, tool, arguments, principal, on)
+
+    def plain_tool(self, name: str, principal: Principal, on: Services) -> Tool | None:
+        """The tool by that name, when calling it needs nothing of the SDK: no questions, no headers."""
+        tool = self._views.tool(name, principal, on)
+        if tool is None or tool.header_schema is not None or on.config.sources[tool.source].relay:
+            return None
+        return tool
 
     async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> Result:
         on, principal = await self._who(ctx)
@@ -216,12 +223,25 @@ class Front:
         self, ctx: Context, tool: Tool, arguments: Mapping[str, Any], principal: Principal, on: Services
     ) -> Result:
         raw: Mapping[str, Any] = ctx.params or {}
-        meta = cast("Mapping[str, Any]", raw.get("_meta") or {})
+        caller = self._caller(ctx, tool, _meta_of(raw), on)
+        return await self.governed(raw, tool, arguments, principal, on, caller)
+
+    async def governed(
+        self,
+        raw: Mapping[str, Any],
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        principal: Principal,
+        on: Services,
+        caller: Caller,
+    ) -> Result:
+        """Make a call of raw request params, govern it, and put its outcome into wire shape."""
+        meta = _meta_of(raw)
         call = new_call(
             tool=tool,
             arguments=arguments,
             principal=principal,
-            run=self._run_of(ctx, principal),
+            run=self._run_of(meta, principal),
             secret=on.secret,
             at_us=on.clock(),
             client_key=_short(meta.get(f"{_PREFIX}idempotency_key"), "idempotency_key"),
@@ -231,10 +251,10 @@ class Front:
             input_responses=raw.get("inputResponses"),
             request_state=raw.get("requestState"),
         )
-        return to_wire(call, await govern(call, on, self._caller(ctx, tool, meta, on)))
+        return to_wire(call, await govern(call, on, caller))
 
     async def _note_invisible(
-        self, ctx: Context, name: str, arguments: Mapping[str, Any], principal: Principal, on: Services
+        self, name: str, arguments: Mapping[str, Any], principal: Principal, on: Services
     ) -> None:
         """Record a try at a tool that exists and that this caller may not see."""
         tool = on.catalog.tools.get(name)
@@ -244,7 +264,7 @@ class Front:
             tool=tool,
             arguments=arguments,
             principal=principal,
-            run=self._run_of(ctx, principal),
+            run=self._run_of({}, principal),
             secret=on.secret,
             at_us=on.clock(),
         )
@@ -314,17 +334,16 @@ class Front:
             raise MCPError(t.INTERNAL_ERROR, "No identity is configured for this connection.")
         return on, self._principal
 
-    def _run_of(self, ctx: Context, principal: Principal) -> str:
+    def _run_of(self, meta: Mapping[str, Any], principal: Principal) -> str:
         if principal.run:
             return principal.run
-        meta = cast("Mapping[str, Any]", (ctx.params or {}).get("_meta") or {})
         return _short(meta.get(f"{_PREFIX}run"), "run") or self._run or "default"
 
     def _caller(self, ctx: Context, tool: Tool, meta: Mapping[str, Any], on: Services) -> Caller:
         relay = on.config.sources[tool.source].relay
         wants_progress = "progressToken" in meta
         if not relay and not wants_progress:
-            return _PLAIN.get(ctx.protocol_version) or Caller(protocol_version=ctx.protocol_version)
+            return PLAIN.get(ctx.protocol_version) or Caller(protocol_version=ctx.protocol_version)
         session = ctx.session
         modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
         declared = session.client_capabilities
@@ -374,7 +393,17 @@ class Front:
     _header_schemas_of: Any = None
 
 
-_PLAIN = {version: Caller(protocol_version=version) for version in ("2025-06-18", "2025-11-25", "2026-07-28")}
+#: A client that is asked nothing and told nothing while its call runs.
+PLAIN = {version: Caller(protocol_version=version) for version in ("2025-06-18", "2025-11-25", "2026-07-28")}
+
+
+def internal_error(method: str) -> None:
+    """Log the exception being handled: a bug, whose details stay here."""
+    _log.exception("%s failed", method)
+
+
+def _meta_of(raw: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", (raw or {}).get("_meta") or {})
 
 
 def _listed(member: str, entries: Any) -> Result:

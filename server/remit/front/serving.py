@@ -16,6 +16,7 @@ import anyio
 import uvicorn
 
 from remit.app import App, process_run
+from remit.front.lane import Lane
 from remit.front.server import Front
 from remit.identity import Principal
 
@@ -122,7 +123,7 @@ async def _guarded(app: App, front: Front, url: str, port: int) -> ASGIApp:
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
     return Guard(
-        _bound_sessions(inner),
+        Lane(app, front, _bound_sessions(inner)),
         settings=GuardSettings(
             path=MCP_PATH,
             hosts=frozenset(host.lower() for host in hosts),
