@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,11 +36,6 @@ class Node:
     modules: Path
 
 
-def skip_without_remit(front: str) -> None:
-    if front == "remit" and find_spec("remit.__main__") is None:
-        pytest.skip("REMIT IS NOT TESTED: this checkout has no `python -m remit` yet")
-
-
 @pytest.fixture(scope="session")
 def node() -> Node:
     try:
@@ -63,7 +57,6 @@ def python_with() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session", params=FRONTS)
 def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    skip_without_remit(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     with ExitStack() as running:
         source = running.enter_context(fixture_server(folder))
