@@ -254,7 +254,7 @@ async def client_of(guest: Guest, *, may_ask: bool) -> AsyncIterator[Client]:
 @asynccontextmanager
 async def reach(server: Server, era: str) -> AsyncIterator[Client]:
     async with (
-        create_mcp_http_client(headers=server.headers) as http,
+        httpx2.AsyncClient(headers=server.headers, timeout=DEADLINE_S) as http,
         Client(streamable_http_client(server.url, http_client=http), mode=era, cache=None) as client,
     ):
         yield client
