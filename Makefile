@@ -57,7 +57,7 @@ bench: venv
 	$(RUN) benchmarks.gateway --quick $(ARGS)
 
 fuzz-policy: venv
-	$(RUN) tests.fuzz.fuzz_policy $(ARGS)
+	$(RUN) tests.rbac.fuzz $(ARGS)
 
 fuzz-strict: venv
 	$(RUN) tests.fuzz.fuzz_strict --runs 100000 $(ARGS)
