@@ -38,8 +38,6 @@ class Rung(IntEnum):
 
 #: The Casbin action that grants each rung, highest first.
 LADDER = ((Rung.EXECUTE, "execute"), (Rung.APPROVE, "recommend"), (Rung.ADVISE, "advise"))
-#: By rung. No action grants DENY, and no row names it.
-_ACTIONS = ("", "advise", "recommend", "execute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +172,10 @@ class _Duties:
     rules: tuple[tuple[str, Rule, Duty], ...]
     #: What is due, when no argument can change it.
     settled: tuple[Duty, ...] | None
+
+
+#: A call that is denied owes nothing.
+_NO_DUTIES = _Duties("", (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +365,10 @@ class Policy:
                 refusal=None,
                 agent=tuple(self._plan(agent, tenant, tool, action) for _, action in LADDER),
                 user=tuple(self._plan(user, tenant, tool, action) for _, action in LADDER),
-                duties=tuple(self._duties(action, (agent, user), tenant, tool) for action in _ACTIONS),
+                duties=(
+                    _NO_DUTIES,
+                    *(self._duties(action, (agent, user), tenant, tool) for _, action in reversed(LADDER)),
+                ),
             )
         _remember(self._cases, key, case)
         return case
