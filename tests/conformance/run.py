@@ -30,6 +30,7 @@ import yaml
 from tests.conformance.node import NodeMissing, modules, node
 from tests.interop.running import (
     REPOSITORY,
+    DidNotStart,
     Server,
     fixture_server,
     passthrough_in_front_of,
@@ -169,20 +170,23 @@ def main() -> int:
     parser.add_argument("--suite", choices=("0.1", "0.2"), help="default: both")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     arguments = parser.parse_args()
+    suites = [run for run in RUNS if arguments.suite in (None, run[0])]
     reports: list[Report] = []
     try:
         node()
         modules("conformance")
-    except NodeMissing as missing:
-        print(missing, file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory() as folder, target(arguments.target, Path(folder)) as server:
-        for suite, revision in RUNS:
-            if arguments.suite in (None, suite):
+        with tempfile.TemporaryDirectory() as folder, target(arguments.target, Path(folder)) as server:
+            for suite, revision in suites:
                 results = RESULTS / arguments.target / f"{suite}-{revision or 'active'}"
                 reports.append(run_suite(server, suite, revision, results))
                 if not arguments.json:
                     show(reports[-1])
+    except NodeMissing as missing:
+        print(missing, file=sys.stderr)
+        return 2
+    except DidNotStart as failure:
+        print(failure, file=sys.stderr)
+        return 1
     if arguments.json:
         print(json.dumps([{**asdict(report), "ok": report.ok} for report in reports], indent=2))
     return 0 if all(report.ok for report in reports) else 1

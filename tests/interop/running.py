@@ -33,6 +33,10 @@ g3, agent:tester, user:tester, interop
 """
 
 
+class DidNotStart(Exception):
+    """A server did not come up; the message is what it said."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """How to reach one MCP server: over HTTP when it has a `url`, else by starting `command`."""
@@ -69,7 +73,7 @@ def serving(
             readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
             line = process.stdout.readline() if readable else ""
             if not line:
-                raise RuntimeError(f"{' '.join(command)} did not start:\n{complaints.read_text()[-4000:]}")
+                raise DidNotStart(f"{' '.join(command)} did not start:\n{complaints.read_text()[-4000:]}")
             yield json.loads(line)["url"]
         finally:
             process.terminate()
@@ -106,7 +110,7 @@ def remit_in_front_of(sources: Mapping[str, Mapping[str, Any]], folder: Path) ->
     command = [*REMIT, "agents", "key", "create", *who, "--json", "--config", str(config)]
     key = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     if key.returncode != 0:
-        raise RuntimeError(f"no key for the tests' agent:\n{key.stdout}{key.stderr}")
+        raise DidNotStart(f"no key for the tests' agent:\n{key.stdout}{key.stderr}")
     serve = [*REMIT, "serve", "--http", "127.0.0.1:0", "--json", "--config", str(config)]
     with serving(serve, folder) as url:
         yield Server(url=url, key=json.loads(key.stdout)["key"])
