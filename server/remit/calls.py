@@ -73,10 +73,11 @@ def fingerprint_of(
 def result_of(reply: Reply) -> tuple[Any, str]:
     """What expressions see of an answer: `result` (structured, or JSON in the text) and `text`."""
     body = reply.body
-    blocks = cast("list[Any]", body.get("content") or body.get("contents") or [])
+    blocks: Any = body.get("content") or body.get("contents")
     text = "\n".join(
         str(cast("Mapping[str, Any]", block)["text"])
-        for block in blocks
+        # Nothing has checked what the source says yet, and whatever it says must be settled.
+        for block in (cast("list[Any]", blocks) if isinstance(blocks, list) else [])
         if isinstance(block, Mapping) and isinstance(cast("Mapping[str, Any]", block).get("text"), str)
     )
     structured = body.get("structuredContent")
