@@ -1,24 +1,57 @@
 """The `remit` command. Each command's module is imported when it runs, so that starting stays fast.
 
-Exit codes: 0 yes or done, 1 no or problems found, 2 needs approval (`policy can`), 64 and above wrong use.
+Exit codes: 0 yes or done, 1 no or problems found, 64 wrong use; `policy can` has its own (0 to 3).
+A command returns its code (None is 0); what is expected to go wrong is raised and told here, once.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import click
+from click.shell_completion import CompletionItem
 
-#: Command -> where it lives and what it is for.
-_COMMANDS: dict[str, tuple[str, str]] = {
-    "serve": ("remit.cli.serve:serve", "Serve agents, over stdio or HTTP."),
-    "agents": ("remit.cli.agents:agents", "API keys of agents."),
+WRONG_USE = 64
+
+#: Section -> command -> where it lives and what it is for.
+SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "Start": {
+        "serve": ("remit.cli.serve:serve", "Serve agents, over stdio or HTTP."),
+        "check": ("remit.cli.check:check", "Check configuration, policy and sources; show what is exported."),
+        "install": ("remit.cli.install:install", "Register Remit with a client."),
+        "uninstall": ("remit.cli.install:uninstall", "Take the registration back."),
+    },
+    "Look": {
+        "tools": ("remit.cli.tools:tools", "The tools that are exported."),
+        "calls": ("remit.cli.calls:calls", "What agents called, and what became of it."),
+        "budget": ("remit.cli.budget:budget", "What may still be spent."),
+        "audit": ("remit.cli.audit:audit", "Verify and export the audit log."),
+    },
+    "Decide": {
+        "approvals": ("remit.cli.approvals:approvals", "Calls that wait for a person."),
+        "undo": ("remit.cli.undo:undo", "Take a call back."),
+        "doubt": ("remit.cli.doubt:doubt", "Calls of which nobody knows whether they took effect."),
+        "switch": ("remit.cli.switch:switch", "The kill switch."),
+        "safe": ("remit.cli.switch:safe", "Safe mode: reads and undoing only."),
+    },
+    "Manage": {
+        "policy": ("remit.cli.policy:policy", "Ask the policy."),
+        "agents": ("remit.cli.agents:agents", "Agents and their API keys."),
+        "db": ("remit.cli.db:db", "The audit database as a file."),
+        "completion": ("remit.cli.completion:completion", "Completion for your shell."),
+    },
 }
+_COMMANDS = {name: entry for commands in SECTIONS.values() for name, entry in commands.items()}
 
 
 class _Lazy(click.Group):
+    """Knows its commands by name and purpose; a module is imported when its command is asked for."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -29,8 +62,18 @@ class _Lazy(click.Group):
         return getattr(importlib.import_module(module), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        for section, commands in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [
+            CompletionItem(name, help=text)
+            for name, (_, text) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,31 +83,42 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and exit. Expected failures are one plain sentence on stderr."""
-    from remit.errors import RemitError
-
+    """Run the command line and exit. Expected failures are plain sentences on stderr."""
     try:
         code: Any = cli.main(argv, prog_name="remit", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(64)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except RemitError as error:
-        click.echo(f"remit: {error}", err=True)
-        sys.exit(1)
-    except BaseExceptionGroup as group:
-        expected, rest = group.split(RemitError)
-        if rest is not None or expected is None:
-            raise
-        for error in _leaves(expected):
-            click.echo(f"remit: {error}", err=True)
-        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the edge: what is a bug is raised again
+        code = _tell(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]  # pyright: ignore[reportUnknownArgumentType] - the group's own type
-    return leaves
+def _tell(error: Exception) -> int:
+    """Tell a person what failed, and return the exit code; a bug is raised as it is."""
+    from remit.errors import RemitError
+    from remit_rbac import PolicyError
+
+    code = 1
+    for leaf in _leaves(error):
+        match leaf:
+            case click.UsageError():
+                leaf.show()
+                code = WRONG_USE
+            case click.ClickException():
+                leaf.show()
+            case RemitError() | PolicyError():
+                click.echo(f"remit: {leaf}", err=True)
+            case OSError(errno=errno.EPIPE):
+                # The reader has seen enough, as `head` does; what is still buffered has nowhere to go.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            case _:
+                raise error
+    return code
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,12 +1,21 @@
-"""What most commands share: which configuration, and whether a person or a program reads the answer."""
+"""What commands share: which configuration, which record, since when, as whom, and for whose eyes."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from remit.records import Records
 
 config_option = click.option(
     "--config",
@@ -19,8 +28,115 @@ config_option = click.option(
     help="The configuration file (or REMIT_CONFIG).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+limit_option = click.option(
+    "--limit",
+    "-n",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1),
+    help="At most so many, the newest.",
+)
+_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Name(click.ParamType[str]):
+    """The name of an agent or user, as policies write it."""
+
+    def __init__(self, kind: str) -> None:
+        self.name = f"{kind}:ID"
+        self._form = re.compile(rf"{kind}:[A-Za-z0-9_.@-]{{1,128}}")
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not self._form.fullmatch(value):
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return value
+
+
+class _Since(click.ParamType[int]):
+    """A moment in the past: so long ago, or a date and time. Gives microseconds since 1970."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from remit.ids import now_us
+
+        if match := _DURATION.fullmatch(value):
+            return now_us() - int(match[1]) * _SECONDS[match[2]] * 1_000_000
+        try:
+            return int(datetime.fromisoformat(value).timestamp() * 1_000_000)
+        except ValueError:
+            self.fail("say 30s, 15m, 24h or 7d for so long ago, or a time as 2026-01-31T09:00", param, ctx)
+
+
+class _Recorded(click.ParamType[str]):
+    """Something the audit database knows, completed from there."""
+
+    def __init__(self, name: str, known: Callable[[Records], Iterable[tuple[str, str]]]) -> None:
+        self.name = name
+        self._known = known
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from remit.errors import RemitError
+
+        try:
+            with records(ctx.params.get("config_path") or Path("remit.yaml")) as found:
+                return [
+                    CompletionItem(value, help=text)
+                    for value, text in self._known(found)
+                    if value.startswith(incomplete)
+                ]
+        except RemitError:
+            return []
+
+
+def _calls(state: str | None = None) -> Callable[[Records], Iterable[tuple[str, str]]]:
+    def known(found: Records) -> Iterable[tuple[str, str]]:
+        from remit.records import CallQuery
+
+        newest = found.calls(CallQuery(state=state), limit=50)
+        return [(call.id, f"{call.tool} {call.state}") for call in newest]
+
+    return known
+
+
+def _open_approvals(found: Records) -> Iterable[tuple[str, str]]:
+    return [(each.id, each.shown["tool"]) for each in found.approvals(states=("pending",), limit=50)]
+
+
+AGENT = _Name("agent")
+USER = _Name("user")
+SINCE = _Since()
+#: An id, or enough of its beginning.
+CALL = _Recorded("CALL", _calls())
+CALL_DONE = _Recorded("CALL", _calls("succeeded"))
+CALL_IN_DOUBT = _Recorded("CALL", _calls("in_doubt"))
+APPROVAL = _Recorded("APPROVAL", _open_approvals)
+TOOL = _Recorded("TOOL", lambda found: [(name, "") for name in found.tools()])
+
+as_option = click.option(
+    "--as", "as_user", type=USER, help="Who you are, instead of identity.cli.user of the configuration."
+)
+
+
+@contextmanager
+def records(config_path: Path) -> Generator[Records]:
+    """The records of the Remit that this configuration describes."""
+    from remit.config_file import load
+    from remit.records import open_records
+
+    with open_records(load(config_path).config.store.path) as found:
+        yield found
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on stdout."""
-    click.echo(json.dumps(value))
+    """One line of JSON on stdout; dataclasses as objects."""
+    click.echo(json.dumps(value, default=_fields))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

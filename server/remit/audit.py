@@ -1,0 +1,220 @@
+"""Is the audit database still what was written? Every event, every call, every balance, compared.
+
+The chain finds what was done to events. What people query are other tables, so each call is compared with
+its events, each stored argument and result with the commitment in them, and each balance with its moves.
+Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is found only by
+a copy or a checkpoint kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from remit import chain
+from remit.records import Records, as_event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it was written."""
+
+    #: For example `stream <id>, event 12`, `call <id>` or `account <id>`.
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+#: What each kind of event leaves its call in. A later entry supersedes an earlier one, whatever the clocks of
+#: the processes said; None: the event itself tells.
+_LEAVES: Mapping[str, str | None] = {
+    "call.denied": "denied",
+    "call.awaiting_approval": "awaiting_approval",
+    "approval.reject": "rejected",
+    "approval.expired": "expired",
+    "approval.withdrawn": "withdrawn",
+    "call.dispatched": "dispatched",
+    "call.in_doubt": "in_doubt",
+    "call.failed": "failed",
+    "call.succeeded": "succeeded",
+    "call.resolved": None,
+}
+_RANK = {kind: rank for rank, kind in enumerate(_LEAVES)}
+_OPENINGS = ("call.denied", "call.awaiting_approval", "call.dispatched")
+#: Columns of `calls` that the opening event seals under the same name.
+_SEALED = (
+    "tenant",
+    "agent",
+    "user",
+    "run",
+    "tool",
+    "tool_digest",
+    "effect",
+    "fingerprint",
+    "verdict",
+    "code",
+    "policy_version",
+)
+
+
+def verify_events(records: Records, progress: Callable[[], None] = lambda: None) -> Iterator[Finding]:
+    """Every flaw of the event chains. `progress` is called once for each event."""
+    sealed: dict[tuple[str, int], str] = {}
+
+    def rows() -> Iterator[chain.EventRow]:
+        for row in records.rows("SELECT * FROM events ORDER BY stream, seq"):
+            progress()
+            event = as_event(row)
+            if event.kind == "stream.opened":
+                sealed.update(_heads_in(event.body))
+            yield event
+
+    heads = {
+        row["id"]: (row["last_seq"], row["head"])
+        for row in records.rows("SELECT id, last_seq, head FROM incarnations")
+    }
+    for flaw in chain.verify(rows(), heads):
+        yield Finding(where=f"stream {flaw.stream}, event {flaw.seq}", what=flaw.what)
+    for (stream, seq), digest in sealed.items():
+        found = next(
+            records.rows("SELECT hash FROM events WHERE stream = ? AND seq = ?", (stream, seq)), None
+        )
+        if found is None or found["hash"] != digest:
+            yield Finding(
+                where=f"stream {stream}, event {seq}",
+                what="a later stream saw another event here, or one that is gone",
+            )
+
+
+def verify_calls(records: Records, progress: Callable[[], None] = lambda: None) -> Iterator[Finding]:
+    """Every call that disagrees with its events. `progress` is called once for each call."""
+    events = groupby(
+        records.rows("SELECT call_id, kind, body FROM events WHERE call_id IS NOT NULL ORDER BY call_id"),
+        key=lambda row: row["call_id"],
+    )
+    history = next(events, None)
+    for call in records.rows(
+        "SELECT calls.*, arguments.salt AS arguments_salt, arguments.body AS arguments_body,"
+        " results.salt AS result_salt, results.body AS result_body FROM calls"
+        " LEFT JOIN payloads AS arguments ON arguments.call_id = calls.id AND arguments.kind = 'arguments'"
+        " LEFT JOIN payloads AS results ON results.call_id = calls.id AND results.kind = 'result'"
+        " ORDER BY calls.id"
+    ):
+        progress()
+        while history is not None and history[0] < call["id"]:
+            yield _no_call(history[0])
+            history = next(events, None)
+        where = f"call {call['id']}"
+        if history is None or history[0] != call["id"]:
+            yield Finding(where=where, what="it has no event")
+            continue
+        happened = _by_kind(history[1])
+        history = next(events, None)
+        yield from (Finding(where=where, what=what) for what in _disagreements(call, happened))
+    while history is not None:
+        yield _no_call(history[0])
+        history = next(events, None)
+
+
+def verify_balances(records: Records) -> Iterator[Finding]:
+    """Every balance that its journal of moves, or the holds of its calls, do not add up to."""
+    parts = ("held", "posted", "refunded", "overrun")
+    accounts = _sums(records, "SELECT id AS account, * FROM accounts", parts)
+    moves = _sums(
+        records,
+        "SELECT account, window_start_us,"
+        " SUM(CASE kind WHEN 'hold' THEN amount WHEN 'release' THEN -amount ELSE 0 END) AS held,"
+        " SUM(CASE kind WHEN 'post' THEN amount ELSE 0 END) AS posted,"
+        " SUM(CASE kind WHEN 'refund' THEN amount ELSE 0 END) AS refunded,"
+        " SUM(CASE kind WHEN 'overrun' THEN amount ELSE 0 END) AS overrun"
+        " FROM budget_moves GROUP BY account, window_start_us",
+        parts,
+    )
+    holds = _sums(
+        records,
+        "SELECT account, window_start_us, SUM(CASE state WHEN 'held' THEN amount ELSE 0 END) AS held,"
+        " SUM(posted) AS posted, SUM(refunded) AS refunded FROM holds GROUP BY account, window_start_us",
+        parts[:3],
+    )
+    for key in sorted(accounts.keys() | moves.keys() | holds.keys()):
+        where = f"account {key[0]}, window {key[1]}"
+        if key not in accounts:
+            yield Finding(where=where, what="it has moves or holds, and no balance")
+            continue
+        for source, sums, told in (("moves", moves, parts), ("holds", holds, parts[:3])):
+            derived = sums.get(key, (0,) * len(told))
+            for part, balance, sum_ in zip(told, accounts[key], derived, strict=False):
+                if balance != sum_:
+                    yield Finding(where=where, what=f"{part} is {balance}, and its {source} make {sum_}")
+    for row in records.rows(
+        "SELECT holds.call_id, holds.account, calls.state FROM holds"
+        " LEFT JOIN calls ON calls.id = holds.call_id"
+        " WHERE holds.state = 'held' AND COALESCE(calls.state, '') NOT IN ('dispatched', 'in_doubt')"
+    ):
+        yield Finding(
+            where=f"call {row['call_id']}", what=f"it is {row['state']}, and still holds {row['account']}"
+        )
+
+
+def _sums(records: Records, sql: str, parts: Sequence[str]) -> dict[tuple[str, int], tuple[int, ...]]:
+    return {
+        (row["account"], row["window_start_us"]): tuple(row[part] for part in parts)
+        for row in records.rows(sql)
+    }
+
+
+def _heads_in(body: str) -> dict[tuple[str, int], str]:
+    return {(head["stream"], head["seq"]): head["hash"] for head in _facts(body).get("heads", ())}
+
+
+def _facts(body: str) -> dict[str, Any]:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return {}  # the chain reports that the event was changed
+
+
+def _no_call(call_id: str) -> Finding:
+    return Finding(where=f"call {call_id}", what="it has events, and no row in calls")
+
+
+def _by_kind(rows: Iterator[sqlite3.Row]) -> dict[str, dict[str, Any]]:
+    return {row["kind"]: _facts(row["body"]) for row in rows}
+
+
+def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    opening = next((happened[kind] for kind in _OPENINGS if kind in happened), None)
+    if opening is None:
+        yield "no event says how it began"
+        return
+    sealed = {name: opening.get(name) for name in _SEALED}
+    sealed |= {name: opening[name] for name in ("arguments_commit", "of_call") if name in opening}
+    for name, value in sealed.items():
+        if call[name] != value:
+            yield f"{name} is {call[name]!r}, and its event says {value!r}"
+    if json.loads(call["policy_rows"]) != opening.get("rows"):
+        yield "policy_rows is not what its event says"
+    last = max((kind for kind in happened if kind in _RANK), key=lambda kind: _RANK[kind])
+    state = _LEAVES[last] or happened[last].get("state")
+    if call["state"] != state:
+        yield f"state is {call['state']!r}, and its events end in {state!r}"
+    ended = happened.get("call.succeeded") or happened.get("call.failed") or {}
+    if call["result_commit"] != ended.get("result_commit"):
+        yield "result_commit is not what its event says"
+    if call["result_body"] is not None and not _committed(call, "result"):
+        yield "its stored result is not the one that was committed to"
+    redacted = opening.get("redacted", False)
+    if call["arguments_body"] is not None and not redacted and not _committed(call, "arguments"):
+        yield "its stored arguments are not the ones that were committed to"
+
+
+def _committed(call: sqlite3.Row, payload: str) -> bool:
+    salted: bytes = call[f"{payload}_salt"] + call[f"{payload}_body"]
+    return hashlib.sha256(salted).hexdigest() == call[f"{payload}_commit"]

@@ -1,0 +1,182 @@
+"""`remit calls`: what agents called, what became of each call, and all that is known about one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from remit.cli.options import CALL, SINCE, TOOL, config_option, json_option, limit_option, print_json, records
+
+if TYPE_CHECKING:
+    from remit.chain import EventRow
+    from remit.records import CallRecord, Story
+
+_POLL_S = 0.25
+#: What of an event's facts fits on one line.
+_TOLD = ("agent", "user", "tool", "code", "error_code", "by", "reason")
+
+
+@click.group()
+def calls() -> None:
+    """What agents called, and what became of it."""
+
+
+@calls.command("list")
+@config_option
+@json_option
+@limit_option
+@click.option("--agent", metavar="agent:ID", help="Calls of this agent.")
+@click.option("--user", metavar="user:ID", help="Calls for this user.")
+@click.option("--tenant", metavar="TENANT", help="Calls in this tenant.")
+@click.option("--tool", type=TOOL, help="Calls of this tool; a final * means all that begin so.")
+@click.option(
+    "--verdict", type=click.Choice(["execute", "approve", "advise", "deny"]), help="Calls so decided."
+)
+@click.option("--state", metavar="STATE", help="Calls in this state, for example succeeded or in_doubt.")
+@click.option("--run", metavar="RUN", help="Calls of this piece of work.")
+@click.option("--since", "since_us", type=SINCE, help="Calls since then: 15m, 24h, 7d or 2026-01-31T09:00.")
+def list_(config_path: Path, as_json: bool, limit: int, **wanted: Any) -> None:
+    """List calls, the newest first."""
+    from remit.cli.output import listing, short, when
+    from remit.records import CallQuery
+    from remit.tables import STATES
+
+    if wanted["state"] not in (None, *STATES):
+        raise click.BadParameter(f"the states are {', '.join(STATES)}", param_hint="--state")
+    with records(config_path) as found:
+        rows = found.calls(CallQuery(**wanted), limit=limit)
+    listing(
+        rows,
+        {
+            "call": lambda call: short(call.id),
+            "when": lambda call: when(call.created_us),
+            "agent": lambda call: call.agent,
+            "for": lambda call: call.user,
+            "tool": lambda call: call.tool if call.kind == "call" else f"{call.tool} ({call.kind})",
+            "verdict": lambda call: call.verdict,
+            "state": lambda call: call.state,
+            "code": lambda call: call.error_code or call.code,
+        },
+        as_json=as_json,
+        none="No such calls.",
+    )
+
+
+@calls.command()
+@config_option
+@json_option
+@click.argument("call_id", type=CALL, metavar="CALL")
+def show(config_path: Path, as_json: bool, call_id: str) -> None:
+    """Tell the whole story of one call: who, what, why, what it cost, how it comes back.
+
+    CALL is a call's id, or enough of its beginning.
+    """
+    from remit.cli.output import facts
+
+    with records(config_path) as found:
+        story = found.story(call_id)
+    if as_json:
+        print_json(story)
+    else:
+        facts(f"{story.call.tool} {story.call.state}", _told(story))
+
+
+@calls.command()
+@config_option
+@json_option
+@click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
+@click.option(
+    "--lines", "-n", default=10, show_default=True, type=click.IntRange(0), help="So many to begin."
+)
+def tail(config_path: Path, as_json: bool, follow: bool, lines: int) -> None:
+    """Print what happens to calls as it happens, one event a line."""
+    from remit.config_file import load
+    from remit.records import open_records
+
+    path = load(config_path).config.store.path
+    place = None
+    while True:
+        with open_records(path) as found:
+            news, place = found.newest_events(after=place, limit=lines if place is None else 1000)
+        for event in news:
+            click.echo(event.body if as_json else _line(event))
+        if not follow:
+            return
+        if not news:
+            time.sleep(_POLL_S)
+
+
+def _line(event: EventRow) -> str:
+    from remit.cli.output import exactly, short
+    from remit.escaping import escaped
+
+    body: dict[str, Any] = json.loads(event.body)
+    words = [exactly(event.at_us), event.kind.ljust(22), short(event.call_id).ljust(18)]
+    words += [body[name] for name in _TOLD if body.get(name)]
+    return escaped(" ".join(map(str, words)))
+
+
+def _told(story: Story) -> Iterator[tuple[str, object]]:
+    """One screen: each line a name and a value; None is left out."""
+    from remit.cli.output import as_json_text, exactly, short, voted
+
+    call = story.call
+    yield "call", call.id if call.kind == "call" else f"{call.id}, {call.kind} of {call.of_call}"
+    yield "who", f"{call.agent} for {call.user}, tenant {call.tenant}, run {call.run} (by {call.auth})"
+    yield "when", _times(call)
+    yield "tool", f"{call.tool}, {call.effect}, source {call.source}, definition {call.tool_digest[:12]}"
+    yield "verdict", f"{call.verdict} ({call.code}): {call.reason}"
+    for row in call.policy_rows:
+        yield "", row
+    yield "policy", call.policy_version[:12] or None
+    yield "its words", as_json_text(call.claim) if call.claim else None
+    yield "arguments", as_json_text(story.arguments) if story.arguments is not None else "erased"
+    if request := story.approval:
+        ends = exactly(request.expires_us)
+        yield "approval", f"{request.id} {request.state}, {request.votes_needed} needed, until {ends}"
+        for vote in request.votes:
+            yield "", voted(vote)
+    yield "before", as_json_text(story.before) if story.before is not None else None
+    yield "result", _result(story)
+    yield "error", f"{call.error_code}: {call.error}" if call.error_code else None
+    yield "resolved", call.resolution
+    for hold in story.holds:
+        yield "cost", f"{hold.account}: {hold.posted} of {hold.amount} held ({hold.state})"
+    if way := story.undo:
+        yield "way back", f"{way.state}, until {exactly(way.expires_us)}"
+        yield (
+            "",
+            f"{way.tool} {'' if way.arguments is None else json.dumps(way.arguments, ensure_ascii=False)}",
+        )
+        yield "touches", way.resource
+        yield "stays", way.residue
+    for other in story.served_by:
+        yield other.kind, f"{other.id} {other.tool} {other.state}"
+    yield "trace", call.trace_id
+    for event in story.events:
+        seal = f"stream {short(event.stream)}, event {event.seq}, {event.hash[:12]}"
+        yield "event", f"{exactly(event.at_us)} {event.kind} ({seal})"
+
+
+def _times(call: CallRecord) -> str:
+    from remit.cli.output import exactly
+
+    told = f"{exactly(call.created_us)}"
+    if call.dispatched_us is not None:
+        told += f", sent after {(call.dispatched_us - call.created_us) / 1000:.1f} ms"
+        if call.finished_us is not None:
+            told += f", ended after {(call.finished_us - call.dispatched_us) / 1000:.1f} ms more"
+    return told
+
+
+def _result(story: Story) -> object:
+    from remit.cli.output import as_json_text
+
+    if story.result is not None:
+        return as_json_text(story.result.get("structuredContent", story.result.get("content", story.result)))
+    return "not kept: only its digest is" if story.call.result_commit else None

@@ -1,0 +1,440 @@
+"""Reading the audit database back for people: what happened, who agreed, what is left, what is stopped.
+
+Nothing here writes: the connection is read-only, so a reader can neither damage a record nor hold up a
+writer. One `Records` reads one snapshot, however long it takes; open a new one to see newer things. What
+goes in is `journal.py`; whether it still is what went in is `audit.py`.
+
+Whoever opens it closes it. Times are microseconds since 1970-01-01 UTC.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from remit.chain import EventRow
+from remit.errors import RemitError, UnknownRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """One row of `calls`; the meaning of each column is told in `tables.py`."""
+
+    id: str
+    kind: str
+    of_call: str | None
+    tenant: str
+    agent: str
+    user: str
+    run: str
+    auth: str
+    source: str
+    tool: str
+    operation: str
+    tool_digest: str
+    effect: str
+    fingerprint: str
+    arguments_commit: str
+    client_key: str | None
+    verdict: str
+    code: str
+    reason: str
+    policy_version: str
+    policy_rows: tuple[str, ...]
+    state: str
+    approval_id: str | None
+    incarnation: str
+    created_us: int
+    dispatched_us: int | None
+    deadline_us: int | None
+    finished_us: int | None
+    result_commit: str | None
+    error_code: str | None
+    error: str | None
+    resolution: str | None
+    trace_id: str | None
+    claim: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallQuery:
+    """Which calls; what is None does not matter."""
+
+    tenant: str | None = None
+    agent: str | None = None
+    user: str | None = None
+    #: A trailing `*` means all that begin so.
+    tool: str | None = None
+    verdict: str | None = None
+    state: str | None = None
+    run: str | None = None
+    since_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    user: str
+    vote: str
+    auth: str
+    at_us: int
+    comment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRecord:
+    id: str
+    call_id: str
+    tenant: str
+    #: As stored; a request whose time is up may still say `pending` until somebody notices.
+    state: str
+    binding: str
+    fingerprint: str
+    votes_needed: int
+    #: What the approver is shown and what the binding covers.
+    shown: Any
+    created_us: int
+    expires_us: int
+    decided_us: int | None
+    votes: tuple[Vote, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    account: str
+    window_start_us: int
+    unit: str
+    amount: int
+    state: str
+    posted: int
+    refunded: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    at_us: int
+    account: str
+    window_start_us: int
+    kind: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoRecord:
+    state: str
+    tool: str
+    #: None until the call's result was known, or when the way back could not be worked out.
+    arguments: Any
+    resource: str | None
+    expires_us: int
+    undo_call: str | None
+    residue: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """Everything about one call."""
+
+    call: CallRecord
+    #: None when erased, or never stored (results of reads are not).
+    arguments: Any
+    result: Any
+    before: Any
+    approval: ApprovalRecord | None
+    holds: tuple[Hold, ...]
+    moves: tuple[Move, ...]
+    undo: UndoRecord | None
+    #: The calls that served this one: its undo with the verification of that, its before-read.
+    served_by: tuple[CallRecord, ...]
+    events: tuple[EventRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRecord:
+    id: str
+    window_start_us: int
+    tenant: str
+    unit: str
+    limit_amount: int
+    held: int
+    posted: int
+    refunded: int
+    overrun: int
+
+    @property
+    def left(self) -> int:
+        return self.limit_amount - self.held - self.posted + self.refunded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRecord:
+    kind: str
+    scope: str
+    target: str
+    tenant: str
+    reason: str
+    set_by: str
+    set_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUse:
+    """An API key as people may see it: never its digest."""
+
+    id: str
+    tenant: str
+    agent: str
+    user: str
+    label: str
+    created_us: int
+    expires_us: int
+    revoked_us: int | None
+
+
+@contextmanager
+def open_records(path: Path) -> Generator[Records]:
+    """The records in the audit database at `path`, as of now. Raises RemitError when it cannot be read."""
+    if not path.is_file():
+        raise RemitError(f"there is no audit database {path} yet: it is made when Remit first serves")
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        raise RemitError(f"the audit database {path} cannot be opened: {error}") from None
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA busy_timeout = 10000")
+        db.execute("BEGIN")
+        yield Records(db)
+    except sqlite3.DatabaseError as error:
+        raise RemitError(f"the audit database {path} cannot be read: {error}") from None
+    finally:
+        db.close()
+
+
+class Records:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    # Calls.
+
+    def calls(self, query: CallQuery, *, limit: int) -> list[CallRecord]:
+        """The newest `limit` calls that fit, newest first."""
+        conditions, values = ["1"], list[Any]()
+        for column in ("tenant", "agent", "user", "verdict", "state", "run"):
+            if (value := getattr(query, column)) is not None:
+                conditions.append(f'"{column}" = ?')
+                values.append(value)
+        if query.tool is not None:
+            conditions.append("tool GLOB ?" if query.tool.endswith("*") else "tool = ?")
+            values.append(query.tool)
+        if query.since_us is not None:
+            conditions.append("created_us >= ?")
+            values.append(query.since_us)
+        rows = self._all(
+            f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY created_us DESC, id DESC LIMIT ?",  # noqa: S608 - the columns are ours
+            (*values, limit),
+        )
+        return [_call(row) for row in rows]
+
+    def call(self, start: str) -> CallRecord:
+        """The one call whose id begins so. Raises UnknownRecord."""
+        return _call(self._only("calls", start, "call"))
+
+    def story(self, start: str) -> Story:
+        """Everything about the one call whose id begins so. Raises UnknownRecord."""
+        call = self.call(start)
+        payloads = {
+            row["kind"]: json.loads(row["body"])
+            for row in self._all("SELECT kind, body FROM payloads WHERE call_id = ?", (call.id,))
+        }
+        return Story(
+            call=call,
+            arguments=payloads.get("arguments"),
+            result=payloads.get("result"),
+            before=payloads.get("before"),
+            approval=self.approval(call.approval_id) if call.approval_id else None,
+            holds=tuple(
+                Hold(**row)
+                for row in self._all(
+                    "SELECT account, window_start_us, unit, amount, state, posted, refunded FROM holds"
+                    " WHERE call_id = ? ORDER BY account",
+                    (call.id,),
+                )
+            ),
+            moves=tuple(
+                Move(**row)
+                for row in self._all(
+                    "SELECT at_us, account, window_start_us, kind, amount FROM budget_moves"
+                    " WHERE call_id = ? ORDER BY id",
+                    (call.id,),
+                )
+            ),
+            undo=self.undo(call.id),
+            served_by=tuple(
+                _call(row)
+                for row in self._all(
+                    "WITH RECURSIVE serving(id) AS (SELECT id FROM calls WHERE of_call = ? UNION"
+                    " SELECT calls.id FROM calls JOIN serving ON calls.of_call = serving.id)"
+                    " SELECT calls.* FROM calls JOIN serving USING (id) ORDER BY created_us",
+                    (call.id,),
+                )
+            ),
+            events=tuple(
+                as_event(row)
+                for row in self._all("SELECT * FROM events WHERE call_id = ? ORDER BY at_us, seq", (call.id,))
+            ),
+        )
+
+    def undo(self, call_id: str) -> UndoRecord | None:
+        row = self._one("SELECT * FROM undos WHERE call_id = ?", (call_id,))
+        if row is None:
+            return None
+        return UndoRecord(
+            state=row["state"],
+            tool=row["tool"],
+            arguments=json.loads(row["plan"])["arguments"],
+            resource=row["resource"],
+            expires_us=row["expires_us"],
+            undo_call=row["undo_call"],
+            residue=row["residue"],
+        )
+
+    def tools(self) -> list[str]:
+        """Every tool that was ever called, by name."""
+        # Jumps from name to name through the index, however many calls there are.
+        rows = self._all(
+            "WITH RECURSIVE names(name) AS (SELECT MIN(tool) FROM calls UNION ALL"
+            " SELECT (SELECT MIN(tool) FROM calls WHERE tool > name) FROM names WHERE name IS NOT NULL)"
+            " SELECT name FROM names WHERE name IS NOT NULL"
+        )
+        return [row["name"] for row in rows]
+
+    # Approvals.
+
+    def approvals(self, *, states: Sequence[str] = (), limit: int) -> list[ApprovalRecord]:
+        """The newest `limit` requests in one of `states` (none named: in any), newest first."""
+        condition = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
+        rows = self._all(
+            f"SELECT * FROM approvals {condition} ORDER BY created_us DESC, id DESC LIMIT ?",  # noqa: S608 - only marks are inserted
+            (*states, limit),
+        )
+        return [self._approval(row) for row in rows]
+
+    def approval(self, start: str) -> ApprovalRecord:
+        """The one request whose id begins so. Raises UnknownRecord."""
+        return self._approval(self._only("approvals", start, "approval"))
+
+    def _approval(self, row: sqlite3.Row) -> ApprovalRecord:
+        votes = self._all(
+            'SELECT "user", vote, auth, at_us, comment FROM votes WHERE approval_id = ? ORDER BY at_us',
+            (row["id"],),
+        )
+        values = _values(row)
+        values["shown"] = json.loads(values["shown"])
+        return ApprovalRecord(**values, votes=tuple(Vote(**vote) for vote in votes))
+
+    # Budgets, switches, keys.
+
+    def accounts(self, *, every_window: bool = False) -> list[AccountRecord]:
+        """The balances of the newest window of each account, or of every window, by account and time."""
+        newest = (
+            ""
+            if every_window
+            else "WHERE window_start_us = (SELECT MAX(window_start_us) FROM accounts WHERE id = a.id)"
+        )
+        rows = self._all(f"SELECT * FROM accounts AS a {newest} ORDER BY id, window_start_us")  # noqa: S608 - nothing inserted is anybody's
+        return [AccountRecord(**row) for row in rows]
+
+    def switches(self) -> list[SwitchRecord]:
+        """Every switch that is on, oldest first."""
+        return [SwitchRecord(**row) for row in self._all("SELECT * FROM switches ORDER BY set_us")]
+
+    def keys(self) -> list[KeyUse]:
+        """Every API key that was ever made, newest first."""
+        rows = self._all(
+            'SELECT id, tenant, agent, "user", label, created_us, expires_us, revoked_us FROM api_keys'
+            " ORDER BY created_us DESC"
+        )
+        return [KeyUse(**row) for row in rows]
+
+    def last_seen(self) -> dict[tuple[str, str], int]:
+        """When each (tenant, agent) last called."""
+        rows = self._all("SELECT tenant, agent, MAX(created_us) AS at_us FROM calls GROUP BY tenant, agent")
+        return {(row["tenant"], row["agent"]): row["at_us"] for row in rows}
+
+    # Events.
+
+    def events(self, *, since_us: int = 0) -> Iterator[EventRow]:
+        """All events since then, in the order of time, one after the other: there may be very many."""
+        for row in self._db.execute(
+            "SELECT * FROM events WHERE at_us >= ? ORDER BY at_us, stream, seq", (since_us,)
+        ):
+            yield as_event(row)
+
+    def newest_events(self, *, after: int | None, limit: int) -> tuple[list[EventRow], int]:
+        """Events written after the place `after` (None: the last ones), oldest first, and the new place."""
+        if after is None:
+            rows = self._all("SELECT rowid AS place, * FROM events ORDER BY rowid DESC LIMIT ?", (limit,))[
+                ::-1
+            ]
+        else:
+            rows = self._all(
+                "SELECT rowid AS place, * FROM events WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, limit)
+            )
+        return [as_event(row) for row in rows], rows[-1]["place"] if rows else after or 0
+
+    def count(self, table: Literal["calls", "events"]) -> int:
+        return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
+
+    # What the queries above, and `audit.py`, are made of.
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+        """The rows of one SELECT, read as they are asked for."""
+        return iter(self._db.execute(sql, values))
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
+        return self._db.execute(sql, values).fetchone()
+
+    def _only(self, table: str, start: str, noun: str) -> sqlite3.Row:
+        """The row whose id is, or is the only one to begin with, `start`."""
+        # Ids are hexadecimal and `-`, so everything that begins with `start` lies before `start` + "g".
+        rows = self._all(
+            f"SELECT * FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 2",  # noqa: S608 - the tables are ours
+            (start, start + "g"),
+        )
+        if not rows or not start:
+            raise UnknownRecord(f"there is no {noun} {start}")
+        if len(rows) > 1:
+            raise UnknownRecord(f"more than one {noun} begins with {start}: give more of its id")
+        return rows[0]
+
+
+def _call(row: sqlite3.Row) -> CallRecord:
+    values = _values(row)
+    values["policy_rows"] = tuple(json.loads(values["policy_rows"]))
+    values["claim"] = json.loads(values["claim"]) if values["claim"] else None
+    return CallRecord(**values)
+
+
+def _values(row: sqlite3.Row) -> dict[str, Any]:
+    return dict(row)
+
+
+def as_event(row: sqlite3.Row) -> EventRow:
+    return EventRow(
+        stream=row["stream"],
+        seq=row["seq"],
+        at_us=row["at_us"],
+        kind=row["kind"],
+        tenant=row["tenant"],
+        call_id=row["call_id"],
+        body=row["body"],
+        hash=row["hash"],
+    )
