@@ -68,6 +68,9 @@ def call(request: dict[str, Any]) -> None:
             send({"id": "q1", "method": "elicitation/create", "params": {"message": "Who?"}})
             send({"method": "notifications/cancelled", "params": {"requestId": "q1"}})
             return None
+        case "asks-in-vain":
+            send({"id": "q1", "method": "elicitation/create", "params": {"message": "Who?"}})
+            send({"id": "q1", "method": "elicitation/create", "params": {"message": "Who, again?"}})
         case "ping":
             send({"id": "p1", "method": "ping"})
             text = json.loads(sys.stdin.buffer.readline()).get("result")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from aiohttp import web
 from tests.adapters.sources import (
@@ -497,6 +498,53 @@ async def test_a_server_killed_in_a_call_leaves_it_in_doubt(era: str, tmp_path: 
             with pytest.raises(AdapterError) as caught:
                 await adapter.run(a_call("wait", {"place": str(tmp_path)}))
         assert not caught.value.no_effect
+
+
+async def test_the_stream_of_changes_comes_back_after_a_restart_and_says_that_all_may_have_changed() -> None:
+    events = Events()
+    async with http_source() as source, connected(HttpTarget(url=source.url), events) as adapter:
+        await adapter.subscribe("test://1", True)
+        await source.stop()
+        await source.start()
+        updated = Event(kind="resource_updated", uri="test://1")
+        await events.until(lambda seen: updated in seen and Event(kind="tools") in seen)
+        events.seen.clear()
+        await adapter.run(a_call("change", {"what": "test://1"}))
+        await events.until(lambda seen: updated in seen)
+
+
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+async def test_a_connection_serves_again_after_a_streamed_answer(era: str) -> None:
+    ports: set[Any] = set()
+
+    async def answer(request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+        assert request.transport is not None
+        ports.add(request.transport.get_extra_info("peername"))
+        response = await stream(request, sse({"jsonrpc": "2.0", "id": message["id"], "result": {}}))
+        await anyio.lowlevel.checkpoint()  # the end of the stream is a message of its own
+        await response.write_eof()
+        return response
+
+    async with scripted(answer, era) as script, connected(HttpTarget(url=script.url)) as adapter:
+        for _ in range(20):
+            await adapter.run(a_call("t"))
+    assert len(ports) <= 3
+
+
+async def test_a_source_that_asks_without_end_is_given_up() -> None:
+    async def answer(request: web.Request, message: dict[str, Any]) -> web.Response:
+        question = {"method": "elicitation/create", "params": {"message": "Who?"}}
+        return result(message, resultType="input_required", inputRequests={"q": question})
+
+    async def ask(method: str, params: Any) -> Any:
+        return {"action": "accept"}
+
+    caller = Caller(protocol_version="2025-11-25", capabilities={"elicitation": {}}, ask=ask)
+    relay = frozenset({"elicitation"})
+    async with scripted(answer) as script, connected(HttpTarget(url=script.url), relay=relay) as adapter:
+        with pytest.raises(AdapterError, match="10 times"):
+            await adapter.run(a_call("t"), caller)
+        assert [method for method, _, _ in script.seen].count("tools/call") == 10
 
 
 # Sessions of the older revisions.

@@ -36,6 +36,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The loop that serves in production; its pipes are not asyncio's."""
+    return ("asyncio", {"use_uvloop": True})
+
+
 async def structured(adapter: Any, name: str, arguments: Any = None, /, **more: Any) -> Any:
     return (await adapter.run(a_call(name, arguments, **more))).body["structuredContent"]
 
@@ -106,6 +112,7 @@ async def test_what_a_dying_child_said_is_there_for_operators_and_not_for_agents
         with caplog.at_level(logging.WARNING), pytest.raises(AdapterError) as caught:
             await adapter.run(a_call("die"))
         await until(lambda: adapter.health().connects == 2)
+        assert "about to die of a test" in adapter.health().detail
     assert "about to die" not in caught.value.message
     assert "about to die of a test" in caplog.text
     assert "exit code 7" in caplog.text
@@ -144,6 +151,29 @@ async def test_a_child_that_closes_its_output_is_replaced() -> None:
         assert not caught.value.no_effect
         assert (await structured(adapter, "env"))["pid"] != first
         assert not alive(first)
+
+
+async def test_what_was_subscribed_stays_so_when_the_child_is_replaced() -> None:
+    events = Events()
+    updated = Event(kind="resource_updated", uri="test://1")
+    async with connected(stdio_target(), events) as adapter:
+        await adapter.subscribe("test://1", True)
+        with pytest.raises(AdapterError):
+            await adapter.run(a_call("die"))
+        await until(lambda: adapter.health().connects == 2)
+        await events.until(lambda seen: updated in seen)  # it may have changed meanwhile
+        events.seen.clear()
+        await adapter.run(a_call("change", {"what": "test://1"}))
+        await events.until(lambda seen: updated in seen)
+
+
+async def test_a_stopped_adapter_starts_again() -> None:
+    async with connected(rogue_target()) as adapter:
+        await adapter.stop()
+        async with anyio.create_task_group() as tasks:
+            await adapter.start(tasks, Events())
+            assert await structured(adapter, "env")
+            await adapter.stop()
 
 
 # What a child says.
@@ -337,6 +367,19 @@ async def test_a_question_that_the_source_withdraws_is_withdrawn_from_the_client
         with anyio.fail_after(15):
             await withdrawn.wait()
         tasks.cancel_scope.cancel()
+
+
+async def test_an_answer_leaves_nothing_to_ask() -> None:
+    begun: list[str] = []
+
+    async def ask(method: str, params: Any) -> Any:
+        begun.append(params["message"])
+        await anyio.sleep_forever()
+
+    async with connected(rogue_target(), relay=RELAY) as adapter:
+        with anyio.fail_after(10):
+            reply = await adapter.run(a_call("asks-in-vain"), Caller(capabilities=FORMS, ask=ask))
+        assert reply.body["structuredContent"] == "ok"
 
 
 async def test_calls_run_side_by_side_where_no_question_is_relayed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
@@ -72,6 +73,15 @@ _STEADY_S: Final = 10.0
 #: How often a source may ask for input before it answers; the bound that other clients have.
 _ROUNDS_MAX: Final = 10
 _PAGES_MAX: Final = 1_000
+_ENTRIES_MAX: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Listening:
+    """One stream of changes: cancelled from outside, and then waited for."""
+
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    ended: anyio.Event = field(default_factory=anyio.Event)
 
 
 class McpAdapter:
@@ -105,6 +115,7 @@ class McpAdapter:
         self._ended = anyio.Event()
         self._health = Health(state="stopped")
         self._changed = anyio.Event()
+        self._last_loss = ""
         # What the present connection is.
         self._link: Link | None = None
         self._background: TaskGroup
@@ -114,7 +125,7 @@ class McpAdapter:
         self._mirrors: dict[str, Mirror] = {}
         self._watched: frozenset[str] = frozenset()
         self._watching = asyncio.Lock()
-        self._listening: anyio.CancelScope | None = None
+        self._listening: _Listening | None = None
         #: A pipe of the older revisions does not say which request a question is about: one at a time.
         self._turn = asyncio.Lock()
 
@@ -150,6 +161,7 @@ class McpAdapter:
                     lost = await self._connection(task_status.started if first else self._everything_changed)
                     if self._health.connects == connects_before:
                         raise lost
+                    self._last_loss = lost.message
                     log.warning("source %s: connection lost: %s", self._source, lost.message)
                     losses = 0 if anyio.current_time() - since > _STEADY_S else losses + 1
                     if losses > 1:
@@ -168,7 +180,7 @@ class McpAdapter:
             try:
                 async with self._connected() as link:
                     self._link = link
-                    self._set_health("up", f"revision {link.version}", connected=True)
+                    self._set_health("up", self._describe(link), connected=True)
                     on_up()
                     lost = AdapterError(await link.lost(), no_effect=True)
             except AdapterError as error:
@@ -188,6 +200,10 @@ class McpAdapter:
         self._health = Health(state=state, detail=detail, connects=self._health.connects + connected)
         self._changed.set()
         self._changed = anyio.Event()
+
+    def _describe(self, link: Link) -> str:
+        revision = f"revision {link.version}"
+        return f"{revision}; lost before: {self._last_loss}" if self._last_loss else revision
 
     @asynccontextmanager
     async def _connected(self) -> AsyncGenerator[Link]:
@@ -300,7 +316,7 @@ class McpAdapter:
     async def _up(self) -> Link:
         """The connection, as soon as there is one; a source known to be down is not waited for."""
         while (link := self._link) is None or link.gone:
-            if link is None and self._health.state != "connecting":
+            if link is None and self._health.state in ("down", "stopped"):
                 raise AdapterError(
                     "The source is down just now; nothing was sent. Try again later.",
                     no_effect=True,
@@ -333,7 +349,7 @@ class McpAdapter:
             raise
         if self._health.state == "down" and self._link is link:
             # It was away, and may have come back as another.
-            self._set_health("up", f"revision {link.version}")
+            self._set_health("up", self._describe(link))
             self._everything_changed()
         return result
 
@@ -393,11 +409,12 @@ class McpAdapter:
         before = self._listening
         self._listening, honoured = await self._background.start(self._listen, link, watched)
         if before is not None:
-            before.cancel()
+            before.scope.cancel()
+            await before.ended.wait()
         return honoured
 
     async def _listen(
-        self, link: Link, watched: frozenset[str], *, task_status: TaskStatus[tuple[anyio.CancelScope, Json]]
+        self, link: Link, watched: frozenset[str], *, task_status: TaskStatus[tuple[_Listening, Json]]
     ) -> None:
         """Keep a stream of changes open (MCP 2026-07-28, basic/patterns/subscriptions)."""
         wanted: Message = {
@@ -407,7 +424,9 @@ class McpAdapter:
         }
         if watched:
             wanted["resourceSubscriptions"] = sorted(watched)
+        params: Message = {"notifications": wanted, "_meta": self._stamp({}, {})}
         acknowledged = False
+        listening = _Listening()
 
         async def hear(message: Message) -> None:
             nonlocal acknowledged
@@ -417,26 +436,26 @@ class McpAdapter:
                 self._everything_changed()  # the stream was interrupted; nobody knows what it would have said
             else:
                 acknowledged = True
-                task_status.started((scope, _member(_member(message, "params"), "notifications")))
+                task_status.started((listening, _member(_member(message, "params"), "notifications")))
 
         pause_s = 1.0
-        with anyio.CancelScope() as scope:
-            while True:
-                since = anyio.current_time()
-                try:
-                    await link.request(
-                        "subscriptions/listen", {"notifications": wanted, "_meta": self._stamp({}, {})}, hear
-                    )
-                except AdapterError as error:
+        try:
+            with listening.scope:
+                while True:
+                    since = anyio.current_time()
+                    try:
+                        await link.request("subscriptions/listen", params, hear)
+                    except AdapterError as error:
+                        if not acknowledged:
+                            raise
+                        log.info("source %s: the stream of changes broke: %s", self._source, error.message)
                     if not acknowledged:
-                        raise
-                    log.info("source %s: the stream of changes broke: %s", self._source, error.message)
-                if not acknowledged:
-                    raise invalid("it ended a subscription that it never began")
-                pause_s = (
-                    1.0 if anyio.current_time() - since > _STEADY_S else min(pause_s * 2, _BACKOFF_S_MAX)
-                )
-                await anyio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                        raise invalid("it ended a subscription that it never began")
+                    steady = anyio.current_time() - since > _STEADY_S
+                    pause_s = 1.0 if steady else min(pause_s * 2, _BACKOFF_S_MAX)
+                    await anyio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        finally:
+            listening.ended.set()
 
     # What the gateway asks.
 
@@ -490,6 +509,8 @@ class McpAdapter:
             cursor: Any = page.get("nextCursor")
             if cursor is None:
                 return tuple(entries)
+            if len(entries) > _ENTRIES_MAX:
+                break
             params = {"cursor": cursor}
         raise invalid(f"its {member} has no end")
 

@@ -136,8 +136,9 @@ class Exchange:
             if self._questions is not None and may_ask(self._relay, self._caller, method, params):
                 # Beside the exchange, which goes on: the answer may come before the person does.
                 key = repr(message["id"])  # 1 and "1" are two ids
-                self._asked[key] = anyio.CancelScope()
-                self._questions.start_soon(self._put, key, message["id"], method, params)
+                if key not in self._asked:
+                    self._asked[key] = anyio.CancelScope()
+                    self._questions.start_soon(self._put, key, message["id"], method, params)
             else:
                 await self._answer(message["id"], unasked_reply(method))
         elif method == "notifications/progress":

@@ -14,7 +14,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import aiohttp
 import anyio
@@ -54,8 +54,16 @@ _UNPROCESSED: Final = frozenset({400, 401, 403, 404, 405, 406, 411, 413, 414, 41
 _RESUMES_MAX: Final = 3
 _RESUME_AFTER_S: Final = 1.0
 _RESUME_AFTER_S_MAX: Final = 30.0
+#: How long a stream may stay open after its answer, and how long an idle connection is kept: less than the
+#: 5 s after which common servers close it, for a request on a connection just closed ends in doubt.
+_READ_OUT_S: Final = 1.0
+_IDLE_S: Final = 4.0
 #: How long a message without an answer may take to be accepted.
 _TELL_S: Final = 30.0
+
+
+#: A response to come: awaited it is owned, entered it is released at the end.
+_Responding: TypeAlias = Any
 
 
 class Endpoint:
@@ -94,16 +102,12 @@ class Endpoint:
         body = encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
         headers = self._headers(method, params)
         if self.version == MODERN:
-            # Leaving the stream is how a cancellation is said here.
-            async with self._post(body, headers) as response:
-                return result_of(await self._await_answer(response, request_id, hear))
+            # Cancelled, it closes the connection, and that is how the source is told.
+            return result_of(await self._converse(method, body, headers, request_id, hear))
         self._in_flight.begin(request_id, hear)
         abandoned = False
         try:
-            async with self._post(body, headers) as response:
-                if method == "initialize":
-                    self._session = response.headers.get("Mcp-Session-Id")
-                return result_of(await self._await_answer(response, request_id, hear))
+            return result_of(await self._converse(method, body, headers, request_id, hear))
         except asyncio.CancelledError:
             abandoned = method not in NEGOTIATION
             if abandoned:
@@ -111,6 +115,32 @@ class Endpoint:
             raise
         finally:
             self._in_flight.end(request_id, abandoned=abandoned)
+
+    async def _converse(
+        self, method: str, body: bytes, headers: Mapping[str, str], request_id: int, hear: Hear | None
+    ) -> Message:
+        """Send one request and read until its answer."""
+        with _HONEST:
+            response = await self._post(body, headers)
+            try:
+                if method == "initialize":
+                    self._session = response.headers.get("Mcp-Session-Id")
+                answer = await self._await_answer(response, request_id, hear)
+            except BaseException:
+                response.close()
+                raise
+            if response.content.at_eof():
+                response.release()
+            else:
+                self._background.start_soon(self._read_out, response)
+        return answer
+
+    async def _read_out(self, response: aiohttp.ClientResponse) -> None:
+        """Wait for the end of a stream that said its answer: only then can its connection serve again."""
+        with suppress(aiohttp.ClientError, OSError):
+            async with asyncio.timeout(_READ_OUT_S), response:
+                async for _ in response.content.iter_any():
+                    pass
 
     async def answer(self, request_id: Any, reply: Json) -> None:
         with suppress(AdapterError, SessionLostError):  # a source that is gone waits for no answer
@@ -136,8 +166,10 @@ class Endpoint:
     async def _tell(self, message: Json) -> None:
         """Send what has no answer."""
         try:
-            async with asyncio.timeout(_TELL_S), self._post(encode(message), self._headers()) as response:
-                await self._check(response)
+            async with asyncio.timeout(_TELL_S):
+                with _HONEST:
+                    async with self._post(encode(message), self._headers()) as response:
+                        await self._check(response)
         except TimeoutError:
             raise AdapterError(
                 "The source does not take messages.", no_effect=False, code="timeout"
@@ -157,28 +189,8 @@ class Endpoint:
                 headers.update(mirrored(mirror, params["arguments"]))
         return headers
 
-    @asynccontextmanager
-    async def _post(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Send one POST. Raises AdapterError for what the network does, claiming only what is certain."""
-        try:
-            async with self._pool.post(
-                self._target.url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                yield response
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            log.debug("cannot reach a source", exc_info=True)
-            raise AdapterError(
-                "The source cannot be reached; nothing was sent. Try again later.",
-                no_effect=True,
-                code="unreachable",
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            log.debug("a connection to a source broke", exc_info=True)
-            raise AdapterError(
-                "The connection to the source broke; whether it acted is unknown.",
-                no_effect=False,
-                code="source_lost",
-            ) from error
+    def _post(self, body: bytes, headers: Mapping[str, str]) -> _Responding:
+        return self._pool.post(self._target.url, data=body, headers=headers, allow_redirects=False)
 
     async def _await_answer(
         self, response: aiohttp.ClientResponse, request_id: int, hear: Hear | None
@@ -328,7 +340,7 @@ class Endpoint:
         elif "id" in message:
             await self.answer(message["id"], unasked_reply(message["method"]))
 
-    def _get(self, last_id: str | None) -> Any:
+    def _get(self, last_id: str | None) -> _Responding:
         headers = self._headers()
         headers["Accept"] = "text/event-stream"
         if last_id is not None:
@@ -350,6 +362,32 @@ class Endpoint:
                 self._pool.delete(self._target.url, headers=self._headers(), allow_redirects=False),
             ):
                 pass
+
+
+class _Honest:
+    """Turns what the network does into AdapterError, claiming only what is certain."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            log.debug("cannot reach a source", exc_info=error)
+            raise AdapterError(
+                "The source cannot be reached; nothing was sent. Try again later.",
+                no_effect=True,
+                code="unreachable",
+            ) from error
+        if isinstance(error, aiohttp.ClientError | OSError):
+            log.debug("a connection to a source broke", exc_info=error)
+            raise AdapterError(
+                "The connection to the source broke; whether it acted is unknown.",
+                no_effect=False,
+                code="source_lost",
+            ) from error
+
+
+_HONEST: Final = _Honest()
 
 
 def _refuse_compressed(response: aiohttp.ClientResponse) -> None:
@@ -380,7 +418,7 @@ async def connected(
     arguments of which tool go into headers; the caller changes it as tools are listed.
     """
     pool = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent",),

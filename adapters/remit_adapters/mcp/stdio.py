@@ -15,7 +15,9 @@ import itertools
 import logging
 import os
 import signal
+import subprocess
 import tempfile
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -91,11 +93,32 @@ class _Waiting:
         return self._inbox.popleft()
 
 
-class Pipe(asyncio.SubprocessProtocol):
+class _End(asyncio.Protocol):
+    """Our end of one of the child's pipes."""
+
+    def __init__(self, on_data: Callable[[bytes], None], on_lost: Callable[[], None]) -> None:
+        self._on_data = on_data
+        self._on_lost = on_lost
+
+    def data_received(self, data: bytes) -> None:
+        self._on_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost()
+
+
+class Pipe:
     """The conversation with one child: a `Link`. It reads in callbacks and has no task of its own."""
 
-    def __init__(self, *, line_bytes_max: int, on_unasked: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        *,
+        line_bytes_max: int,
+        on_unasked: Callable[[Message], None],
+    ) -> None:
         self.version = ""
+        self._process = process
         self._loop = asyncio.get_running_loop()
         self._line_bytes_max = line_bytes_max
         self._on_unasked = on_unasked
@@ -107,13 +130,26 @@ class Pipe(asyncio.SubprocessProtocol):
         self._partial_size = 0
         self._unasked = 0
         self._unasked_since = 0.0
-        self._stderr = bytearray()
+        self._last_words = bytearray()
         self._stderr_allowance = _STDERR_BYTES_PER_S
         self._why = ""
         self._lost = asyncio.Event()
         self._exited = asyncio.Event()
-        self._process: asyncio.SubprocessTransport
-        self._stdin: asyncio.WriteTransport
+        self._stdin: asyncio.WriteTransport | None = None
+        self._stdout: asyncio.ReadTransport | None = None
+        self._stderr: asyncio.ReadTransport | None = None
+
+    async def open(self) -> None:
+        """Take hold of the child's pipes, and wait for its end."""
+        threading.Thread(target=self._wait, name=f"wait for {self._process.pid}", daemon=True).start()
+        ends = (
+            _End(self._read, self._closed),
+            _End(self._overhear, lambda: None),
+            _End(lambda _: None, self._closed),
+        )
+        self._stdout, _ = await self._loop.connect_read_pipe(lambda: ends[0], self._process.stdout)
+        self._stderr, _ = await self._loop.connect_read_pipe(lambda: ends[1], self._process.stderr)
+        self._stdin, _ = await self._loop.connect_write_pipe(lambda: ends[2], self._process.stdin)
 
     # What the adapter does.
 
@@ -159,41 +195,32 @@ class Pipe(asyncio.SubprocessProtocol):
         await self._lost.wait()
         with anyio.move_on_after(0.5):  # the pipes close a moment before the exit code is known
             await self._exited.wait()
-        code = self._process.get_returncode()
+        code = self._process.returncode
         what = self._why if code is None else f"{self._why}, exit code {code}"
-        last = self._stderr.decode("utf-8", "replace").strip().split("\n")[-5:]
+        last = self._last_words.decode("utf-8", "replace").strip().split("\n")[-5:]
         return f"{what}: {' | '.join(last)[-500:]}" if last != [""] else what
 
     def _write(self, message: Json) -> None:
-        if self._lost.is_set() or self._stdin.is_closing():
+        stdin = self._stdin
+        if stdin is None or stdin.is_closing() or self._lost.is_set():
             raise AdapterError(
                 "The source is not running just now; nothing was sent. Try again shortly.",
                 no_effect=True,
                 code="source_down",
             )
-        if self._stdin.get_write_buffer_size() > _UNSENT_BYTES_MAX:
+        if stdin.get_write_buffer_size() > _UNSENT_BYTES_MAX:
             raise AdapterError(
                 "The source does not read its requests; nothing was sent. Try again later.",
                 no_effect=True,
                 code="source_busy",
             )
-        self._stdin.write(encode(message) + b"\n")
+        stdin.write(encode(message) + b"\n")
 
     def _tell(self, message: Json) -> None:
         with suppress(AdapterError):  # a source that is gone need not be told
             self._write(message)
 
     # What the child says.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._process = cast("asyncio.SubprocessTransport", transport)
-        self._stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd == 1:
-            self._read(data)
-        else:
-            self._overhear(data)
 
     def _read(self, data: bytes) -> None:
         *whole, rest = data.split(b"\n")
@@ -268,14 +295,13 @@ class Pipe(asyncio.SubprocessProtocol):
         self._kill(signal.SIGKILL)
 
     def _overhear(self, data: bytes) -> None:
-        self._stderr += data
-        del self._stderr[:-_STDERR_BYTES_MAX]
+        self._last_words += data
+        del self._last_words[:-_STDERR_BYTES_MAX]
         self._stderr_allowance -= len(data)
-        if self._stderr_allowance < 0:
+        if self._stderr_allowance < 0 and self._stderr is not None:
             # Stop reading for a moment: the child waits, and nobody else does.
-            stderr = cast("asyncio.ReadTransport", self._process.get_pipe_transport(2))
-            stderr.pause_reading()
-            self._loop.call_later(1.0, self._overhear_again, stderr)
+            self._stderr.pause_reading()
+            self._loop.call_later(1.0, self._overhear_again, self._stderr)
 
     def _overhear_again(self, stderr: asyncio.ReadTransport) -> None:
         self._stderr_allowance = _STDERR_BYTES_PER_S
@@ -284,14 +310,19 @@ class Pipe(asyncio.SubprocessProtocol):
 
     # How it ends.
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd != 2:
-            self._lose("it closed its pipes")
+    def _wait(self) -> None:
+        """Wait for the child's end, on a thread of its own, for no event loop does that well for all."""
+        self._process.wait()
+        with suppress(RuntimeError):  # the loop is gone, and with it everybody who cares
+            self._loop.call_soon_threadsafe(self._ended)
 
-    def process_exited(self) -> None:
+    def _ended(self) -> None:
         self._exited.set()
         self._lose("it ended")
         self._kill(signal.SIGKILL)  # what it left behind
+
+    def _closed(self) -> None:
+        self._lose("it closed its pipes")
 
     def _lose(self, why: str) -> None:
         if self._lost.is_set():
@@ -310,20 +341,23 @@ class Pipe(asyncio.SubprocessProtocol):
     def _kill(self, how: signal.Signals) -> None:
         """Signal the child and everything that it started."""
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.get_pid(), how)
+            os.killpg(self._process.pid, how)
 
     async def close(self) -> None:
         """Ask the child to leave, then make it; returns when it is gone."""
         grace_s = _CRASH_GRACE_S if self._lost.is_set() else _GRACE_S
         self._lose("stopped")
-        self._stdin.close()
+        if self._stdin is not None:
+            self._stdin.close()
         for how in (None, signal.SIGTERM, signal.SIGKILL):
             if how is not None:
                 self._kill(how)
             with anyio.move_on_after(grace_s):
                 await self._exited.wait()
                 break
-        self._process.close()
+        for end in (self._stdout, self._stderr):
+            if end is not None:
+                end.close()
 
 
 @asynccontextmanager
@@ -334,9 +368,14 @@ async def running(
     with tempfile.TemporaryDirectory(prefix="remit-", ignore_cleanup_errors=True) as home:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
-            _, pipe = await asyncio.get_running_loop().subprocess_exec(
-                lambda: Pipe(line_bytes_max=line_bytes_max, on_unasked=on_unasked),
-                *target.command,
+            # Here and not on a thread, where a cancellation could leave a child that nobody owns. And not by
+            # the event loop: uvloop passes descriptors on.
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - the operator's own words, no shell
+                target.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
                 env={**inherited, "HOME": home, "TMPDIR": home, **target.env},
                 cwd=target.cwd,
                 start_new_session=True,
@@ -348,7 +387,9 @@ async def running(
                 no_effect=True,
                 code="source_down",
             ) from error
+        pipe = Pipe(process, line_bytes_max=line_bytes_max, on_unasked=on_unasked)
         try:
+            await pipe.open()
             yield pipe
         finally:
             with anyio.CancelScope(shield=True):
