@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
+from remit.calls import redacted
 from remit.errors import RemitError
 from remit.journal import Approved, Waiting
 from remit.model import Call, Charge, Pending, Refused, Remedy, UndoPlan, Verdict
@@ -64,7 +65,7 @@ async def ask(
         call,
         verdict,
         binding=_binding(shown),
-        shown=shown,
+        shown={**shown, "arguments": orjson.loads(redacted(call.arguments_json, verdict.duties))},
         votes=votes,
         pending_s=on.config.approvals.pending,
     )
@@ -115,9 +116,9 @@ async def answer(
 def _eligible(
     tenant: str, tool: str, arguments: Any, context: Any, call: Call, on: Services
 ) -> tuple[str, ...]:
-    return on.policy.approvers(
-        tenant, tool, arguments, context, exclude=(call.principal.agent, call.principal.user)
-    )
+    asking = (call.principal.agent, call.principal.user)
+    able = on.policy.approvers(tenant, tool, arguments, context, exclude=asking)
+    return tuple(user for user in able if user not in asking)
 
 
 def _votes_needed(verdict: Verdict) -> int:

@@ -28,27 +28,29 @@ _SUBJECT: Mapping[str, Callable[[Call], str]] = {
 def charges(
     budgets: Sequence[Budget], call: Call, estimates: Mapping[str, int], at_us: int
 ) -> tuple[Charge, ...]:
-    """What to hold for `call`, ordered by account so that every writer locks in the same order."""
-    found: list[Charge] = []
-    for budget in budgets:
+    """What to hold for `call`, ordered by account so that every writer locks in the same order.
+
+    A budget that names one subject takes the place of the one for all: an account has one limit.
+    """
+    found: dict[str, Charge] = {}
+    for budget in sorted(budgets, key=lambda budget: budget.id != "*"):
         subject = _SUBJECT[budget.scope](call)
         if budget.id not in ("*", subject) or budget.unit not in estimates:
             continue
         start_us, end_us = window(budget.window, budget.zone, at_us)
-        found.append(
-            Charge(
-                account=f"{budget.scope}:{call.principal.tenant}/{subject}:{budget.unit}:{budget.window}",
-                window_start_us=start_us,
-                window_end_us=end_us,
-                unit=budget.unit,
-                amount=estimates[budget.unit],
-                limit=budget.limit,
-                label=f"{budget.unit} of this {budget.scope} per {budget.window}"
-                if budget.window != "total"
-                else f"total {budget.unit} of this {budget.scope}",
-            )
+        account = f"{budget.scope}:{call.principal.tenant}/{subject}:{budget.unit}:{budget.window}"
+        found[account] = Charge(
+            account=account,
+            window_start_us=start_us,
+            window_end_us=end_us,
+            unit=budget.unit,
+            amount=estimates[budget.unit],
+            limit=budget.limit,
+            label=f"{budget.unit} of this {budget.scope} per {budget.window}"
+            if budget.window != "total"
+            else f"total {budget.unit} of this {budget.scope}",
         )
-    return tuple(sorted(found, key=lambda charge: charge.account))
+    return tuple(found[account] for account in sorted(found))
 
 
 def window(kind: str, zone: str, at_us: int) -> tuple[int, int | None]:

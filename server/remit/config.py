@@ -338,4 +338,9 @@ class Config(Strict):
         for prefix in prefixes:
             if prefixes.count(prefix) > 1:
                 raise ValueError(f"two sources export under {prefix!r}: give one another prefix")
+        accounts = [(budget.scope, budget.id, budget.unit, budget.window) for budget in self.budgets]
+        for account in accounts:
+            if accounts.count(account) > 1:
+                scope, subject, unit, window = account
+                raise ValueError(f"two budgets limit {unit} per {window} for {scope} {subject}: keep one")
         return self

@@ -137,6 +137,7 @@ class Journal:
 
         def change() -> Waiting | Approved | Verdict:
             now = self._ledger.now_us
+            self._ledger.write_out()
             row = self._ledger.one(
                 "SELECT id, call_id, state, expires_us, decided_us FROM approvals WHERE fingerprint = ?"
                 " AND binding = ? ORDER BY created_us DESC LIMIT 1",
@@ -227,7 +228,7 @@ class Journal:
             deadline_us = now + call.tool.timeout_s * 1_000_000
             if approved is None:
                 self._insert_call(call, verdict, state="dispatched", deadline_us=deadline_us)
-            elif refusal := self._use_approval(approved, verdict, deadline_us, now):
+            elif refusal := self._use_approval(call, approved, verdict, deadline_us, now):
                 return refusal
             call_id = approved.call_id if approved else call.id
             for charge in charges:
@@ -269,11 +270,13 @@ class Journal:
         error: tuple[str, str] | None,
         plan: UndoPlan | None,
         undo_state: UndoEnd | None = None,
+        frees_key: bool = False,
     ) -> None:
         """Record how the call ended: post `costs` (by unit) and release the rest, bind the undo.
 
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
+        `frees_key`: nothing was done, so the client may use its idempotency key again.
         """
 
         def change() -> None:
@@ -281,9 +284,10 @@ class Journal:
             salt = os.urandom(16)
             commit = _commit(salt, reply) if reply is not None else None
             moved = ledger.execute(
-                "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?"
+                "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?,"
+                " client_key = CASE WHEN ? THEN NULL ELSE client_key END"
                 " WHERE id = ? AND state IN ('dispatched', 'in_doubt')",
-                (state, ledger.now_us, commit, *(error or (None, None)), call_id),
+                (state, ledger.now_us, commit, *(error or (None, None)), frees_key, call_id),
             )
             if moved != 1:
                 raise WrongState(f"call {call_id} is not open: it cannot be settled")
@@ -600,10 +604,13 @@ class Journal:
         """An equal call that was admitted before, so that the same effect is never sent twice."""
         columns = "SELECT calls.id, calls.state, calls.fingerprint FROM calls "
         row: sqlite3.Row | None = None
-        if call.client_key is not None:
+        key = _key(call)
+        if key is not None or call.tool.repeat_window_s:
+            self._ledger.write_out()  # the equal call may have been let out in this very transaction
+        if key is not None:
             row = self._ledger.one(
                 columns + "WHERE tenant = ? AND agent = ? AND client_key = ?",
-                (call.principal.tenant, call.principal.agent, call.client_key),
+                (call.principal.tenant, call.principal.agent, key),
             )
             if row and row["fingerprint"] != call.fingerprint:
                 return _no(
@@ -622,7 +629,7 @@ class Journal:
                     " ORDER BY created_us DESC LIMIT 1",
                     (call.fingerprint, now - call.tool.repeat_window_s * 1_000_000),
                 )
-        if row is None or row["state"] == "awaiting_approval":
+        if row is None:
             return None
         answer = self._ledger.one(
             "SELECT body FROM payloads WHERE call_id = ? AND kind = 'result'", (row["id"],)
@@ -648,7 +655,7 @@ class Journal:
         )
 
     def _use_approval(
-        self, approved: Approved, verdict: Verdict, deadline_us: int, now: int
+        self, call: Call, approved: Approved, verdict: Verdict, deadline_us: int, now: int
     ) -> Verdict | None:
         used = self._ledger.execute(
             "UPDATE approvals SET state = 'used' WHERE id = ? AND state = 'approved' AND expires_us > ?",
@@ -663,14 +670,15 @@ class Journal:
                 remedy=Remedy.ASK,
             )
         self._ledger.execute(
-            "UPDATE calls SET state = 'dispatched', dispatched_us = ?, deadline_us = ?, incarnation = ?"
-            " WHERE id = ?",
-            (now, deadline_us, self._ledger.stream, approved.call_id),
+            "UPDATE calls SET state = 'dispatched', dispatched_us = ?, deadline_us = ?, incarnation = ?,"
+            " client_key = ? WHERE id = ?",
+            (now, deadline_us, self._ledger.stream, _key(call), approved.call_id),
         )
         return None
 
     def _undo_blocked(self, call: Call, verdict: Verdict, now: int, *, forced: bool) -> Verdict | None:
         """Why the call that `call` would take back cannot be taken back (any more)."""
+        self._ledger.write_out()  # a call on the same thing may have been let out in this very transaction
         row = self._ledger.one("SELECT * FROM undos WHERE call_id = ?", (call.of_call,))
         reason: str | None = None
         code = "undo_unavailable"
@@ -686,7 +694,7 @@ class Journal:
             later = self._ledger.one(
                 "SELECT later.call_id FROM undos AS later JOIN calls AS l ON l.id = later.call_id"
                 " JOIN calls AS o ON o.id = ? WHERE later.resource = ? AND later.call_id <> o.id"
-                " AND l.tenant = o.tenant AND l.dispatched_us > o.dispatched_us"
+                " AND l.tenant = o.tenant AND (l.dispatched_us, l.id) > (o.dispatched_us, o.id)"
                 " AND later.state NOT IN ('done', 'void') LIMIT 1",
                 (call.of_call, row["resource"]),
             )
@@ -738,7 +746,7 @@ class Journal:
                 call.tool.effect.value,
                 call.fingerprint,
                 commit,
-                None if finished else call.client_key,
+                _key(call) if state == "dispatched" else None,
                 _VERDICT[verdict.rung],
                 verdict.code,
                 verdict.reason,
@@ -907,6 +915,11 @@ def _no(code: str, reason: str, remedy: Remedy) -> Verdict:
     return Verdict(rung=Rung.DENY, code=code, reason=reason, remedy=remedy)
 
 
+def _key(call: Call) -> str | None:
+    """The key under which the call is not made twice; reading twice does no harm."""
+    return None if call.tool.effect is Effect.READ else call.client_key
+
+
 def _commit(salt: bytes, body: bytes) -> str:
     return hashlib.sha256(salt + body).hexdigest()
 
@@ -930,4 +943,7 @@ def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:
 
 def _reply(body: bytes) -> Reply:
     value = orjson.loads(body)
-    return Reply(body=value, is_error=bool(value.get("isError")))
+    asks = value.get("resultType") == "input_required"
+    return Reply(
+        body=value, is_error=bool(value.get("isError")), kind="input_required" if asks else "complete"
+    )

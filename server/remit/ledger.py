@@ -114,8 +114,14 @@ class Ledger:
     # Changes use these.
 
     def insert(self, table: str, row: Row) -> None:
-        """Add a row at commit; a query of the same transaction does not see it."""
+        """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
         self._inserts.setdefault(table, []).append(row)
+
+    def write_out(self) -> None:
+        """Write the rows gathered so far, for a query that must see what changes before it inserted."""
+        for table, rows in self._inserts.items():
+            self._db.executemany(_INSERT[table], rows)
+        self._inserts.clear()
 
     def execute(self, sql: str, parameters: Row = ()) -> int:
         """Run an UPDATE or DELETE at once; return how many rows it changed."""
@@ -170,9 +176,7 @@ class Ledger:
     # The rest is its own.
 
     def _flush(self, seq_before: int) -> None:
-        for table, rows in self._inserts.items():
-            self._db.executemany(_INSERT[table], rows)
-        self._inserts.clear()
+        self.write_out()
         new: list[Row] = []
         changed: list[Row] = []
         for (account, start_us), it in self._accounts.items():
