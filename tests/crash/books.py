@@ -1,0 +1,190 @@
+"""What must be true of an audit database at any moment, whoever was killed in the middle of what.
+
+Reads the file as an auditor would and knows nothing of the code that wrote it, but for the rule of the
+event chain. `flaws` says in sentences what is not true; an empty list is a clean bill.
+
+The invariants: balances are the fold of their moves and of their holds (B1, B2), never above their limit
+but by what is recorded as overrun (B3); a hold is open exactly while its call is (B4); a call that paid on
+one account paid on all in the same unit (B5); each call tells its life in events, once each, in a possible
+order; every stream is a whole chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from remit.chain import EventRow, verify
+
+#: Which event may follow which in the life of one call; a life ends anywhere where its state says so.
+_NEXT: dict[str, frozenset[str]] = {
+    "": frozenset({"call.denied", "call.awaiting_approval", "call.dispatched"}),
+    "call.denied": frozenset(),
+    "call.awaiting_approval": frozenset(
+        {"approval.approve", "approval.reject", "approval.expired", "approval.withdrawn"}
+    ),
+    "approval.approve": frozenset(
+        {"approval.approve", "approval.reject", "approval.expired", "approval.withdrawn", "call.dispatched"}
+    ),
+    "approval.reject": frozenset(),
+    "approval.expired": frozenset(),
+    "approval.withdrawn": frozenset(),
+    "call.dispatched": frozenset({"call.succeeded", "call.failed", "call.in_doubt"}),
+    "call.succeeded": frozenset(),
+    "call.failed": frozenset(),
+    "call.in_doubt": frozenset({"call.succeeded", "call.failed"}),
+}
+_LAST = {
+    "denied": {"call.denied"},
+    "awaiting_approval": {"call.awaiting_approval", "approval.approve"},
+    "rejected": {"approval.reject"},
+    "expired": {"approval.expired"},
+    "withdrawn": {"approval.withdrawn"},
+    "dispatched": {"call.dispatched"},
+    "succeeded": {"call.succeeded"},
+    "failed": {"call.failed"},
+    "in_doubt": {"call.in_doubt"},
+}
+
+
+def flaws(path: Path) -> list[str]:
+    """Every sentence about what is wrong in the audit database at `path`."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        db.row_factory = sqlite3.Row
+        db.execute("BEGIN")  # one snapshot for all that follows
+        return [*_budgets(db), *_lives(db), *_chain(db), *_undos(db), *_commitments(db)]
+
+
+def _budgets(db: sqlite3.Connection) -> Iterator[str]:
+    folded: dict[tuple[str, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for move in db.execute("SELECT account, window_start_us, kind, amount FROM budget_moves"):
+        folded[move["account"], move["window_start_us"]][move["kind"]] += move["amount"]
+    accounts = {(row["id"], row["window_start_us"]): row for row in db.execute("SELECT * FROM accounts")}
+    for key in folded.keys() - accounts.keys():
+        yield f"{key} has moves and no balance"
+    for key, row in accounts.items():
+        moves = folded[key]
+        expected = {
+            "held": moves["hold"] - moves["release"],
+            "posted": moves["post"],
+            "refunded": moves["refund"],
+            "overrun": moves["overrun"],
+        }
+        for name, amount in expected.items():
+            if row[name] != amount:
+                yield f"{key}: {name} is {row[name]}, its moves make {amount}"
+        over = row["held"] + row["posted"] - row["refunded"] - row["limit_amount"]
+        if row["overrun"] != max(0, over):
+            yield f"{key}: overrun is {row['overrun']}, beyond the limit is {max(0, over)}"
+    sums: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for hold in db.execute("SELECT * FROM holds"):
+        sums[hold["account"], hold["window_start_us"]][0] += hold["amount"] if hold["state"] == "held" else 0
+        sums[hold["account"], hold["window_start_us"]][1] += hold["posted"]
+        sums[hold["account"], hold["window_start_us"]][2] += hold["refunded"]
+    for key, (held, posted, refunded) in sums.items():
+        row = accounts.get(key)
+        if row is None or (row["held"], row["posted"], row["refunded"]) != (held, posted, refunded):
+            yield f"{key}: its holds make {held} held, {posted} posted, {refunded} refunded: not its balance"
+    for key in accounts.keys() - sums.keys():
+        row = accounts[key]
+        if row["held"] or row["posted"]:
+            yield f"{key} has a balance and no holds"
+    for row in db.execute(
+        "SELECT holds.call_id, holds.account, holds.state AS hold, calls.state FROM holds LEFT JOIN calls"
+        " ON calls.id = holds.call_id WHERE calls.id IS NULL OR"
+        " (holds.state = 'held') <> (calls.state IN ('dispatched', 'in_doubt'))"
+    ):
+        yield f"the hold of {row['call_id']} on {row['account']} is {row['hold']}, the call is {row['state']}"
+    for row in db.execute(
+        "SELECT call_id, unit FROM holds GROUP BY call_id, unit"
+        " HAVING COUNT(DISTINCT posted) > 1 OR COUNT(DISTINCT amount) > 1 OR COUNT(DISTINCT state) > 1"
+    ):
+        yield f"call {row['call_id']} did not pay the same {row['unit']} on every account"
+
+
+def _lives(db: sqlite3.Connection) -> Iterator[str]:
+    lives: dict[str, list[str]] = defaultdict(list)
+    for event in db.execute(
+        "SELECT call_id, kind FROM events WHERE call_id IS NOT NULL ORDER BY at_us, stream, seq"
+    ):
+        lives[event["call_id"]].append(event["kind"])
+    for call in db.execute("SELECT id, state, dispatched_us, finished_us FROM calls"):
+        last = ""
+        for kind in lives.pop(call["id"], []):
+            if kind not in _NEXT[last]:
+                yield f"call {call['id']}: {kind} follows {last or 'nothing'}"
+            last = kind
+        if last not in _LAST[call["state"]]:
+            yield f"call {call['id']} is {call['state']}, its last event is {last or 'missing'}"
+        if (call["state"] in ("awaiting_approval", "dispatched")) != (call["finished_us"] is None):
+            yield f"call {call['id']} is {call['state']} and finished at {call['finished_us']}"
+    for call_id in lives:
+        yield f"there are events of {call_id}, and no such call"
+
+
+def _chain(db: sqlite3.Connection) -> Iterator[str]:
+    rows = (
+        EventRow(**dict(row))
+        for row in db.execute(
+            "SELECT stream, seq, at_us, kind, tenant, call_id, body, hash FROM events ORDER BY stream, seq"
+        )
+    )
+    heads = {
+        row["id"]: (row["last_seq"], row["head"])
+        for row in db.execute("SELECT id, last_seq, head FROM incarnations")
+    }
+    for flaw in verify(rows, heads):
+        yield f"stream {flaw.stream} at {flaw.seq}: {flaw.what}"
+    for row in db.execute(
+        "SELECT calls.id FROM calls LEFT JOIN incarnations ON incarnations.id = calls.incarnation"
+        " WHERE incarnations.id IS NULL"
+    ):
+        yield f"call {row['id']} belongs to a process that was never registered"
+
+
+_UNDO_CALL = {
+    "running": ("dispatched",),
+    "done": ("succeeded",),
+    "indeterminate": ("succeeded", "in_doubt"),
+    "failed": ("failed", "succeeded"),
+}
+
+
+def _undos(db: sqlite3.Connection) -> Iterator[str]:
+    for row in db.execute(
+        "SELECT undos.call_id, undos.state, calls.state AS call_state, back.state AS back_state,"
+        " back.of_call FROM undos JOIN calls ON calls.id = undos.call_id"
+        " LEFT JOIN calls AS back ON back.id = undos.undo_call"
+    ):
+        expected = _UNDO_CALL.get(row["state"])
+        if expected and row["back_state"] not in expected:
+            yield f"the undo of {row['call_id']} is {row['state']}, its own call {row['back_state']}"
+        if row["back_state"] is not None and row["of_call"] != row["call_id"]:
+            yield f"the undo of {row['call_id']} is another call's"
+        if row["state"] == "registered" and row["call_state"] not in ("dispatched", "in_doubt"):
+            yield f"call {row['call_id']} is {row['call_state']}, its undo is only registered"
+        if row["call_state"] not in ("dispatched", "in_doubt", "succeeded", "failed"):
+            yield f"call {row['call_id']} is {row['call_state']} and has an undo"
+    for row in db.execute(
+        "SELECT of_call, COUNT(*) AS times FROM calls WHERE kind = 'undo'"
+        " AND state IN ('dispatched', 'succeeded', 'in_doubt') GROUP BY of_call HAVING times > 1"
+    ):
+        yield f"call {row['of_call']} was taken back {row['times']} times"
+
+
+def _commitments(db: sqlite3.Connection) -> Iterator[str]:
+    """Every stored payload is the one that was committed to, unless parts of it were struck out."""
+    for row in db.execute(
+        "SELECT payloads.*, calls.arguments_commit, calls.result_commit FROM payloads"
+        " LEFT JOIN calls ON calls.id = payloads.call_id"
+    ):
+        promised: dict[str, Any] = {"arguments": row["arguments_commit"], "result": row["result_commit"]}
+        if row["kind"] not in promised or b"[redacted]" in row["body"]:
+            continue
+        if hashlib.sha256(row["salt"] + row["body"]).hexdigest() != promised[row["kind"]]:
+            yield f"the {row['kind']} of {row['call_id']} are not what was committed to"
