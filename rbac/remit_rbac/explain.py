@@ -6,7 +6,7 @@ the policy's own index, and names attributes and operators but no values of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,34 +35,41 @@ _COLUMNS = {"sub": (0, "it is for {}"), "tool": (2, "it is about {}")}
 
 
 def near_misses(policy: Policy, q: Question, *, count_max: int = 10) -> tuple[NearMiss, ...]:
-    """The rows nearest to allowing more, those first that lack the least."""
+    """The rows nearest to allowing more: first those about this very call, then those about others."""
     decision = policy.decide(q)
-    found: list[NearMiss] = []
-    for subject, reached in ((q.agent, decision.agent_rung), (q.user, decision.user_rung)):
-        for rung, act in LADDER:
-            if rung > reached:
-                found.extend(_misses(policy, q, subject, act))
-    found.sort(key=lambda miss: len(miss.missing))
-    return tuple(found[:count_max])
+    reached = ((q.agent, decision.agent_rung), (q.user, decision.user_rung))
+    higher = [(subject, act) for subject, rung in reached for granted, act in LADDER if granted > rung]
+    own = [miss for subject, act in higher for miss in _unmet_rows(policy, q, subject, act)]
+    others = [miss for subject, act in higher for miss in _rows_for_others(policy, q, subject, act)]
+    own.sort(key=lambda miss: len(miss.missing))
+    return (*own, *others)[:count_max]
 
 
-def _misses(policy: Policy, q: Question, subject: str, act: str) -> list[NearMiss]:
-    record = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act, "args": q.args, "ctx": q.ctx}
+def _unmet_rows(policy: Policy, q: Question, subject: str, act: str) -> Iterator[NearMiss]:
+    """Rows about this call whose conditions do not hold."""
     request = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act}
-    found: list[NearMiss] = []
-    matching = policy.rows_for(request)
-    for rule in matching:
-        missing = unmet(rule.condition, {"r": record})
+    for rule in policy.rows_for(request):
+        missing = unmet(rule.condition, {"r": {**request, "args": q.args, "ctx": q.ctx}})
         if rule.values[5] == "allow" and missing:
-            found.append(NearMiss(subject=subject, act=act, row=rule.row, missing=missing))
-    known = {rule.number for rule in matching}
+            yield NearMiss(subject=subject, act=act, row=rule.row, missing=missing)
+
+
+def _rows_for_others(policy: Policy, q: Question, subject: str, act: str) -> Iterator[NearMiss]:
+    """Rows whose conditions hold, for another subject of the same kind, a role, or another tool."""
+    request = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act}
+    own = {rule.number for rule in policy.rows_for(request)}
     for column, (position, why) in _COLUMNS.items():
         for rule in policy.rows_for(request, ignoring=(column,)):
-            if rule.number in known or rule.values[5] != "allow" or unmet(rule.condition, {"r": record}):
+            known = rule.number in own or rule.values[5] != "allow"
+            comparable = rule.values[0].startswith((subject.partition(":")[0], "role:", "*"))
+            if (
+                known
+                or not comparable
+                or unmet(rule.condition, {"r": {**request, "args": q.args, "ctx": q.ctx}})
+            ):
                 continue
             missing = (why.format(rule.values[position]),)
-            found.append(NearMiss(subject=subject, act=act, row=rule.row, missing=missing))
-    return found
+            yield NearMiss(subject=subject, act=act, row=rule.row, missing=missing)
 
 
 def unmet(condition: Expression | None, scope: Mapping[str, Any]) -> tuple[str, ...]:

@@ -161,16 +161,24 @@ class _Builder:
         if not self._problems and not any(rule.values[5] == "allow" for rule in self._rules["p"]):
             self._problems.append(_grants_nothing(self._lines))
         if any(problem.level == "error" for problem in self._problems):
-            raise PolicyError(self._problems)
+            raise PolicyError(self._in_order())
 
         policy = Policy(
             model=self._model, rules=self._rules, graphs=graphs, version=_version(self._model, self._known)
         )
         self._problems.extend(lint(policy, self._known, self._surroundings))
         if any(problem.level == "error" for problem in self._problems):
-            raise PolicyError(self._problems)
-        policy.warnings = tuple(self._problems)
+            raise PolicyError(self._in_order())
+        policy.warnings = self._in_order()
         return policy
+
+    def _in_order(self) -> tuple[Problem, ...]:
+        """As a reader of the files meets them, each once."""
+        files = {line.row.file: number for number, line in enumerate(self._lines)}
+        found = dict.fromkeys(self._problems)
+        return tuple(
+            sorted(found, key=lambda problem: (files.get(problem.file, 0), problem.line, problem.column))
+        )
 
     def _take(self, line: Line) -> None:
         values = tuple(field.text for field in line.fields[1:])

@@ -56,6 +56,9 @@ def _own_kinds(
     if not path:
         return _final_kinds(schema)
     key, rest = path[0], path[1:]
+    kinds = _final_kinds(schema)
+    if kinds.isdisjoint({"any", "object" if type(key) is str else "list"}):
+        return None
     if type(key) is int:
         return _kinds(schema.get("items", True), rest, root, steps) if "prefixItems" not in schema else _ANY
     properties = cast("Mapping[str, Any]", schema.get("properties", {}))

@@ -1,0 +1,289 @@
+"""What is said about a policy as a whole: constraints, idle rows, traps, schemas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.rbac.build import a_policy, refused, warned
+
+from remit_rbac import PolicyError, Problem, load_files, load_text
+from remit_rbac.model import SHIPPED
+from remit_rbac.schemas import argument_kinds
+
+ALLOW = "p, *, acme, pay.refund, execute, 1 == 1, allow"
+LIMIT = "p, *, acme, pay.refund, execute, r.args.amount > 0 && r.args.amount <= 100, allow"
+
+
+def with_constraint(folder: Path, constraint: str, *rows: str) -> list[Problem]:
+    model, policy = folder / "model.conf", folder / "policy.csv"
+    model.write_text(f"{SHIPPED.read_text()}\n[constraint_definition]\nc = {constraint}\n")
+    policy.write_text("\n".join([ALLOW, *rows]))
+    try:
+        load_files(model, [policy])
+    except PolicyError as error:
+        return [problem for problem in error.problems if problem.level == "error"]
+    return []
+
+
+SOD = 'sod("role:asker", "role:payer")'
+
+
+@pytest.mark.parametrize(
+    ("constraint", "rows", "line"),
+    [
+        (SOD, ["g, user:a, role:asker, acme", "g, user:a, role:payer, acme"], 3),
+        (
+            SOD,
+            ["g, user:a, role:boss, acme", "g, role:boss, role:payer, acme", "g, user:a, role:asker, acme"],
+            4,
+        ),
+        (SOD, ["g, user:a, role:asker, acme", "g, user:a, role:payer, bank"], None),
+        (SOD, ["g, user:a, role:asker, acme", "g, user:b, role:payer, acme"], None),
+        ('sodMax(["role:x", "role:y", "role:z"], 2)', [f"g, user:a, role:{r}, acme" for r in "xyz"], 4),
+        ('sodMax(["role:x", "role:y", "role:z"], 2)', [f"g, user:a, role:{r}, acme" for r in "xy"], None),
+        ('roleMax("role:x", 1)', ["g, user:a, role:x, acme", "g, user:b, role:x, acme"], 3),
+        ('roleMax("role:x", 1)', ["g, role:y, role:x, acme", "g, user:b, role:y, acme"], None),
+        (
+            'roleMax("role:x", 1)',
+            ["g, role:y, role:x, acme", "g, user:a, role:x, acme", "g, user:b, role:y, acme"],
+            4,
+        ),
+        ('roleMax("role:x", 1)', ["g, user:a, role:x, acme", "g, user:a, role:x, bank"], None),
+        ('rolePre("role:admin", "role:trained")', ["g, user:a, role:admin, acme"], 2),
+        (
+            'rolePre("role:admin", "role:trained")',
+            [
+                "g, user:a, role:admin, acme",
+                "g, user:a, role:staff, acme",
+                "g, role:staff, role:trained, acme",
+            ],
+            None,
+        ),
+        (
+            'rolePre("role:admin", "role:trained")',
+            ["g, user:a, role:admin, acme", "g, user:a, role:trained, bank"],
+            2,
+        ),
+    ],
+)
+def test_constraints_on_roles_hold_in_each_tenant_with_inheritance(
+    tmp_path: Path, constraint: str, rows: list[str], line: int | None
+):
+    found = with_constraint(tmp_path, constraint, *rows)
+    assert [(problem.code, problem.line) for problem in found] == ([("constraint", line)] if line else [])
+    if found:
+        assert constraint in found[0].message
+        assert "acme" in found[0].message
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        'sod("role:a")',
+        "sod(1, 2)",
+        'sodMax("role:a", 1)',
+        "sodMax([], 1)",
+        'roleMax("role:a", "1")',
+        "sod",
+        "x()",
+    ],
+)
+def test_a_constraint_that_is_not_understood_is_refused(tmp_path: Path, constraint: str):
+    assert [problem.code for problem in with_constraint(tmp_path, constraint)] == ["bad-model"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "codes"),
+    [
+        ([ALLOW], []),
+        ([ALLOW, ALLOW], ["duplicate-row"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, 1 == 2, allow"], ["never-applies"]),
+        ([ALLOW, "p, *, *, pay.*, *, 1 == 1, deny"], ["shadowed"]),
+        ([ALLOW, "p, *, acme, pay.*, *, r.ctx.a == 1, deny"], []),
+        ([ALLOW, "p, *, bank, pay.*, *, 1 == 1, deny"], []),
+        ([ALLOW, "p, agent:*, acme, pay.*, *, 1 == 1, deny"], []),
+        ([LIMIT, "p, *, acme, pay.*, execute, 1 == 1, allow"], ["redundant"]),
+        ([LIMIT, "p, *, acme, pay.*, advise, 1 == 1, allow"], []),
+        ([ALLOW, "g2, pay.x, grp:m", "p, *, acme, grp:m, execute, 1 == 1, allow"], []),
+        ([ALLOW, "p, *, acme, grp:m, execute, 1 == 1, allow"], ["group-empty"]),
+        (
+            [ALLOW, "g2, pay.refund, grp:m", "p, *, acme, grp:m, execute, 1 == 1, deny"],
+            ["shadowed"],
+        ),
+        ([ALLOW, "p, role:x, acme, pay.x, execute, 1 == 1, allow"], ["role-empty"]),
+        ([ALLOW, "p, role:x, acme, pay.x, execute, 1 == 1, allow", "g, user:a, role:x, acme"], []),
+        ([ALLOW, "p, role:x, *, pay.x, execute, 1 == 1, allow", "g, user:a, role:x, bank"], []),
+        (
+            [ALLOW, "p, role:x, acme, pay.x, execute, 1 == 1, allow", "g, user:a, role:x, bank"],
+            ["role-empty", "role-unused"],
+        ),
+        ([ALLOW, "g, user:a, role:x, acme"], ["role-unused"]),
+        ([ALLOW, "g, user:a, role:x, acme", "g3, agent:bot, role:x, acme"], []),
+        (
+            [
+                ALLOW,
+                "p, role:y, acme, pay.x, execute, 1 == 1, allow",
+                "g, user:a, role:x, acme",
+                "g, role:x, role:y, acme",
+            ],
+            [],
+        ),
+        (
+            [ALLOW, "p, role:x, acme, pay.x, execute, 1 == 1, allow", "g, agent:b, role:x, acme"],
+            ["agent-without-user"],
+        ),
+        ([ALLOW, "p, user:\u0430nn, acme, pay.x, execute, 1 == 1, allow"], ["mixed-script"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, r.args.a == 'x && y', allow"], ["stock-rewrites-text"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, r.args.a == 'hi!', allow"], ["stock-rewrites-text"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, r.args.a == 'p.s', allow"], ["stock-rewrites-text"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, r.args.a == 'mr.x != y', allow"], []),
+        ([ALLOW, "p, *, acme, pay.x, execute, r.args.a <= 5, allow"], ["no-lower-bound"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, 5 > r.args.a, allow"], ["no-lower-bound"]),
+        ([ALLOW, "p, *, acme, pay.x, execute, 0 < r.args.a <= 5, allow"], []),
+        ([ALLOW, "p, *, acme, pay.x, execute, r.ctx.a <= 5, allow"], []),
+        ([ALLOW, "p, *, acme, pay.x, *, r.args.a <= 5, deny"], []),
+        ([ALLOW, "p, *, acme, pay.x, recommend, 1 == 1, allow"], ["too-few-approvers"]),
+        (
+            [
+                ALLOW,
+                "p, *, acme, pay.x, recommend, 1 == 1, allow",
+                "p, user:a, acme, pay.x, approve, 1 == 1, allow",
+            ],
+            [],
+        ),
+        (
+            [
+                ALLOW,
+                "p2, *, acme, pay.x, *, 1 == 1, approvals=2",
+                "p, user:a, acme, pay.x, approve, 1 == 1, allow",
+            ],
+            ["too-few-approvers"],
+        ),
+        (
+            [
+                ALLOW,
+                "p2, *, acme, pay.x, *, 1 == 1, approvals=2",
+                "p, user:*, acme, pay.x, approve, 1 == 1, allow",
+            ],
+            [],
+        ),
+        ([ALLOW, "p2, *, acme, grp:m, *, 1 == 1, approvals=2", "g2, pay.x, grp:m"], []),
+    ],
+)
+def test_what_is_probably_not_meant_is_a_warning(rows: list[str], codes: list[str]):
+    assert warned(*rows) == codes
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "pay.refund": {
+        "type": "object",
+        "properties": {
+            "amount": {"type": "number"},
+            "note": {"type": ["string", "null"]},
+            "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}},
+            "to": {
+                "anyOf": [{"type": "string"}, {"type": "object", "properties": {"iban": {"type": "string"}}}]
+            },
+            "free": {"type": "object"},
+            "kind": {"enum": ["a", "b"]},
+        },
+        "$defs": {"line": {"type": "object", "properties": {"sku": {"type": "string"}}}},
+    },
+    "pay.list": {"type": "object", "properties": {"page": {"type": "integer"}}},
+}
+
+
+def checked(condition: str, tool: str = "pay.refund") -> list[tuple[str, str]]:
+    options = {"tool_schemas": SCHEMAS, "known_context": ["hour", "facts.order", "claim.confidence"]}
+    row = f"p, *, acme, {tool}, execute, {condition}, allow"
+    try:
+        policy = load_text(row, **options)
+    except PolicyError as error:
+        return [(problem.level, problem.code) for problem in error.problems]
+    return [(problem.level, problem.code) for problem in policy.warnings]
+
+
+@pytest.mark.parametrize(
+    ("condition", "code"),
+    [
+        ("r.args.amount > 0", None),
+        ("r.args.amuont > 0", "unknown-argument"),
+        ("r.args.amount == '5'", "argument-type"),
+        ("r.args.note == 'x'", None),
+        ("r.args.note > 5", "argument-type"),
+        ("len(r.args.lines) > 0", None),
+        ("r.args.lines[0].sku == 'x'", None),
+        ("r.args.lines[0].skew == 'x'", "unknown-argument"),
+        ("r.args.lines[0].sku > 5", "argument-type"),
+        ("r.args.to == 'x' || r.args.to.iban == 'y'", None),
+        ("r.args.to.bic == 'y'", "unknown-argument"),
+        ("r.args.free.anything == 5", None),
+        ("r.args.kind in ('a', 'b')", None),
+        ("r.args.kind > 5", "argument-type"),
+        ("r.ctx.hour >= 8", None),
+        ("r.ctx.hours >= 8", "unknown-context"),
+        ("r.ctx.facts.order.status == 'open'", None),
+        ("r.ctx.facts.user.name == 'x'", "unknown-context"),
+        ("r.ctx.claim.confidence > 0.5", None),
+        ("r.ctx.in_chain == 0", None),
+    ],
+)
+def test_conditions_are_checked_against_the_tools_and_the_context(condition: str, code: str | None):
+    assert checked(condition) == ([("error", code)] if code else [])
+
+
+def test_a_finding_in_a_condition_points_into_it():
+    with pytest.raises(PolicyError) as refusal:
+        load_text(f"{LIMIT.replace('r.args.amount <=', 'r.args.amuont <=')}", tool_schemas=SCHEMAS)
+    problem = next(problem for problem in refusal.value.problems if problem.level == "error")
+    assert problem.text[problem.column - 1 :].startswith("r.args.amuont")
+
+
+def test_a_rule_over_many_tools_may_be_about_some_of_them():
+    assert checked("r.args.amount > 0", "pay.*") == [("warning", "unknown-argument")]
+    assert checked("r.args.amuont > 0", "pay.*") == [("error", "unknown-argument")]
+    assert checked("1 == 1", "pay.*") == []
+    assert checked("1 == 1", "pay.unheard") == [("warning", "unknown-tool")]
+
+
+def test_without_schemas_nothing_is_said_about_arguments():
+    a_policy("p, *, acme, pay.refund, execute, r.args.anything > 0 && r.ctx.anything == 1, allow")
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "kinds"),
+    [
+        ({}, ("a",), {"any"}),
+        ({"properties": {"a": True}}, ("a",), {"any"}),
+        ({"properties": {"a": {"const": 5}}}, ("a",), {"number"}),
+        ({"properties": {"a": {"enum": ["x", None]}}}, ("a",), {"text", "null"}),
+        ({"properties": {"a": {}}, "additionalProperties": {"type": "string"}}, ("b",), {"text"}),
+        ({"properties": {"a": {}}, "additionalProperties": True}, ("b",), {"any"}),
+        ({"properties": {"a": {}}, "patternProperties": {"x": {}}}, ("b",), {"any"}),
+        ({"properties": {"a": {}}}, ("b",), None),
+        (
+            {"allOf": [{"properties": {"a": {"type": "string"}}}, {"required": ["a"]}]},
+            ("a",),
+            {"text", "any"},
+        ),
+        ({"properties": {"a": {"type": "array", "prefixItems": [{}]}}}, ("a", 0), {"any"}),
+        ({"properties": {"a": {"$ref": "https://example.org/x"}}}, ("a",), {"any"}),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, ("a",), {"any"}),
+        (
+            {"properties": {"a": {"$ref": "#/$defs/x~1y"}}, "$defs": {"x/y": {"type": "boolean"}}},
+            ("a",),
+            {"boolean"},
+        ),
+    ],
+)
+def test_schemas_say_only_what_is_certain(
+    schema: dict[str, Any], path: tuple[str, ...], kinds: set[str] | None
+):
+    assert argument_kinds(schema, path) == kinds
+
+
+def test_warnings_do_not_hide_errors():
+    problems = refused(ALLOW, ALLOW, "x, y")
+    assert {problem.code for problem in problems} == {"duplicate-row", "unknown-row-type"}
