@@ -150,22 +150,33 @@ def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
 
 def rules_for(settings: Config, name: str) -> ToolRules:
     """What the configuration says about `name`: the most specific entry wins, field by field."""
-    matching = sorted(
-        (pattern for pattern in settings.tools if _matches(pattern, name)),
-        key=lambda pattern: (not pattern.endswith("*"), len(pattern)),
-    )
     merged: dict[str, Any] = {}
-    for pattern in matching:
+    for pattern in _entries(settings, name):
         rules = settings.tools[pattern]
         merged |= {field: getattr(rules, field) for field in rules.model_fields_set}
     return ToolRules.model_construct(None, **{**_NO_RULES, **merged})
 
 
-_NO_RULES = {field: getattr(ToolRules(), field) for field in ToolRules.model_fields}
+def entry_for(settings: Config, name: str, field: str) -> str | None:
+    """The entry of `tools` that says what `field` is for `name`; None when none does."""
+    entries = reversed(_entries(settings, name))
+    return next((pattern for pattern in entries if field in settings.tools[pattern].model_fields_set), None)
 
 
-def _matches(pattern: str, name: str) -> bool:
+def covers(pattern: str, name: str) -> bool:
+    """Whether an entry of `tools` is about `name`."""
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _entries(settings: Config, name: str) -> list[str]:
+    """The entries about `name`, the most specific last."""
+    return sorted(
+        (pattern for pattern in settings.tools if covers(pattern, name)),
+        key=lambda pattern: (not pattern.endswith("*"), len(pattern)),
+    )
+
+
+_NO_RULES = {field: getattr(ToolRules(), field) for field in ToolRules.model_fields}
 
 
 def _folded(name: str) -> str:

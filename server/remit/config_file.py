@@ -188,8 +188,9 @@ def _anchored(value: Any, folder: Path) -> Any:
         case Path():
             return folder / os.path.expanduser(value)
         case BaseModel():
-            names = type(value).model_fields
-            return value.model_copy(update={name: _anchored(getattr(value, name), folder) for name in names})
+            fields = {name: _anchored(getattr(value, name), folder) for name in type(value).model_fields}
+            # What the file says stays apart from defaults: `tools` entries are merged by it.
+            return type(value).model_construct(value.model_fields_set, **fields)
         case tuple():
             return tuple(_anchored(each, folder) for each in cast(tuple[Any, ...], value))
         case Mapping():

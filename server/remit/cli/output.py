@@ -72,7 +72,7 @@ def _print(what: RenderableType) -> None:
     with to.capture() as captured:
         to.print(what)
     # A table pads its last column: nobody wants that in a file.
-    click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
 
 
 def report(findings: Sequence[object], fine: str) -> None:
@@ -119,15 +119,17 @@ def exactly(at_us: int | None) -> str | None:
 
 
 def until(at_us: int, now_us: int) -> str:
-    """How far away a moment is, in its largest unit."""
-    seconds = abs(at_us - now_us) // 1_000_000
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            length = f"{seconds // size} {unit}"
-            break
-    else:
-        length = f"{seconds} s"
+    """How far away a moment is."""
+    length = span(abs(at_us - now_us) // 1_000_000)
     return f"in {length}" if at_us >= now_us else f"{length} ago"
+
+
+def span(seconds: int) -> str:
+    """A length of time in the largest unit that keeps two figures or is exact."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 10 * size or (seconds and seconds % size == 0):
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def short(identifier: str | None) -> str:

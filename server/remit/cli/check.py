@@ -1,0 +1,115 @@
+"""`remit check`: everything that can be known to be wrong before agents find out, and what is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+
+from remit.cli.options import config_option, json_option, print_json
+
+if TYPE_CHECKING:
+    import remit_rbac
+    from remit import config_problems
+    from remit.catalog import Catalog
+    from remit.cli.exported import ExportedTool
+    from remit.config import Config
+    from remit_rbac import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something to mend, or with `warning` to look at."""
+
+    #: Where, what, and how to mend it.
+    text: str
+    file: str
+    line: int | None
+    warning: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--offline", is_flag=True, help="Connect to nothing: check the files alone.")
+def check(config_path: Path, as_json: bool, offline: bool) -> int:
+    """Check configuration, policy and sources, and show which tools are exported to whom.
+
+    Connects to every source and calls nothing. Exits with 1 when anything is wrong; a warning is not.
+    """
+    from remit.cli.exported import shown
+    from remit.cli.output import report
+
+    findings, tools = _check(config_path, offline=offline)
+    problems = [finding for finding in findings if not finding.warning]
+    warnings = [finding for finding in findings if finding.warning]
+    if as_json:
+        print_json({"problems": problems, "warnings": warnings, "tools": tools})
+    else:
+        if tools:
+            shown(tools, as_json=False)
+        for warning in warnings:
+            click.echo(f"warning: {warning}")
+        report(problems, "No problem found.")
+    return 1 if problems else 0
+
+
+def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[ExportedTool]]:
+    from remit.cli.exported import ask, table
+    from remit.config_file import load
+    from remit.config_problems import ConfigError
+    from remit.fit import misfits
+
+    try:
+        loaded = load(config_path)
+    except ConfigError as error:
+        return [_configured(problem) for problem in error.problems], []
+    if offline:
+        return _policy(loaded.config, None)[1], []
+    offered = anyio.run(ask, loaded)
+    findings = [
+        _configured(loaded.problem(("sources", name), why), warning=loaded.config.sources[name].optional)
+        for name, why in offered.down.items()
+    ]
+    findings += [
+        _configured(misfit.problem, warning=misfit.warning)
+        for misfit in misfits(loaded, offered.catalog, absent=offered.down)
+    ]
+    policy, told = _policy(loaded.config, None if offered.down else offered.catalog)
+    return findings + told, table(offered.catalog, loaded.config, policy)
+
+
+def _policy(config: Config, catalog: Catalog | None) -> tuple[Policy | None, list[Finding]]:
+    """The policy and what is wrong with it, held against the tools where all of them are known."""
+    from remit.fit import context_names
+    from remit_rbac import PolicyError, load_files
+
+    schemas = catalog and {
+        name: tool.definition.get("inputSchema", {}) for name, tool in catalog.tools.items()
+    }
+    try:
+        policy = load_files(
+            config.policy.model,
+            config.policy.files,
+            tool_schemas=schemas,
+            known_context=context_names(config),
+        )
+    except PolicyError as error:
+        return None, [_ruled(problem) for problem in error.problems]
+    return policy, [_ruled(problem) for problem in policy.warnings]
+
+
+def _configured(problem: config_problems.Problem, *, warning: bool = False) -> Finding:
+    return Finding(text=str(problem), file=problem.file, line=problem.line, warning=warning)
+
+
+def _ruled(problem: remit_rbac.Problem) -> Finding:
+    return Finding(
+        text=str(problem), file=problem.file, line=problem.line, warning=problem.level == "warning"
+    )

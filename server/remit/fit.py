@@ -1,0 +1,154 @@
+"""Does the configuration fit what the sources offer? Asked by an operator, before agents find out.
+
+A running gateway refuses a call whose price or way back cannot be worked out, one call at a time. Here
+the same is found at once and for all tools, from their schemas: entries that are about no tool, ways back
+that lead nowhere, arguments that a tool does not have. Nothing is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from remit.budgets import CALLS
+from remit.catalog import Catalog, covers, entry_for, prefix_of
+from remit.config import Config, Effect
+from remit.config_file import Loaded
+from remit.config_problems import Problem
+from remit.model import Lookup, Tool
+from remit_adapters.base import Operation
+from remit_rbac import Expression
+from remit_rbac.schemas import argument_kinds
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misfit:
+    problem: Problem
+    #: It may work all the same.
+    warning: bool = False
+
+
+def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -> Iterator[Misfit]:
+    """Everything about `tools` and `budgets` that does not fit. Sources in `absent` could not be asked."""
+    config = loaded.config
+    unknown = tuple(prefix_of(config, source) for source in absent)
+
+    def may_exist(name: str) -> bool:
+        return any(name.startswith(prefix) for prefix in unknown)
+
+    for pattern in config.tools:
+        if not any(covers(pattern, name) for name in catalog.tools) and not may_exist(pattern):
+            message = "no source offers such a tool; see `remit tools list` for the names"
+            yield Misfit(problem=loaded.problem(("tools", pattern), message))
+    for tool in catalog.listed():
+        yield from _Fitting(loaded, catalog, tool).misfits()
+    for flaw in catalog.flaws:
+        if flaw.name not in catalog.tools:
+            problem = loaded.problem(("sources", flaw.source), f"{flaw.name} is not exported: {flaw.what}")
+            yield Misfit(problem=problem)
+        elif not absent:
+            field = ("tools", entry_for(config, flaw.name, "undo") or flaw.name)
+            yield Misfit(problem=loaded.problem(field, f"{flaw.name}: {flaw.what}"))
+    priced = {CALLS} | {price.unit for tool in catalog.tools.values() for price in tool.prices}
+    for number, budget in enumerate(config.budgets):
+        if budget.unit not in priced and not absent:
+            message = f"no tool has a price in {budget.unit}, so nothing is ever spent here"
+            yield Misfit(problem=loaded.problem(("budgets", number, "unit"), message), warning=True)
+
+
+def context_names(config: Config) -> tuple[str, ...]:
+    """What rules may read of `r.ctx`; `price` and `claim` stand for whatever is inside them."""
+    fixed = ("tenant", "run", "hour", "weekday", "effect", "undo_ready", "price", "claim", "in_chain")
+    return (*config.context, *fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """One tool against its own schemas and those of the tools that its way back needs."""
+
+    loaded: Loaded
+    catalog: Catalog
+    tool: Tool
+
+    def misfits(self) -> Iterator[Misfit]:
+        tool, undo = self.tool, self.tool.undo
+        own = {"args": _input(tool), "original": None, "before": None, "result": _output(tool)}
+        if (key := tool.idempotency_arg) and argument_kinds(_input(tool), (key,)) is None:
+            yield self._problem("idempotency_arg", f"the tool has no argument {key}")
+        for price in tool.prices:
+            yield from self._paths("price", price.estimate, own)
+            yield from self._paths("price", price.actual, own)
+        yield from self._paths("resource", tool.resource, own)
+        yield from self._paths("failed_when", tool.failed_when, own)
+        if tool.before:
+            yield from self._reads("before", tool.before)
+            yield from self._call("before", tool.before.tool, tool.before.arguments, own)
+        if undo:
+            own["before"] = self._output_of(tool.before)
+            yield from self._call("undo", undo.tool, undo.arguments, own)
+        if undo and undo.verify:
+            inverse = self.catalog.tools.get(undo.tool)
+            later = {**own, "original": _output(tool), "result": inverse and _output(inverse), "before": None}
+            yield from self._reads("undo", undo.verify)
+            yield from self._call("undo", undo.verify.tool, undo.verify.arguments, later)
+            yield from self._paths("undo", undo.expect, {**later, "result": self._output_of(undo.verify)})
+
+    def _call(
+        self, field: str, name: str, arguments: Mapping[str, Expression], roots: Mapping[str, Schema | None]
+    ) -> Iterator[Misfit]:
+        """A call that the gateway will make, `arguments` over `roots`, against the schema of its tool."""
+        target = self.catalog.tools.get(name)
+        if target is None or target.operation is not Operation.TOOL:
+            return  # the catalog itself reports what is not there
+        schema = _input(target)
+        for argument, expression in arguments.items():
+            if argument_kinds(schema, (argument,)) is None:
+                yield self._problem(field, f"{name} has no argument {argument}")
+            yield from self._paths(field, expression, roots)
+        for argument in cast("list[str]", schema.get("required", [])):
+            if argument not in arguments:
+                yield self._problem(field, f"{name} needs the argument {argument}, which args does not give")
+
+    def _reads(self, field: str, lookup: Lookup) -> Iterator[Misfit]:
+        target = self.catalog.tools.get(lookup.tool)
+        if target is not None and target.effect is not Effect.READ:
+            message = f"{lookup.tool} must be a read: give it effect: read, or name another"
+            yield self._problem(field, message)
+
+    def _paths(
+        self, field: str, expression: Expression | None, roots: Mapping[str, Schema | None]
+    ) -> Iterator[Misfit]:
+        """What the expression reads and no schema declares: certain for arguments, likely for results."""
+        for root, *path in sorted(expression.paths, key=str) if expression else ():
+            schema = roots.get(str(root))
+            if schema is None or not path or argument_kinds(schema, tuple(path)) is not None:
+                continue
+            text = ".".join(map(str, path))
+            if root == "args":
+                yield self._problem(field, f"the tool has no argument {text}")
+            else:
+                yield self._problem(field, f"{root}.{text} is not in the declared output", warning=True)
+
+    def _problem(self, field: str, message: str, *, warning: bool = False) -> Misfit:
+        entry = entry_for(self.loaded.config, self.tool.name, field) or self.tool.name
+        message = (
+            f"{self.tool.name}: {message}"
+            if self.tool.name not in (entry, message[: len(entry)])
+            else message
+        )
+        return Misfit(problem=self.loaded.problem(("tools", entry, field), message), warning=warning)
+
+    def _output_of(self, lookup: Lookup | None) -> Schema | None:
+        target = self.catalog.tools.get(lookup.tool) if lookup else None
+        return _output(target) if target else None
+
+
+def _input(tool: Tool) -> Schema:
+    return cast("Schema", tool.definition["inputSchema"])
+
+
+def _output(tool: Tool) -> Schema | None:
+    return cast("Schema | None", tool.definition.get("outputSchema"))
