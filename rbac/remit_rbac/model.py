@@ -141,6 +141,8 @@ _SECTIONS = {
     "matchers": "m",
     "constraint_definition": "c",
 }
+#: Where Casbin takes what follows `#` for a comment; elsewhere it becomes part of the last column.
+_COMMENTED = frozenset({"policy_effect", "matchers"})
 #: Casbin's other matching functions, and why they are not offered.
 _TRAPS = {
     "keyMatch2": "it is a regular expression in which `.` and `:` of tool names have a meaning",
@@ -246,6 +248,8 @@ def _entries(text: str, file: str) -> tuple[dict[str, Entry], list[Problem]]:
             continue
         line, pending = pending + line, ""
         key, _, value = (part.strip() for part in line.partition("="))
+        if section in _COMMENTED:
+            value = value.partition("#")[0].strip()
         entry = Entry(file=file, line=started, text=line, value=value or line)
         if message := _misplaced(key, value, section, entries):
             problems.append(entry.problem(message))
@@ -265,7 +269,7 @@ def _misplaced(key: str, value: str, section: str, entries: Mapping[str, Entry])
     if key in entries:
         return f"`{key}` is defined twice"
     if "#" in value:
-        return "Casbin cuts definitions at `#`; comments go on their own line"
+        return "Casbin takes `#` for part of the definition; comments go on their own line"
     return ""
 
 

@@ -47,6 +47,7 @@ def test_lines_may_be_continued_and_commented_as_casbin_does(tmp_path: Path):
         SHIPPED.read_text()
         .replace("(p.dom ==", "\\\n  (p.dom ==", 1)
         .replace("[matchers]", "; a note\n[matchers]")
+        .replace("eval(p.cond)", "eval(p.cond) # the rest")
     )
     path = tmp_path / "model.conf"
     path.write_text(text)
@@ -96,7 +97,8 @@ def test_lines_may_be_continued_and_commented_as_casbin_does(tmp_path: Path):
         ("p2 = sub, dom, tool, act, cond, duty", "", "there is no p2 for this matcher"),
         ("[role_definition]", "p3 = sub\n[role_definition]", "nothing uses p3"),
         ("r = sub, dom", "r sub, dom", "expected `name = definition`"),
-        ("eval(p.cond)", "eval(p.cond) # note", "cuts definitions at `#`"),
+        ("args, ctx", "args, ctx # note", "comments go on their own line"),
+        ('p.dom == "*"', 'p.dom == "#"', "not closed"),
         ("r = sub", "r = \\\n\nx = sub", "ends in"),
     ],
 )
