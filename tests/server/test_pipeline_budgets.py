@@ -1,0 +1,218 @@
+"""What a call costs: held before, settled after, exact whatever races and however the call ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.server.builders import Gate, Remit, a_principal, a_remit, a_reply, tools
+
+from remit.model import Done, InDoubt, Refused, Remedy
+from remit_adapters.base import AdapterError
+
+MANY = {"per_agent": 10_000, "per_source": 10_000}
+PRICED = tools(send={"price": {"usd": {"estimate": "len(args.text)", "actual": "result.paid"}}})
+
+
+def a_budget(
+    limit: int, scope: str = "agent", unit: str = "usd", window: str = "total", **more: Any
+) -> dict[str, Any]:
+    return {"scope": scope, "unit": unit, "window": window, "limit": limit, **more}
+
+
+def balance(remit: Remit, unit: str = "usd") -> dict[str, int]:
+    return remit.one("SELECT held, posted, overrun FROM accounts WHERE unit = ?", unit)
+
+
+async def test_of_two_hundred_calls_at_once_exactly_as_many_run_as_the_budget_has(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(50, unit="calls")], limits=MANY) as remit:
+        outcomes = await asyncio.gather(*(remit.call("shop.send", {"text": str(n)}) for n in range(200)))
+        assert Counter(type(outcome) for outcome in outcomes) == {Done: 50, Refused: 150}
+        assert len(remit.source.sent) == 50
+        assert balance(remit, "calls") == {"held": 0, "posted": 50, "overrun": 0}
+        refusals = {outcome.verdict.code for outcome in outcomes if isinstance(outcome, Refused)}
+        assert refusals == {"budget_exhausted"}
+
+
+async def test_of_calls_in_one_transaction_exactly_as_many_run_as_the_budget_has(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(50, unit="calls")], limits=MANY) as remit:
+        await remit.together(*(remit.call("shop.send", {"text": str(n)}) for n in range(200)))
+        assert len(remit.source.sent) == 50
+
+
+async def test_two_processes_share_one_budget(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"budgets": [a_budget(30, unit="calls")], "limits": MANY}
+    async with a_remit(tmp_path, **settings) as one, a_remit(tmp_path, **settings) as other:
+        await asyncio.gather(
+            *(remit.call("shop.send", {"text": str(n)}) for n in range(40) for remit in (one, other))
+        )
+        assert len(one.source.sent) + len(other.source.sent) == 30
+        assert balance(one, "calls") == {"held": 0, "posted": 30, "overrun": 0}
+
+
+async def test_a_hold_counts_while_its_call_runs(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(1, unit="calls")]) as remit:
+        gate = Gate()
+        remit.source.on["send"] = gate
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(remit.call, "shop.send", {"text": "a"})
+            await remit.source.reached()
+            assert balance(remit, "calls") == {"held": 1, "posted": 0, "overrun": 0}
+            assert (await remit.refused("shop.send", {"text": "b"})).verdict.code == "budget_exhausted"
+            gate.open()
+        assert balance(remit, "calls") == {"held": 0, "posted": 1, "overrun": 0}
+
+
+@pytest.mark.parametrize(
+    ("paid", "posted"), [(2, 2), (0, 0), (10, 10), ("much", 5), (-1, 5), (1.5, 5), (None, 5)]
+)
+async def test_what_was_really_spent_is_posted_and_what_cannot_be_read_counts_as_held(
+    tmp_path: Path, paid: Any, posted: int
+) -> None:
+    async with a_remit(tmp_path, tools=PRICED, budgets=[a_budget(10)]) as remit:
+        remit.source.on["send"] = {"paid": paid}
+        outcome = await remit.done("shop.send", {"text": "12345"})
+        assert outcome.cost["usd"] == posted
+        assert balance(remit) == {"held": 0, "posted": posted, "overrun": 0}
+
+
+async def test_spending_beyond_the_limit_is_recorded_and_ends_spending(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=PRICED, budgets=[a_budget(10)]) as remit:
+        remit.source.on["send"] = {"paid": 25}
+        await remit.done("shop.send", {"text": "12345"})
+        assert balance(remit) == {"held": 0, "posted": 25, "overrun": 15}
+        refused = await remit.refused("shop.send", {"text": "1"})
+        assert refused.verdict.code == "budget_exhausted"
+        assert "0 of 10" in refused.verdict.reason
+        # What costs nothing still runs.
+        await remit.done("shop.look", {"thing": "pen"})
+
+
+async def test_a_call_that_costs_nothing_runs_on_an_empty_budget(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=PRICED, budgets=[a_budget(0)]) as remit:
+        remit.source.on["send"] = {"paid": 0}
+        await remit.done("shop.send", {"text": ""})
+        assert (await remit.refused("shop.send", {"text": "1"})).verdict.code == "budget_exhausted"
+
+
+async def test_a_refusal_says_which_budget_and_until_when(tmp_path: Path) -> None:
+    budgets = [a_budget(2, unit="calls", window="hour"), a_budget(9, scope="tenant", unit="calls")]
+    async with a_remit(tmp_path, budgets=budgets) as remit:
+        for _ in range(2):
+            await remit.done("shop.look", {"thing": "pen"})
+        verdict = (await remit.refused("shop.look", {"thing": "pen"})).verdict
+        assert verdict.remedy is Remedy.WAIT
+        assert "calls of this agent per hour" in verdict.reason
+        assert "free again in" in verdict.reason
+        remit.clock.advance(s=3600)
+        await remit.done("shop.look", {"thing": "pen"})
+
+
+async def test_one_account_that_is_empty_holds_nothing_on_the_others(tmp_path: Path) -> None:
+    budgets = [a_budget(100, scope="agent", unit="calls"), a_budget(1, scope="tool", unit="calls")]
+    async with a_remit(tmp_path, budgets=budgets) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+        await remit.refused("shop.look", {"thing": "pen"})
+        held = remit.rows("SELECT id, held, posted FROM accounts ORDER BY id")
+        assert [(row["held"], row["posted"]) for row in held] == [(0, 1), (0, 1)]
+
+
+async def test_every_account_of_a_call_pays(tmp_path: Path) -> None:
+    scopes = ("tenant", "user", "agent", "run", "tool")
+    async with a_remit(tmp_path, budgets=[a_budget(9, scope, "calls") for scope in scopes]) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+        await remit.done("shop.look", {"thing": "pen"}, principal=a_principal("agent:other"), run="run-2")
+        posted = {
+            row["id"].partition(":")[2]: row["posted"]
+            for row in remit.rows("SELECT id, posted FROM accounts")
+        }
+        assert posted == {
+            "acme/acme:calls:total": 2,
+            "acme/user:ann:calls:total": 2,
+            "acme/shop.look:calls:total": 2,
+            "acme/agent:bot:calls:total": 1,
+            "acme/agent:other:calls:total": 1,
+            "acme/run-1:calls:total": 1,
+            "acme/run-2:calls:total": 1,
+        }
+
+
+async def test_a_budget_for_one_agent_takes_the_place_of_the_one_for_all(tmp_path: Path) -> None:
+    budgets = [a_budget(3, unit="calls", id="agent:bot"), a_budget(1, unit="calls")]
+    async with a_remit(tmp_path, budgets=budgets) as remit:
+        for _ in range(3):
+            await remit.done("shop.look", {"thing": "pen"})
+        assert isinstance(await remit.call("shop.look", {"thing": "pen"}), Refused)
+        await remit.done("shop.look", {"thing": "pen"}, principal=a_principal("agent:other"))
+        assert isinstance(
+            await remit.call("shop.look", {"thing": "pen"}, principal=a_principal("agent:other")), Refused
+        )
+
+
+async def test_a_call_settles_in_the_window_that_admitted_it(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(5, unit="calls", window="minute")]) as remit:
+        gate = Gate()
+        remit.source.on["send"] = gate
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(remit.call, "shop.send", {"text": "a"})
+            await remit.source.reached()
+            remit.clock.advance(s=60)
+            gate.open()
+        await remit.done("shop.send", {"text": "b"})
+        windows = remit.rows("SELECT posted FROM accounts ORDER BY window_start_us")
+        assert [row["posted"] for row in windows] == [1, 1]
+
+
+@pytest.mark.parametrize(("limits", "overrun"), [((10, 3), 2), ((3, 10), 0)])
+async def test_a_budget_changed_within_its_window_counts_at_once(
+    tmp_path: Path, limits: tuple[int, int], overrun: int
+) -> None:
+    before, after = limits
+    async with a_remit(tmp_path, budgets=[a_budget(before, unit="calls")]) as remit:
+        for _ in range(5):
+            await remit.call("shop.look", {"thing": "pen"})
+    async with a_remit(tmp_path, budgets=[a_budget(after, unit="calls")]) as remit:
+        outcome = await remit.call("shop.look", {"thing": "pen"})
+        assert isinstance(outcome, Refused if overrun else Done)
+    async with a_remit(tmp_path, budgets=[a_budget(20, unit="calls")]) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+        assert balance(remit, "calls")["overrun"] == 0
+
+
+async def test_a_restart_leaves_in_doubt_what_was_sent_and_keeps_its_hold(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(3, unit="calls")]) as remit:
+        remit.source.on["send"] = AdapterError("The line broke.", no_effect=False)
+        assert isinstance(await remit.call("shop.send", {"text": "a"}), InDoubt)
+    async with a_remit(tmp_path, budgets=[a_budget(3, unit="calls")]) as remit:
+        for text in ("b", "c"):
+            await remit.done("shop.send", {"text": text})
+        assert (await remit.refused("shop.send", {"text": "d"})).verdict.code == "budget_exhausted"
+        assert balance(remit, "calls") == {"held": 1, "posted": 2, "overrun": 0}
+
+
+async def test_calls_that_end_in_every_way_at_once_leave_exact_balances(tmp_path: Path) -> None:
+    """Success, error, certain failure, doubt and bug, interleaved over few accounts."""
+    answers: list[Any] = [
+        a_reply({"paid": 3}),
+        a_reply("no", is_error=True),
+        AdapterError("down", no_effect=True),
+        AdapterError("lost", no_effect=False),
+        a_reply({"paid": 40}),
+    ]
+    budgets = [a_budget(400), a_budget(300, "tool"), a_budget(10**6, "tenant"), a_budget(90, unit="calls")]
+    async with a_remit(tmp_path, tools=PRICED, budgets=budgets, limits=MANY) as remit:
+
+        async def send(request: Any, caller: Any) -> Any:
+            await anyio.lowlevel.checkpoint()
+            answer = answers[int(request.arguments["text"]) % len(answers)]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        remit.source.on["send"] = send
+        await asyncio.gather(*(remit.call("shop.send", {"text": f"{n:03}"}) for n in range(120)))
+        assert 30 < len(remit.source.sent) <= 90 + 24
