@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from remit import catalog, telemetry
 from remit.config import Config, McpSource
 from remit.config_file import Loaded, resolve
-from remit.errors import RemitError
+from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
@@ -28,9 +28,9 @@ from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
 from remit_rbac import Policy, load_files
 
-#: Seconds between two looks for approvals whose time is up. A late look changes nothing: time is also
-#: checked where an approval is used.
-_EXPIRY_S = 5.0
+#: Seconds between two looks for outcomes that are owed and approvals whose time is up. A late look allows
+#: nothing: time is also checked where an approval is used.
+_UPKEEP_S = 2.0
 
 
 class SourceDown(RemitError):
@@ -103,6 +103,7 @@ class App:
             )
             if self.config.telemetry.otlp:
                 telemetry.configure(self.config.telemetry.otlp)
+            telemetry.notice()
             services = Services(
                 config=self.config,
                 journal=journal,
@@ -122,7 +123,7 @@ class App:
                 for name in services.adapters:
                     starts.start_soon(self._connect, name, services, tasks)
             self._rebuild(services)
-            tasks.start_soon(self._expire, journal)
+            tasks.start_soon(self._upkeep, journal)
         except BaseException as error:
             self._failure = error
             if self._services is not None:
@@ -176,10 +177,12 @@ class App:
         for listener in self._listeners:
             listener(event)
 
-    async def _expire(self, journal: Journal) -> None:
+    async def _upkeep(self, journal: Journal) -> None:
         while True:
-            await anyio.sleep(_EXPIRY_S)
-            await journal.expire()
+            await anyio.sleep(_UPKEEP_S)
+            with suppress(StoreUnavailable):
+                await journal.catch_up()
+                await journal.expire()
 
 
 def load_policy(settings: Config) -> Policy:

@@ -15,6 +15,7 @@ import hashlib
 import os
 import socket
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from remit import balances
 from remit.calls import redacted
 from remit.chain import GENESIS
 from remit.config import Effect
-from remit.errors import RemitError, UnknownRecord, WrongState
+from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord
 from remit.ids import Clock, now_us, uuid7
 from remit.ledger import Ledger
@@ -104,6 +105,7 @@ class Journal:
         self._ledger = ledger
         self._writer = writer
         self._liveness = liveness
+        self._owed: deque[Callable[[], None]] = deque()
         self.path = path
 
     @property
@@ -121,21 +123,22 @@ class Journal:
         """Record a call that was not let out. It costs nothing."""
 
         def change() -> None:
-            self._insert_call(call, verdict, state="denied", finished=True)
-            self._event("call.denied", call, **_decision(verdict))
+            sealed = self._insert_call(call, verdict, state="denied", finished=True)
+            self._event("call.denied", call, **sealed, **_decision(verdict))
 
         await self._writer.write(change)
 
     async def ask_people(
         self, call: Call, verdict: Verdict, *, binding: str, shown: Json, votes: int, pending_s: int
-    ) -> Waiting | Approved | Verdict:
+    ) -> Waiting | Approved | Repeated | Verdict:
         """Put the call to people, or find what they said to an equal one.
 
         Equal means the same binding: everything that was shown and will be executed. Returns Approved when
-        they agreed and the approval is unused, a Verdict when they refused lately.
+        they agreed and the approval is unused, a Verdict when they refused lately, and Repeated when they
+        need not be asked, since the call was made already and is not made twice.
         """
 
-        def change() -> Waiting | Approved | Verdict:
+        def change() -> Waiting | Approved | Repeated | Verdict:
             now = self._ledger.now_us
             self._ledger.write_out()
             row = self._ledger.one(
@@ -163,9 +166,11 @@ class Journal:
                     "something about it has changed.",
                     remedy=Remedy.STOP,
                 )
+            if earlier := self._earlier(call, now):
+                return earlier
             approval_id = uuid7(now)
             expires_us = now + pending_s * 1_000_000
-            self._insert_call(call, verdict, state="awaiting_approval", approval_id=approval_id)
+            sealed = self._insert_call(call, verdict, state="awaiting_approval", approval_id=approval_id)
             self._ledger.insert(
                 "approvals",
                 (
@@ -189,6 +194,7 @@ class Journal:
                 binding=binding,
                 votes_needed=votes,
                 expires_us=expires_us,
+                **sealed,
                 **_decision(verdict),
             )
             return Waiting(call_id=call.id, approval_id=approval_id, expires_us=expires_us)
@@ -226,8 +232,9 @@ class Journal:
             ):
                 return refusal
             deadline_us = now + call.tool.timeout_s * 1_000_000
+            sealed: Json = {}
             if approved is None:
-                self._insert_call(call, verdict, state="dispatched", deadline_us=deadline_us)
+                sealed = self._insert_call(call, verdict, state="dispatched", deadline_us=deadline_us)
             elif refusal := self._use_approval(call, approved, verdict, deadline_us, now):
                 return refusal
             call_id = approved.call_id if approved else call.id
@@ -253,6 +260,7 @@ class Journal:
                     for charge in charges
                 ],
                 undo={"tool": plan.tool, "expires_us": plan.expires_us} if plan else None,
+                **sealed,
                 **_decision(verdict),
             )
             return Admitted(deadline_us=deadline_us)
@@ -319,7 +327,7 @@ class Journal:
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
 
-        await self._writer.write(change, durable=False)
+        await self._write_or_owe(change, durable=False)
 
     async def doubt(self, call: Call, *, call_id: str, code: str, message: str) -> None:
         """Record that nobody knows what became of a call that was sent. Its holds stay."""
@@ -338,7 +346,24 @@ class Journal:
                     )
                 self._event("call.in_doubt", call, call_id=call_id, error_code=code)
 
-        await self._writer.write(change)
+        await self._write_or_owe(change)
+
+    async def catch_up(self) -> None:
+        """Write the outcomes that are owed because the database took no writes when they were known."""
+        while self._owed:
+            try:
+                await self._writer.write(self._owed[0])
+            except StoreUnavailable:
+                return
+            self._owed.popleft()
+
+    async def _write_or_owe(self, change: Callable[[], None], *, durable: bool = True) -> None:
+        """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
+        try:
+            await self._writer.write(change, durable=durable)
+        except StoreUnavailable:
+            self._owed.append(change)
+            raise
 
     # What people do between calls.
 
@@ -434,6 +459,50 @@ class Journal:
                     "approval.expired", tenant=row["tenant"], call_id=row["call_id"], approval_id=row["id"]
                 )
             return len(rows)
+
+        return await self._writer.write(change)
+
+    async def resolve(self, call_id: str, *, happened: bool, reason: str, by: str) -> str:
+        """A person says what became of a call in doubt: its holds are spent, or released. Returns its state.
+
+        Raises UnknownRecord, or WrongState when the call is not in doubt.
+        """
+
+        def change() -> str:
+            ledger = self._ledger
+            row = ledger.one("SELECT tenant, state, kind, of_call FROM calls WHERE id = ?", (call_id,))
+            if row is None:
+                raise UnknownRecord(f"there is no call {call_id}")
+            if row["state"] != "in_doubt":
+                raise WrongState(f"this call is not in doubt: it is {row['state']}")
+            state = "succeeded" if happened else "failed"
+            told = "it happened" if happened else "it did not happen"
+            ledger.execute(
+                "UPDATE calls SET state = ?, resolution = ? WHERE id = ?",
+                (state, f"{by} says that {told}: {reason}", call_id),
+            )
+            held = ledger.all(
+                "SELECT unit, amount FROM holds WHERE call_id = ? AND state = 'held'", (call_id,)
+            )
+            costs = {hold["unit"]: hold["amount"] for hold in held} if happened else {}
+            spent = balances.resolve(ledger, call_id, costs)
+            if not happened:
+                ledger.execute("UPDATE undos SET state = 'void' WHERE call_id = ?", (call_id,))
+            if row["kind"] == "undo":
+                ledger.execute(
+                    "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
+                    ("done" if happened else "ready", row["of_call"], call_id),
+                )
+            ledger.event(
+                "call.resolved",
+                tenant=row["tenant"],
+                call_id=call_id,
+                state=state,
+                reason=reason,
+                by=by,
+                spent=spent,
+            )
+            return state
 
         return await self._writer.write(change)
 
@@ -586,7 +655,8 @@ class Journal:
         return await self._writer.write(change, durable=False)
 
     async def close(self) -> None:
-        """Write what is queued, seal this incarnation and let go of the file."""
+        """Write what is queued or owed, seal this incarnation and let go of the file."""
+        await self.catch_up()
 
         def change() -> None:
             for call in _open_calls(self._ledger, self._ledger.stream):
@@ -720,7 +790,8 @@ class Journal:
         approval_id: str | None = None,
         deadline_us: int | None = None,
         finished: bool = False,
-    ) -> None:
+    ) -> Json:
+        """Add the call's row; return what its first event must seal of it."""
         now = self._ledger.now_us
         # The commitment is to the exact bytes; what is kept may have parts struck out.
         salt = os.urandom(16)
@@ -767,6 +838,12 @@ class Journal:
                 orjson.dumps(call.claim).decode() if call.claim else None,
             ),
         )
+        return {
+            "arguments_commit": commit,
+            "redacted": kept != call.arguments_json,
+            "purpose": call.kind,
+            "of_call": call.of_call,
+        }
 
     def _event(self, kind: str, call: Call, *, call_id: str | None = None, **facts: Any) -> None:
         self._ledger.event(

@@ -14,7 +14,7 @@ lose an action or a cent without a trace.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -82,49 +82,58 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
 
     Every outcome is a value; what is raised is cancellation (recorded first) or a bug.
     """
-    try:
-        with _counted(call, on) as crowded, telemetry.span("remit.govern", call):
-            # 1. decide
-            with telemetry.span("remit.decide", call):
-                decision = crowded or decide(call, on)
-            verdict = decision.verdict
-            if verdict.rung in (Rung.DENY, Rung.ADVISE):
-                await on.journal.refuse(call, verdict)
-                return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
-            approved: Approved | None = None
-            if verdict.rung is Rung.APPROVE:
-                answer = await approvals.ask(call, decision.verdict, decision.charges, decision.plan, on)
-                if not isinstance(answer, Approved):
-                    return answer
-                approved = answer
-            before, refusal = await _capture(call, on, verdict)
-            if refusal:
-                await on.journal.refuse(call, refusal)
-                return Refused(call_id=call.id, verdict=refusal)
+    with _counted(call, on) as crowded, telemetry.stage("govern", call):
+        try:
+            outcome = await _in_four_steps(call, crowded, on, caller)
+        except StoreUnavailable:
+            # Nothing was sent: a call whose record cannot be written is not let out.
+            outcome = Refused(call_id=call.id, verdict=_STORE_DOWN)
+    telemetry.count(call, outcome)
+    return outcome
 
-            # 2. admit: not cut short, or nobody would know whether the call was let out
-            with telemetry.span("remit.admit", call), anyio.CancelScope(shield=True):
-                admitted = await on.journal.admit(
-                    call,
-                    verdict,
-                    decision.charges,
-                    decision.plan,
-                    stopped=stopped,
-                    approved=approved,
-                    before=before,
-                )
-            if isinstance(admitted, Verdict):
-                await on.journal.refuse(call, admitted)
-                return Refused(call_id=call.id, verdict=admitted)
-            if isinstance(admitted, Repeated):
-                return await _repeat(call, admitted, on)
 
-            # 3. execute, 4. settle
-            call_id = approved.call_id if approved else call.id
-            return await _run(call, call_id, admitted, decision, before, on, caller)
-    except StoreUnavailable:
-        # Nothing was sent: a call whose record cannot be written is not let out.
-        return Refused(call_id=call.id, verdict=_STORE_DOWN)
+async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, caller: Caller) -> Outcome:
+    # 1. decide
+    with telemetry.stage("decide", call):
+        decision = crowded or decide(call, on)
+    verdict = decision.verdict
+    if verdict.rung in (Rung.DENY, Rung.ADVISE):
+        await on.journal.refuse(call, verdict)
+        return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
+    approved: Approved | None = None
+    if verdict.rung is Rung.APPROVE:
+        answer = await approvals.ask(call, verdict, decision.charges, decision.plan, on)
+        if isinstance(answer, Repeated):
+            return await _repeat(call, answer, on)
+        if not isinstance(answer, Approved):
+            return answer
+        approved = answer
+    before, refusal = await _capture(call, on, verdict)
+    if refusal:
+        await on.journal.refuse(call, refusal)
+        return Refused(call_id=call.id, verdict=refusal)
+
+    # 2. admit
+    with telemetry.stage("admit", call):
+        admitted = await on.journal.admit(
+            call,
+            verdict,
+            decision.charges,
+            decision.plan,
+            stopped=stopped,
+            approved=approved,
+            before=before,
+        )
+    if isinstance(admitted, Verdict):
+        await on.journal.refuse(call, admitted)
+        return Refused(call_id=call.id, verdict=admitted)
+    if isinstance(admitted, Repeated):
+        return await _repeat(call, admitted, on)
+    telemetry.held(decision.charges)
+
+    # 3. execute, 4. settle
+    call_id = approved.call_id if approved else call.id
+    return await _run(call, call_id, admitted, decision, before, on, caller)
 
 
 def decide(call: Call, on: Services) -> Decision:
@@ -132,11 +141,11 @@ def decide(call: Call, on: Services) -> Decision:
     if refusal := stopped(call, on.journal.switches) or misfit(call):
         return Decision(verdict=refusal)
     try:
-        estimates = {price.unit: _amount(price.estimate(args=call.arguments)) for price in call.tool.prices}
+        estimates = estimates_of(call)
     except EvaluationError:
         return Decision(verdict=_NO_PRICE)
     plan, no_way_back = _plan(call, on)
-    verdict = permission(call, on.policy, _context(call, on, estimates, undo_ready=plan is not None))
+    verdict = permission(call, on.policy, context_of(call, on.config, estimates, undo_ready=plan is not None))
     if no_way_back and verdict.rung is not Rung.DENY:
         verdict = replace(
             verdict, rung=Rung.DENY, code="no_way_back", reason=no_way_back, remedy=Remedy.CHANGE
@@ -164,7 +173,7 @@ async def _run(
     seconds = max(0.001, (admitted.deadline_us - on.clock()) / 1_000_000)
     request = _request(call, call_id, seconds)
     try:
-        with telemetry.span("remit.execute", call), anyio.fail_after(seconds + 1):
+        with telemetry.stage("execute", call), anyio.fail_after(seconds + 1):
             reply = await adapter.run(request, caller)
     except AdapterError as error:
         if error.no_effect or harmless:
@@ -184,8 +193,12 @@ async def _run(
             raise
         ended = Failed if harmless else InDoubt
         return ended(call_id=call_id, code=code, message=message)
-    with telemetry.span("remit.settle", call):
-        return await _settle(call, call_id, decision, reply, before, on)
+    with telemetry.stage("settle", call):
+        try:
+            return await _settle(call, call_id, decision, reply, before, on)
+        except StoreUnavailable:
+            # The effect happened and its record is owed: the journal writes it as soon as it can.
+            return InDoubt(call_id=call_id, code="unrecorded", message=_UNRECORDED)
 
 
 def _request(call: Call, call_id: str, seconds: float) -> Request:
@@ -232,17 +245,17 @@ async def _settle(
     if call.kind == "undo":
         undo_state = "failed" if failed else await _took_hold(call, roots, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.charges, roots, failed=failed)
-    with anyio.CancelScope(shield=True):
-        await on.journal.settle(
-            call,
-            call_id=call_id,
-            state="failed" if failed else "succeeded",
-            costs=costs,
-            reply=orjson.dumps(reply.body),
-            error=("tool_error", text[:500]) if failed else None,
-            plan=plan,
-            undo_state=undo_state,
-        )
+    await on.journal.settle(
+        call,
+        call_id=call_id,
+        state="failed" if failed else "succeeded",
+        costs=costs,
+        reply=orjson.dumps(reply.body),
+        error=("tool_error", text[:500]) if failed else None,
+        plan=plan,
+        undo_state=undo_state,
+        frees_key=reply.kind == "input_required",
+    )
     return Done(
         call_id=call_id,
         reply=reply,
@@ -253,7 +266,7 @@ async def _settle(
 
 
 async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: Services) -> None:
-    with anyio.CancelScope(shield=True):
+    with suppress(StoreUnavailable):  # it is owed then
         await on.journal.settle(
             call,
             call_id=call_id,
@@ -263,11 +276,12 @@ async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: 
             error=error,
             plan=UndoPlan(tool=call.tool.undo.tool, resource=None, expires_us=0) if call.tool.undo else None,
             undo_state="ready" if call.kind == "undo" else None,
+            frees_key=True,
         )
 
 
 async def _doubt(call: Call, call_id: str, code: str, message: str, on: Services) -> None:
-    with anyio.CancelScope(shield=True):
+    with suppress(StoreUnavailable):  # it is owed then
         await on.journal.doubt(call, call_id=call_id, code=code, message=message)
 
 
@@ -421,13 +435,18 @@ def _amount(value: Any) -> int:
     return value
 
 
-def _context(
-    call: Call, on: Services, estimates: Mapping[str, int], *, undo_ready: bool
+def estimates_of(call: Call) -> Mapping[str, int]:
+    """What to hold for the call, by unit. Raises EvaluationError when its arguments do not tell."""
+    return {price.unit: _amount(price.estimate(args=call.arguments)) for price in call.tool.prices}
+
+
+def context_of(
+    call: Call, config: Config, estimates: Mapping[str, int], *, undo_ready: bool
 ) -> Mapping[str, Any]:
     """What rules see as `r.ctx`: what the server knows; only `claim` is the agent's word."""
-    here = datetime.fromtimestamp(call.received_us / 1_000_000, UTC).astimezone(ZoneInfo(on.config.zone))
+    here = datetime.fromtimestamp(call.received_us / 1_000_000, UTC).astimezone(ZoneInfo(config.zone))
     return {
-        **on.config.context,
+        **config.context,
         "tenant": call.principal.tenant,
         "run": call.run,
         "hour": here.hour,
@@ -492,6 +511,7 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
                 del on.in_flight[key]
 
 
+_UNRECORDED = "The source answered, but the answer could not be recorded yet."
 _STORE_DOWN = Verdict(
     rung=Rung.DENY,
     code="audit_unavailable",

@@ -1,51 +1,84 @@
-"""Traces and metrics, through the OpenTelemetry API: nothing happens until an SDK is configured.
+"""Traces and metrics through the OpenTelemetry API; nothing is made and nothing costs until they are on.
 
 Spans carry names, ids and verdicts, never arguments. One trace runs from the client through Remit to the
-source: the caller's context comes in `_meta` (W3C Trace Context) and goes out there.
+source: the caller's context comes in `_meta` (W3C Trace Context) and goes out there. They are on when the
+configuration names an endpoint, or when the process that embeds Remit has set a tracer provider before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, propagate, trace
 
 if TYPE_CHECKING:
-    from remit.model import Call, Outcome
+    from remit.model import Call, Charge, Outcome
 
 _NOTHING = nullcontext()
 _tracer = trace.get_tracer("remit")
 _meter = metrics.get_meter("remit")
 _calls = _meter.create_counter("remit.calls", unit="{call}", description="Governed calls by outcome.")
-_seconds = _meter.create_histogram("remit.call.duration", unit="s", description="Whole governed calls.")
+_stages = _meter.create_histogram("remit.stage.duration", unit="s", description="Time in each stage.")
+_held = _meter.create_counter("remit.budget.held", unit="1", description="Amounts held, by unit.")
+_on = False
 
 
 def on() -> bool:
-    """Whether a tracer is configured."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    """Whether spans and metrics go anywhere."""
+    return _on
 
 
-def span(name: str, call: Call) -> AbstractContextManager[Any]:
-    """A span of one stage of `call`; costs nothing while tracing is off."""
-    if not on():
-        return _NOTHING
-    return _tracer.start_as_current_span(
-        name,
-        attributes={
-            "remit.call.id": call.id,
-            "remit.call.kind": call.kind,
-            "remit.tenant": call.principal.tenant,
-            "remit.agent": call.principal.agent,
-            "gen_ai.tool.name": call.tool.name,
-        },
-    )
+def notice() -> None:
+    """Look once whether the embedding process has set a tracer provider."""
+    global _on
+    _on = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def stage(name: str, call: Call) -> AbstractContextManager[Any]:
+    """A span and a duration for one stage of `call`."""
+    return _stage(name, call) if _on else _NOTHING
+
+
+@contextmanager
+def _stage(name: str, call: Call) -> Generator[None]:
+    attributes = {
+        "remit.call.id": call.id,
+        "remit.call.kind": call.kind,
+        "remit.tenant": call.principal.tenant,
+        "remit.agent": call.principal.agent,
+        "gen_ai.tool.name": call.tool.name,
+    }
+    started = time.perf_counter()
+    with _tracer.start_as_current_span(f"remit.{name}", attributes=attributes):
+        try:
+            yield
+        finally:
+            _stages.record(time.perf_counter() - started, {"stage": name})
+
+
+def count(call: Call, outcome: Outcome) -> None:
+    """Count a governed call by what became of it; a refusal by its code."""
+    if not _on:
+        return
+    from remit.model import Refused
+
+    code = outcome.verdict.code if isinstance(outcome, Refused) else ""
+    kind = type(outcome).__name__.lower()
+    _calls.add(1, {"tool": call.tool.name, "kind": call.kind, "outcome": kind, "code": code})
+
+
+def held(charges: Sequence[Charge]) -> None:
+    if _on:
+        for charge in charges:
+            _held.add(charge.amount, {"unit": charge.unit})
 
 
 def propagated(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     """`meta` with the current trace context, for the source."""
-    if not on():
+    if not _on:
         return meta
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
@@ -53,14 +86,10 @@ def propagated(meta: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def current_trace_id() -> str | None:
+    if not _on:
+        return None
     context = trace.get_current_span().get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else None
-
-
-def count(call: Call, outcome: Outcome, seconds: float) -> None:
-    attributes = {"tool": call.tool.name, "outcome": type(outcome).__name__.lower()}
-    _calls.add(1, attributes)
-    _seconds.record(seconds, attributes)
 
 
 def configure(endpoint: str) -> None:
@@ -74,8 +103,9 @@ def configure(endpoint: str) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     resource = Resource.create({"service.name": "remit"})
+    base = endpoint.rstrip("/")
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{base}/v1/traces")))
     trace.set_tracer_provider(provider)
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{endpoint.rstrip('/')}/v1/metrics"))
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{base}/v1/metrics"))
     metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=[reader]))

@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import anyio
+
 from remit.errors import StoreBusy, StoreUnavailable
 
 T = TypeVar("T")
@@ -68,7 +70,7 @@ class Writer:
     async def write(self, change: Callable[[], T], *, durable: bool = True) -> T:
         """Run `change` in the next transaction; return its result once that is committed.
 
-        Cancelling the caller does not take the change back. Raises StoreBusy when the queue is full and
+        Cancellation of the caller waits until then. Raises StoreBusy when the queue is full and
         StoreUnavailable when the database takes no writes; in both cases nothing was written.
         """
         if self._queue.qsize() >= self._queue_max:
@@ -76,7 +78,10 @@ class Writer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Queued(change, durable, loop, future))
-        return await future
+        # Not cut short: whoever is cancelled here would not know whether it was written.
+        with anyio.CancelScope(shield=True):
+            await future
+        return future.result()
 
     async def stop(self) -> None:
         """Let everything queued be written, then end the thread."""
