@@ -14,7 +14,6 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
@@ -33,24 +32,24 @@ from remit_adapters.base import (
     Reply,
     Request,
 )
+from remit_adapters.mcp.changes import Changes
 from remit_adapters.mcp.exchange import QUESTIONS, Exchange, Relay, may_ask, put, relayed_capabilities
 from remit_adapters.mcp.headers import Mirror, mirror
+from remit_adapters.mcp.negotiation import OUTAGES, discover, initialize
 from remit_adapters.mcp.targets import HttpTarget, StdioTarget
 from remit_adapters.mcp.wire import (
-    CAPABILITIES_KEY,
-    CLIENT_KEY,
     HEADER_MISMATCH,
-    LEGACY,
     LOG_LEVEL_KEY,
     METHOD_NOT_FOUND,
     MODERN,
     RESERVED_PREFIX,
     UNSUPPORTED_VERSION,
-    VERSION_KEY,
     Link,
     Message,
     SessionLostError,
     invalid,
+    member,
+    stamped,
 )
 
 log = logging.getLogger(__name__)
@@ -61,11 +60,6 @@ T = TypeVar("T")
 #: Where a source finds the idempotency key of a request; those that know it can tell a repetition.
 KEY: Final = "dev.remit/key"
 
-_KINDS: Final[dict[str, Literal["tools", "resources", "prompts"]]] = {
-    "notifications/tools/list_changed": "tools",
-    "notifications/resources/list_changed": "resources",
-    "notifications/prompts/list_changed": "prompts",
-}
 _PROBE_S_MAX: Final = 10.0
 _BACKOFF_S_MAX: Final = 15.0
 #: A connection that held this long was a good one: its loss is repaired at once.
@@ -74,14 +68,6 @@ _STEADY_S: Final = 10.0
 _ROUNDS_MAX: Final = 10
 _PAGES_MAX: Final = 1_000
 _ENTRIES_MAX: Final = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Listening:
-    """One stream of changes: cancelled from outside, and then waited for."""
-
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    ended: anyio.Event = field(default_factory=anyio.Event)
 
 
 class McpAdapter:
@@ -111,6 +97,7 @@ class McpAdapter:
         self._result_bytes_max = result_bytes_max
         self._client = {"name": "remit", "version": version("remit")}
         self._on_event: Callable[[Event], None] = lambda _: None
+        self._changes = Changes(source, self._client, lambda event: self._on_event(event))
         self._owner: anyio.CancelScope | None = None
         self._ended = anyio.Event()
         self._health = Health(state="stopped")
@@ -123,9 +110,6 @@ class McpAdapter:
         #: What an earlier connection found out; saves the probe.
         self._is_legacy = era == "legacy"
         self._mirrors: dict[str, Mirror] = {}
-        self._watched: frozenset[str] = frozenset()
-        self._watching = asyncio.Lock()
-        self._listening: _Listening | None = None
         #: A pipe of the older revisions does not say which request a question is about: one at a time.
         self._turn = asyncio.Lock()
 
@@ -158,7 +142,7 @@ class McpAdapter:
                     since = anyio.current_time()
                     self._set_health("connecting")
                     first = self._health.connects == connects_before
-                    lost = await self._connection(task_status.started if first else self._everything_changed)
+                    lost = await self._connection(task_status.started if first else self._changes.everything)
                     if self._health.connects == connects_before:
                         raise lost
                     self._last_loss = lost.message
@@ -213,7 +197,7 @@ class McpAdapter:
                 # Not a cancel scope: what the stack opens stays open beyond it.
                 async with asyncio.timeout(self._connect_timeout_s):
                     link = await self._negotiated(stack)
-                    await self._watch_again(link)
+                    await self._changes.begin(link, self._capabilities, self._background)
             except TimeoutError:
                 raise AdapterError(
                     f"The source did not come up within {self._connect_timeout_s:g} s.",
@@ -224,7 +208,11 @@ class McpAdapter:
                 raise AdapterError(
                     "The source forgot the session it had just given.", no_effect=True, code="source_down"
                 ) from None
-            yield link
+            try:
+                yield link
+            finally:
+                # Nothing may use the connection while it closes.
+                self._background.cancel_scope.cancel()
 
     async def _open(self, stack: AsyncExitStack) -> Link:
         # Imported here, for the HTTP client costs 0.2 s that a gateway without HTTP sources need not spend.
@@ -232,7 +220,9 @@ class McpAdapter:
             from remit_adapters.mcp import stdio
 
             return await stack.enter_async_context(
-                stdio.running(self._target, line_bytes_max=self._result_bytes_max, on_unasked=self._unasked)
+                stdio.running(
+                    self._target, line_bytes_max=self._result_bytes_max, on_unasked=self._changes.heard
+                )
             )
         from remit_adapters.mcp import http
 
@@ -242,76 +232,35 @@ class McpAdapter:
                 self._background,
                 answer_bytes_max=self._result_bytes_max,
                 connect_timeout_s=self._connect_timeout_s,
-                on_unasked=self._unasked,
+                on_unasked=self._changes.heard,
                 mirrors=self._mirrors,
             )
         )
 
     async def _negotiated(self, stack: AsyncExitStack) -> Link:
-        """Find out which revision the source speaks (MCP 2026-07-28, basic/versioning)."""
+        """A connection in the newest revision that both sides speak; what it can do is noted."""
         link = await self._open(stack)
+        probe_s = min(_PROBE_S_MAX, self._connect_timeout_s / 3)
         if not self._is_legacy:
             try:
-                if await self._discover(link):
-                    return link
+                self._capabilities = await discover(link, self._client, timeout_s=probe_s)
+                return link
             except AdapterError as error:
-                if self._era == "modern" or error.code != "source_lost":
+                if self._era == "modern" or (error.code in OUTAGES and not link.gone):
                     raise
-                # Some older servers die of a request they do not know.
-                await stack.aclose()
-                link = await self._open(stack)
+                if link.gone:  # it died of the probe, as some older servers do
+                    await stack.aclose()
+                    link = await self._open(stack)
         try:
-            await self._initialize(link)
+            self._capabilities = await initialize(link, self._client, self._questions)
+            self._is_legacy = True
         except AdapterError as error:
             self._is_legacy = self._era == "legacy"
-            # A slow starter may have taken the probe after we gave it up, and be modern from then on.
-            if self._is_legacy or not _is_rpc(error, UNSUPPORTED_VERSION) or not await self._discover(link):
+            if self._is_legacy or not _is_rpc(error, UNSUPPORTED_VERSION):
                 raise
+            # A slow starter took the probe after we had given it up, and is modern from then on.
+            self._capabilities = await discover(link, self._client, timeout_s=probe_s)
         return link
-
-    async def _discover(self, link: Link) -> bool:
-        """Try the stateless revision; False when the source turns out to be older."""
-        link.version = MODERN
-        try:
-            async with asyncio.timeout(min(_PROBE_S_MAX, self._connect_timeout_s / 3)):
-                found = await link.request("server/discover", {"_meta": self._stamp({}, {})})
-        except (AdapterError, TimeoutError) as error:
-            # An outage says nothing about the revision; only a server that is there and objects does.
-            if self._era == "modern" or (
-                isinstance(error, AdapterError)
-                and error.code in ("unreachable", "source_auth", "source_down", "source_lost")
-            ):
-                raise
-            return False
-        supported: Any = found.get("supportedVersions")
-        if not isinstance(supported, list) or MODERN not in supported:
-            return False
-        self._capabilities = _member(found, "capabilities")
-        return True
-
-    async def _initialize(self, link: Link) -> None:
-        link.version = ""
-        capabilities: dict[str, Json] = {kind: {} for kind in self._questions}
-        if "elicitation" in capabilities:
-            capabilities["elicitation"] = {"form": {}, "url": {}}
-        hello: Message = {
-            "protocolVersion": LEGACY[0],
-            "capabilities": capabilities,
-            "clientInfo": self._client,
-        }
-        found = await link.request("initialize", hello)
-        revision: Any = found.get("protocolVersion")
-        if revision not in LEGACY:
-            raise AdapterError(
-                "The source speaks no revision of MCP that the gateway knows.",
-                no_effect=True,
-                code="revision",
-            )
-        link.version = revision
-        self._capabilities = _member(found, "capabilities")
-        self._is_legacy = True
-        await link.notify("notifications/initialized", {})
-        link.listen()
 
     async def _up(self) -> Link:
         """The connection, as soon as there is one; a source known to be down is not waited for."""
@@ -350,112 +299,8 @@ class McpAdapter:
         if self._health.state == "down" and self._link is link:
             # It was away, and may have come back as another.
             self._set_health("up", self._describe(link))
-            self._everything_changed()
+            self._changes.everything()
         return result
-
-    # What the source says unasked.
-
-    def _unasked(self, message: Message) -> None:
-        method: Any = message.get("method")
-        if method in _KINDS:
-            self._on_event(Event(kind=_KINDS[method]))
-        else:
-            uri: Any = _member(message, "params").get("uri")
-            if isinstance(uri, str):
-                self._on_event(Event(kind="resource_updated", uri=uri))
-
-    def _everything_changed(self) -> None:
-        for kind in _KINDS.values():
-            self._on_event(Event(kind=kind))
-        for uri in self._watched:
-            self._on_event(Event(kind="resource_updated", uri=uri))
-
-    async def subscribe(self, uri: str, on: bool) -> None:
-        async with self._watching:
-            watched = self._watched | {uri} if on else self._watched - {uri}
-            try:
-                async with asyncio.timeout(self._connect_timeout_s):
-                    await self._through(lambda link: self._subscribe(link, uri, on, watched))
-            except TimeoutError:
-                raise AdapterError(
-                    "The source did not confirm the subscription in time.", no_effect=False, code="timeout"
-                ) from None
-            self._watched = watched
-
-    async def _subscribe(self, link: Link, uri: str, on: bool, watched: frozenset[str]) -> None:
-        if link.version != MODERN:
-            await link.request("resources/subscribe" if on else "resources/unsubscribe", {"uri": uri})
-            return
-        honoured = await self._listen_anew(link, watched)
-        if on and uri not in honoured.get("resourceSubscriptions", ()):
-            raise AdapterError("The source does not let this resource be watched.", no_effect=True)
-
-    async def _watch_again(self, link: Link) -> None:
-        """On a new connection, have the source say again what it said on the last one."""
-        try:
-            if link.version != MODERN:
-                for uri in self._watched:
-                    await link.request("resources/subscribe", {"uri": uri})
-            elif self._watched or any(
-                _member(self._capabilities, kind).get("listChanged") for kind in _KINDS.values()
-            ):
-                await self._listen_anew(link, self._watched)
-        except AdapterError as error:
-            # Without news a source is still a source; its offer is then as old as the last look.
-            log.warning("source %s: no news of changes: %s", self._source, error.message)
-
-    async def _listen_anew(self, link: Link, watched: frozenset[str]) -> Json:
-        """Open a stream of changes for `watched`, then leave the one before it; return what is honoured."""
-        before = self._listening
-        self._listening, honoured = await self._background.start(self._listen, link, watched)
-        if before is not None:
-            before.scope.cancel()
-            await before.ended.wait()
-        return honoured
-
-    async def _listen(
-        self, link: Link, watched: frozenset[str], *, task_status: TaskStatus[tuple[_Listening, Json]]
-    ) -> None:
-        """Keep a stream of changes open (MCP 2026-07-28, basic/patterns/subscriptions)."""
-        wanted: Message = {
-            f"{kind}ListChanged": True
-            for kind in _KINDS.values()
-            if _member(self._capabilities, kind).get("listChanged")
-        }
-        if watched:
-            wanted["resourceSubscriptions"] = sorted(watched)
-        params: Message = {"notifications": wanted, "_meta": self._stamp({}, {})}
-        acknowledged = False
-        listening = _Listening()
-
-        async def hear(message: Message) -> None:
-            nonlocal acknowledged
-            if message["method"] != "notifications/subscriptions/acknowledged":
-                return
-            if acknowledged:
-                self._everything_changed()  # the stream was interrupted; nobody knows what it would have said
-            else:
-                acknowledged = True
-                task_status.started((listening, _member(_member(message, "params"), "notifications")))
-
-        pause_s = 1.0
-        try:
-            with listening.scope:
-                while True:
-                    since = anyio.current_time()
-                    try:
-                        await link.request("subscriptions/listen", params, hear)
-                    except AdapterError as error:
-                        if not acknowledged:
-                            raise
-                        log.info("source %s: the stream of changes broke: %s", self._source, error.message)
-                    if not acknowledged:
-                        raise invalid("it ended a subscription that it never began")
-                    steady = anyio.current_time() - since > _STEADY_S
-                    pause_s = 1.0 if steady else min(pause_s * 2, _BACKOFF_S_MAX)
-                    await anyio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        finally:
-            listening.ended.set()
 
     # What the gateway asks.
 
@@ -478,15 +323,24 @@ class McpAdapter:
             resource_templates=templates,
             prompts=await self._pages(link, "prompts/list", "prompts") if "prompts" in has else (),
             completes="completions" in has,
-            subscribes=_member(has, "resources").get("subscribe") is True,
+            subscribes=member(has, "resources").get("subscribe") is True,
         )
+
+    async def subscribe(self, uri: str, on: bool) -> None:
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._through(lambda link: self._changes.watch(link, uri, on))
+        except TimeoutError:
+            raise AdapterError(
+                "The source did not confirm the subscription in time.", no_effect=False, code="timeout"
+            ) from None
 
     async def _pages(self, link: Link, method: str, member: str) -> tuple[Json, ...]:
         entries: list[Json] = []
         params: Message = {}
         for _ in range(_PAGES_MAX):
             if link.version == MODERN:
-                params["_meta"] = self._stamp({}, {})
+                params["_meta"] = stamped({}, self._client, {})
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
                     page = await link.request(method, params)
@@ -585,9 +439,9 @@ class McpAdapter:
     def _asked(self, body: Message, caller: Caller) -> dict[str, tuple[str, Json]]:
         """The questions in an InputRequiredResult, each one allowed to reach the caller."""
         questions: dict[str, tuple[str, Json]] = {}
-        for key, question in _member(body, "inputRequests").items():
+        for key, question in member(body, "inputRequests").items():
             method: Any = cast("Json", question).get("method") if isinstance(question, dict) else None
-            params = _member(cast("Json", question), "params")
+            params = member(cast("Json", question), "params")
             if not isinstance(method, str) or not may_ask(self._relay, caller, method, params):
                 raise AdapterError(
                     "The source wants to ask the client something that may not be asked here.",
@@ -652,26 +506,13 @@ class McpAdapter:
         if link.version == MODERN:
             if "logging" in self._relay and LOG_LEVEL_KEY in request.meta:
                 meta[LOG_LEVEL_KEY] = request.meta[LOG_LEVEL_KEY]
-            self._stamp(meta, relayed_capabilities(self._relay, caller))
+            stamped(meta, self._client, relayed_capabilities(self._relay, caller))
             if responses is not None:
                 params["inputResponses"] = responses
             if state is not None:
                 params["requestState"] = state
         params["_meta"] = meta
         return params
-
-    def _stamp(self, meta: Message, capabilities: Json) -> Message:
-        """Add what every request of the stateless revision carries (MCP 2026-07-28, basic, `_meta`)."""
-        meta[VERSION_KEY] = MODERN
-        meta[CLIENT_KEY] = self._client
-        meta[CAPABILITIES_KEY] = capabilities
-        return meta
-
-
-def _member(message: Json, name: str) -> Json:
-    """An object inside a message; empty when it is missing or something else."""
-    value: Any = message.get(name)
-    return cast("Json", value) if isinstance(value, dict) else {}
 
 
 def _is_rpc(error: AdapterError, code: int) -> bool:

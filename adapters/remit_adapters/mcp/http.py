@@ -273,7 +273,7 @@ class Endpoint:
                     code="source_lost",
                 )
             before = events.last_id
-            await asyncio.sleep(_RESUME_AFTER_S if events.retry_s is None else events.retry_s)
+            await asyncio.sleep(_pause_s(events, _RESUME_AFTER_S))
             with suppress(aiohttp.ClientError, OSError):
                 async with self._get(events.last_id) as resumed:
                     if resumed.status == 200:
@@ -330,7 +330,7 @@ class Endpoint:
                         return  # it has no such stream, as it may
                     pause_s = _RESUME_AFTER_S
                     await self._follow(response, events, 0, self._hear_unaddressed)
-            await asyncio.sleep(pause_s if events.retry_s is None else events.retry_s)
+            await asyncio.sleep(_pause_s(events, pause_s))
             pause_s = min(pause_s * 2, _RESUME_AFTER_S_MAX)
 
     async def _hear_unaddressed(self, message: Message) -> None:
@@ -395,6 +395,11 @@ def _refuse_compressed(response: aiohttp.ClientResponse) -> None:
         raise invalid("it is compressed, which was not asked for")
 
 
+def _pause_s(events: EventReader, otherwise_s: float) -> float:
+    """How long to wait before resuming: what the server wishes, within reason."""
+    return otherwise_s if events.retry_s is None else min(max(events.retry_s, 0.1), _RESUME_AFTER_S_MAX)
+
+
 def _decode(data: bytes) -> Message:
     try:
         return decode(data)
@@ -425,17 +430,12 @@ async def connected(
         auto_decompress=False,
         trust_env=False,
     )
-    async with pool:
-        endpoint = Endpoint(
-            target,
-            pool,
-            background,
-            answer_bytes_max=answer_bytes_max,
-            on_unasked=on_unasked,
-            mirrors=mirrors,
-        )
-        try:
-            yield endpoint
-        finally:
-            with anyio.CancelScope(shield=True):
-                await endpoint.leave()
+    endpoint = Endpoint(
+        target, pool, background, answer_bytes_max=answer_bytes_max, on_unasked=on_unasked, mirrors=mirrors
+    )
+    try:
+        yield endpoint
+    finally:
+        with anyio.CancelScope(shield=True):
+            await endpoint.leave()
+            await pool.close()

@@ -91,6 +91,14 @@ class Link(Protocol):
         ...
 
 
+def stamped(meta: Message, client: Json, capabilities: Json) -> Message:
+    """`meta` with what every request of the stateless revision carries (MCP 2026-07-28, basic, `_meta`)."""
+    meta[VERSION_KEY] = MODERN
+    meta[CLIENT_KEY] = client
+    meta[CAPABILITIES_KEY] = capabilities
+    return meta
+
+
 def with_progress(params: Message, request_id: int) -> Message:
     """`params` with the request's id as its progress token."""
     return {**params, "_meta": {**params.get("_meta", {}), "progressToken": request_id}}
@@ -110,6 +118,12 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
     if not isinstance(message, dict):
         raise ValueError("a JSON-RPC message is an object")
     return cast("Message", message)
+
+
+def member(message: Json, name: str) -> Json:
+    """An object inside a message; empty when it is missing or something else."""
+    value: Any = message.get(name)
+    return cast("Json", value) if isinstance(value, dict) else {}
 
 
 def result_of(answer: Message) -> Message:
