@@ -197,7 +197,9 @@ class Guard:
         principal = await self._identify(scope, headers)
         if isinstance(principal, Response):
             return await principal(scope, receive, send)
-        scope = {**scope, "remit.principal": principal}
+        # Blanks around a value are not part of it (RFC 9110 §5.5); not every HTTP parser takes them off.
+        fields = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        scope = {**scope, "headers": fields, "remit.principal": principal}
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
 
@@ -329,7 +331,7 @@ def _headers(scope: Scope) -> dict[str, str] | None:
         name = raw_name.decode("latin-1")
         if name in headers and name in _ONCE:
             return None
-        headers[name] = raw_value.decode("latin-1")
+        headers[name] = raw_value.decode("latin-1").strip(" \t")
     return headers
 
 

@@ -55,9 +55,7 @@ class Lane:
             or not _plain(message)
         ):
             return await self._inner(scope, receive, send)
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1").strip(" \t") for name, value in scope["headers"]
-        }
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         accept = headers.get("accept", "")
         if (
             "application/json" not in accept

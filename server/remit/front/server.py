@@ -8,7 +8,6 @@ differs between the eras is only how a source's question reaches the client and 
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -17,7 +16,6 @@ import anyio
 import mcp_types as t
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
-from mcp.server.session import ServerSession
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
@@ -37,6 +35,7 @@ from remit.errors import RemitError
 from remit.front.agent_tools import AGENT_TOOLS
 from remit.front.agent_tools import answer as answer_agent_tool
 from remit.front.answers import to_wire, unknown
+from remit.front.sessions import Sessions
 from remit.front.visible import Views
 from remit.identity import Principal
 from remit.model import Remedy, Tool, Verdict
@@ -85,7 +84,7 @@ class Front:
         self._run = run
         self._views = Views()
         self._bus = InMemorySubscriptionBus()
-        self._sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
+        self._sessions = Sessions()
         self._header_schemas: dict[str, Json] = {}
         self._listen = ListenHandler(self._bus)
         self._agent_tools = [AGENT_TOOLS[f"remit.{name}"] for name in sorted(app.config.agent_tools)]
@@ -224,6 +223,10 @@ class Front:
     ) -> Result:
         raw: Mapping[str, Any] = ctx.params or {}
         caller = self._caller(ctx, tool, _meta_of(raw), on)
+        if caller.notify and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            # The stateless revision says per request what the older ones say once.
+            level = self._sessions.of(ctx).level
+            raw = {**raw, "_meta": {**_meta_of(raw), f"{_RESERVED}logLevel": level}} if level else raw
         return await self.governed(raw, tool, arguments, principal, on, caller)
 
     async def governed(
@@ -273,27 +276,29 @@ class Front:
     # Subscriptions and notifications.
 
     async def _subscribe(self, ctx: Context, params: t.SubscribeRequestParams) -> Result:
-        await self._follow(ctx, params.uri, on_or_off=True)
+        await self._follow(ctx, params.uri)
+        self._sessions.of(ctx).uris.add(params.uri)
         return {}
 
     async def _unsubscribe(self, ctx: Context, params: t.UnsubscribeRequestParams) -> Result:
-        await self._follow(ctx, params.uri, on_or_off=False)
+        # The source stays subscribed: others of its clients here may still listen.
+        self._sessions.of(ctx).uris.discard(params.uri)
         return {}
 
     async def _subscribe_modern(
         self, ctx: Context, params: t.SubscriptionsListenRequestParams
     ) -> t.SubscriptionsListenResult:
         for uri in params.notifications.resource_subscriptions or ():
-            await self._follow(ctx, uri, on_or_off=True)
+            await self._follow(ctx, uri)
         return await self._listen(ctx, params)
 
-    async def _follow(self, ctx: Context, uri: str, *, on_or_off: bool) -> None:
+    async def _follow(self, ctx: Context, uri: str) -> None:
         on, principal = await self._who(ctx)
         tool = self._views.resource(uri, principal, on)
         if tool is None:
             raise unknown(Operation.RESOURCE, uri)
         try:
-            await on.adapters[tool.source].subscribe(uri, on_or_off)
+            await on.adapters[tool.source].subscribe(uri, True)
         except AdapterError as error:
             rpc = error.rpc or {}
             raise MCPError(
@@ -301,10 +306,11 @@ class Front:
             ) from None
 
     async def _set_level(self, ctx: Context, params: t.SetLevelRequestParams) -> Result:
-        return {}  # what a source logs during a call reaches the client whatever the level, when relayed
+        self._sessions.of(ctx).level = params.level
+        return {}
 
     async def _remember(self, ctx: Context, params: Any) -> None:
-        self._sessions.add(ctx.session)
+        self._sessions.of(ctx)
 
     def _heard(self, event: Event) -> None:
         try:
@@ -315,13 +321,8 @@ class Front:
     async def tell_clients(self) -> None:
         """Announce changes to every client, until cancelled. Runs beside whatever serves."""
         async for event in self._to_tell:
-            modern, legacy = _announcement(event)
-            await self._bus.publish(modern)
-            for session in list(self._sessions):
-                try:
-                    await session.send_notification(legacy)
-                except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-                    self._sessions.discard(session)
+            await self._bus.publish(_announcement(event))
+            await self._sessions.announce(event)
 
     # Who asks, and what the asking client can do for a source.
 
@@ -434,15 +435,14 @@ def _claim(value: object) -> Json | None:
     return cast("Json", value)
 
 
-def _announcement(event: Event) -> tuple[ServerEvent, Any]:
-    """The same change for listeners of the stateless revision and for sessions of the older ones."""
+def _announcement(event: Event) -> ServerEvent:
+    """A change as listeners of the stateless revision hear it."""
     match event.kind:
         case "tools":
-            return ToolsListChanged(), t.ToolListChangedNotification()
+            return ToolsListChanged()
         case "resources":
-            return ResourcesListChanged(), t.ResourceListChangedNotification()
+            return ResourcesListChanged()
         case "prompts":
-            return PromptsListChanged(), t.PromptListChangedNotification()
+            return PromptsListChanged()
         case "resource_updated":
-            params = t.ResourceUpdatedNotificationParams(uri=event.uri)
-            return ResourceUpdated(uri=event.uri), t.ResourceUpdatedNotification(params=params)
+            return ResourceUpdated(uri=event.uri)
