@@ -16,7 +16,7 @@ import orjson
 
 from remit.calls import redacted
 from remit.errors import RemitError
-from remit.journal import Approved, Waiting
+from remit.journal import Approved, Repeated, Waiting
 from remit.model import Call, Charge, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
 from remit_rbac import Rung
@@ -45,8 +45,11 @@ class Request:
 
 async def ask(
     call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None, on: Services
-) -> Approved | Pending | Refused:
-    """Approved when people have agreed to exactly this call; otherwise what the agent is told."""
+) -> Approved | Repeated | Pending | Refused:
+    """Approved when people have agreed to exactly this call; otherwise what the agent is told.
+
+    Repeated when the call was made before and people need not be asked.
+    """
     shown = _shown(call, verdict, charges, plan)
     votes = _votes_needed(verdict)
     eligible = _eligible(call.principal.tenant, call.tool.name, call.arguments, shown["context"], call, on)
@@ -80,6 +83,8 @@ async def ask(
         case Verdict():
             await on.journal.refuse(call, answer)
             return Refused(call_id=call.id, verdict=answer)
+        case Repeated():
+            return answer
         case Approved():
             if sum(voter in eligible for voter in answer.voters) >= votes:
                 return answer

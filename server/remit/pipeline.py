@@ -199,6 +199,10 @@ async def _run(
         except StoreUnavailable:
             # The effect happened and its record is owed: the journal writes it as soon as it can.
             return InDoubt(call_id=call_id, code="unrecorded", message=_UNRECORDED)
+        except BaseException:
+            # Cut short while the undo was proved, or a bug: what is not recorded by now is in doubt.
+            await _doubt(call, call_id, "interrupted", "The call was cut short.", on)
+            raise
 
 
 def _request(call: Call, call_id: str, seconds: float) -> Request:
