@@ -21,6 +21,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import anyio
+import anyio.lowlevel
 import orjson
 
 from remit import approvals, telemetry
@@ -172,6 +173,11 @@ async def _run(
     adapter = on.adapters[call.tool.source]
     seconds = max(0.001, (admitted.deadline_us - on.clock()) / 1_000_000)
     request = _request(call, call_id, seconds)
+    try:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        await _settle_failure(call, call_id, ("cancelled", "The caller left before anything was sent."), on)
+        raise
     try:
         with telemetry.stage("execute", call), anyio.fail_after(seconds + 1):
             reply = await adapter.run(request, caller)

@@ -14,6 +14,7 @@ from tests.server.builders import (
     a_principal,
     a_remit,
     a_reply,
+    held,
     kept_anywhere,
     tools,
     until,
@@ -249,21 +250,37 @@ async def test_a_client_that_leaves_in_the_middle_leaves_a_record(
         assert remit.one("SELECT held FROM accounts") == {"held": 1 if state == "in_doubt" else 0}
 
 
-async def test_a_client_that_leaves_before_anything_was_sent_leaves_nothing_open(tmp_path: Path) -> None:
-    """Cancelled while the intent is being written: it is written, and nothing must follow from it."""
+async def test_a_client_that_leaves_while_the_intent_is_written_has_sent_nothing(tmp_path: Path) -> None:
     async with a_remit(tmp_path, budgets=[BUDGET]) as remit:
-        calls = [remit.a_call("shop.send", {"text": str(n)}) for n in range(20)]
-        for delay, call in enumerate(calls):
-            with anyio.CancelScope() as scope:
-                async with anyio.create_task_group() as tasks:
+        calls = [remit.a_call("shop.send", {"text": str(n)}) for n in range(5)]
+        async with anyio.create_task_group() as tasks:
+            with held(remit.path):
+                for call in calls:
                     tasks.start_soon(govern, call, remit.on)
-                    for _ in range(delay):
-                        await anyio.lowlevel.checkpoint()
-                    scope.cancel()
-        await remit.on.journal.expire()  # after everything that was queued
-        sent = {request.key for request in remit.source.sent}
-        for row in remit.rows("SELECT id, state FROM calls"):
-            assert row["state"] in (("in_doubt", "succeeded") if row["id"] in sent else ("denied", "failed"))
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+        assert remit.source.sent == []
+        for call in calls:
+            assert remit.state(call.id) == "failed"
+            assert remit.events(call.id) == ["call.dispatched", "call.failed"]
+        assert remit.one("SELECT held, posted FROM accounts") == {"held": 0, "posted": 0}
+
+
+async def test_a_client_that_leaves_at_any_moment_leaves_nothing_open(tmp_path: Path) -> None:
+    rules = tools(buy={"before": {"call": "shop.look", "args": {"thing": "args.thing"}}})
+    async with a_remit(tmp_path, budgets=[{**BUDGET, "limit": 1000}], tools=rules) as remit:
+
+        async def a_while(request: Request, caller: Caller) -> Reply:
+            await anyio.sleep(0.0005)
+            return a_reply({"order": "o-1"})
+
+        remit.source.on |= {"look": a_while, "buy": a_while}
+        for n in range(40):
+            with anyio.move_on_after(n * 0.0004):
+                await remit.call("shop.buy", {"thing": "pen", "price": n})
+        for row in remit.rows("SELECT id, state FROM calls WHERE tool = 'shop.buy'"):
+            sent = [request for request in remit.source.effects("buy") if request.key == row["id"]]
+            assert row["state"] in (("succeeded", "in_doubt") if sent else ("failed", "denied"))
 
 
 async def test_a_bug_of_an_adapter_is_raised_and_leaves_the_call_in_doubt(tmp_path: Path) -> None:
