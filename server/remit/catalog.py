@@ -83,6 +83,15 @@ def prefix_of(settings: Config, source: str) -> str:
     return source if prefix is None else prefix
 
 
+def source_of(settings: Config, name: str) -> tuple[str, str] | None:
+    """The source that would export `name`, and its own name for it; None when no source would."""
+    for source in settings.sources:
+        prefix = prefix_of(settings, source)
+        if not prefix or name.startswith(f"{prefix}."):
+            return source, name.removeprefix(f"{prefix}.") if prefix else name
+    return None
+
+
 def exported(prefix: str, own_name: str) -> str:
     return f"{prefix}.{own_name}" if prefix else own_name
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from remit.chain import EventRow
 from remit.errors import RemitError, UnknownRecord
+from remit.schema import HEAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallQuery:
-    """Which calls; what is None does not matter."""
+    """Which calls; what is None does not matter. Ids are UUIDv7, so `since_us` reads by them."""
 
     tenant: str | None = None
     agent: str | None = None
@@ -208,6 +209,12 @@ def open_records(path: Path) -> Generator[Records]:
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA busy_timeout = 10000")
         db.execute("BEGIN")
+        (version,) = db.execute("SELECT version_num FROM alembic_version").fetchone()
+        if version != HEAD:
+            raise RemitError(
+                f"{path} has schema {version}, and this Remit knows {HEAD}: "
+                + ("upgrade Remit" if version > HEAD else "let it serve once, which upgrades the file")
+            )
         yield Records(db)
     except sqlite3.DatabaseError as error:
         raise RemitError(f"the audit database {path} cannot be read: {error}") from None
@@ -232,10 +239,10 @@ class Records:
             conditions.append("tool GLOB ?" if query.tool.endswith("*") else "tool = ?")
             values.append(query.tool)
         if query.since_us is not None:
-            conditions.append("created_us >= ?")
-            values.append(query.since_us)
+            conditions.append("id >= ?")
+            values.append(_first_id(query.since_us))
         rows = self._all(
-            f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY created_us DESC, id DESC LIMIT ?",  # noqa: S608 - the columns are ours
+            f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",  # noqa: S608 - the columns are ours
             (*values, limit),
         )
         return [_call(row) for row in rows]
@@ -319,7 +326,7 @@ class Records:
         """The newest `limit` requests in one of `states` (none named: in any), newest first."""
         condition = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         rows = self._all(
-            f"SELECT * FROM approvals {condition} ORDER BY created_us DESC, id DESC LIMIT ?",  # noqa: S608 - only marks are inserted
+            f"SELECT * FROM approvals {condition} ORDER BY id DESC LIMIT ?",  # noqa: S608 - only marks are inserted
             (*states, limit),
         )
         return [self._approval(row) for row in rows]
@@ -353,7 +360,7 @@ class Records:
         """Every switch that is on, oldest first."""
         return [SwitchRecord(**row) for row in self._all("SELECT * FROM switches ORDER BY set_us")]
 
-    def keys(self) -> list[KeyUse]:
+    def api_keys(self) -> list[KeyUse]:
         """Every API key that was ever made, newest first."""
         rows = self._all(
             'SELECT id, tenant, agent, "user", label, created_us, expires_us, revoked_us FROM api_keys'
@@ -369,10 +376,8 @@ class Records:
     # Events.
 
     def events(self, *, since_us: int = 0) -> Iterator[EventRow]:
-        """All events since then, in the order of time, one after the other: there may be very many."""
-        for row in self._db.execute(
-            "SELECT * FROM events WHERE at_us >= ? ORDER BY at_us, stream, seq", (since_us,)
-        ):
+        """All events since then, in the order in which they were written: there may be very many."""
+        for row in self._db.execute("SELECT * FROM events WHERE at_us >= ? ORDER BY rowid", (since_us,)):
             yield as_event(row)
 
     def newest_events(self, *, after: int | None, limit: int) -> tuple[list[EventRow], int]:
@@ -389,6 +394,14 @@ class Records:
 
     def count(self, table: Literal["calls", "events"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
+
+    def damage(self) -> Iterator[str]:
+        """What SQLite itself finds wrong: pages, indexes, constraints, references."""
+        for row in self._db.execute("PRAGMA integrity_check"):
+            if row[0] != "ok":
+                yield str(row[0])
+        for row in self._db.execute("PRAGMA foreign_key_check"):
+            yield f"row {row['rowid']} of {row['table']} refers to a row of {row['parent']} that is not there"
 
     # What the queries above, and `audit.py`, are made of.
 
@@ -414,6 +427,12 @@ class Records:
         if len(rows) > 1:
             raise UnknownRecord(f"more than one {noun} begins with {start}: give more of its id")
         return rows[0]
+
+
+def _first_id(at_us: int) -> str:
+    """What no UUIDv7 of that time or later is less than."""
+    milliseconds = f"{at_us // 1000:012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}"
 
 
 def _call(row: sqlite3.Row) -> CallRecord:

@@ -18,7 +18,12 @@ _UNKNOWN = "there is no such call of yours that could be undone"
 
 
 async def undo(call_id: str, principal: Principal, run: str, on: Services, *, force: bool = False) -> Outcome:
-    """Undo one call for `principal`. `force` overrides a conflict and is for people only.
+    """Undo one call for `principal`. Raises as `prepare` does."""
+    return await govern(await prepare(call_id, principal, run, on, force=force), on)
+
+
+async def prepare(call_id: str, principal: Principal, run: str, on: Services, *, force: bool = False) -> Call:
+    """The call that would undo `call_id`. `force` overrides a conflict and is for people only.
 
     Raises UnknownRecord when there is no such call (or it is another agent's), WrongState when it has no
     plan that can run.
@@ -26,7 +31,7 @@ async def undo(call_id: str, principal: Principal, run: str, on: Services, *, fo
     entry = await on.journal.undoable(call_id)
     if entry is None or not _concerns(entry, principal):
         raise UnknownRecord(_UNKNOWN)
-    return await govern(_undo_call(entry, principal, run, on, force=force), on)
+    return _undo_call(entry, principal, run, on, force=force)
 
 
 def _concerns(entry: Undoable, principal: Principal) -> bool:

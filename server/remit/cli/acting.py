@@ -17,6 +17,7 @@ from remit.config_file import Loaded
 from remit.identity import Principal
 from remit.journal import Journal, open_journal
 from remit.pipeline import Services
+from remit_rbac import Policy
 
 #: The agent of what a person does by hand.
 AGENT = "agent:remit-cli"
@@ -48,6 +49,15 @@ def person(loaded: Loaded, as_user: str | None, tenant: str | None = None) -> Pe
     if user is None:
         raise click.UsageError("say --as user:you, or write identity.cli into the configuration")
     return Person(tenant=tenant_of(loaded, tenant), user=user)
+
+
+def sole_user(policy: Policy, tenant: str, agent: str) -> str:
+    """The one user for whom the agent acts. Raises UsageError when there are several, or none."""
+    users = [user for user in policy.subjects(tenant).users if policy.delegated(tenant, agent, user)]
+    if len(users) == 1:
+        return users[0]
+    known = f"it acts for {', '.join(users[:8])}" if users else f"the policy names nobody in tenant {tenant}"
+    raise click.UsageError(f"say --for whom {agent} acts: {known}")
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
     except ConfigError as error:
         return [_configured(problem) for problem in error.problems], []
     if offline:
-        return _policy(loaded.config, None)[1], []
+        return policy_findings(loaded.config, None)[1], []
     offered = anyio.run(ask, loaded)
     findings = [
         _configured(loaded.problem(("sources", name), why), warning=loaded.config.sources[name].optional)
@@ -81,11 +81,11 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
         _configured(misfit.problem, warning=misfit.warning)
         for misfit in misfits(loaded, offered.catalog, absent=offered.down)
     ]
-    policy, told = _policy(loaded.config, None if offered.down else offered.catalog)
+    policy, told = policy_findings(loaded.config, None if offered.down else offered.catalog)
     return findings + told, table(offered.catalog, loaded.config, policy)
 
 
-def _policy(config: Config, catalog: Catalog | None) -> tuple[Policy | None, list[Finding]]:
+def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | None, list[Finding]]:
     """The policy and what is wrong with it, held against the tools where all of them are known."""
     from remit.fit import context_names
     from remit_rbac import PolicyError, load_files

@@ -148,6 +148,8 @@ def _turn(
 
 def _check_target(loaded: Loaded, scope: str, target: str) -> None:
     """A switch that covers nothing because of a typing error is worse than none."""
+    from remit.catalog import prefix_of, source_of
+
     sources = loaded.config.sources
     if (scope == "all") != (not target):
         raise click.UsageError("`all` has no target, and every other scope needs one")
@@ -159,8 +161,8 @@ def _check_target(loaded: Loaded, scope: str, target: str) -> None:
         case "source" if target not in sources:
             raise click.UsageError(f"there is no source {target!r}: the sources are {', '.join(sources)}")
         case "tool":
-            prefixes = [name if source.prefix is None else source.prefix for name, source in sources.items()]
-            if not any(not prefix or target.startswith(f"{prefix}.") for prefix in prefixes):
-                raise click.UsageError(f"no source exports {target!r}: names begin so: {', '.join(prefixes)}")
+            if source_of(loaded.config, target) is None:
+                names = ", ".join(prefix_of(loaded.config, source) for source in sources)
+                raise click.UsageError(f"no source exports {target!r}: names begin with one of {names}")
         case _:
             pass

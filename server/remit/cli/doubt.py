@@ -1,0 +1,83 @@
+"""`remit doubt`: calls that were sent and whose outcome nobody knows, until a person finds out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import click
+
+from remit.cli.calls import show
+from remit.cli.options import (
+    CALL_IN_DOUBT,
+    as_option,
+    config_option,
+    json_option,
+    limit_option,
+    print_json,
+    records,
+)
+
+
+@click.group()
+def doubt() -> None:
+    """Calls of which nobody knows whether they took effect."""
+
+
+@doubt.command("list")
+@config_option
+@json_option
+@limit_option
+def list_(config_path: Path, as_json: bool, limit: int) -> None:
+    """List the calls in doubt, the newest first. Their budget stays held, and equal calls are refused."""
+    from remit.cli.output import listing, short, when
+    from remit.records import CallQuery
+
+    with records(config_path) as found:
+        rows = found.calls(CallQuery(state="in_doubt"), limit=limit)
+    listing(
+        rows,
+        {
+            "call": lambda call: short(call.id),
+            "sent": lambda call: when(call.dispatched_us),
+            "agent": lambda call: call.agent,
+            "tool": lambda call: call.tool,
+            "why": lambda call: f"{call.error_code}: {call.error}",
+        },
+        as_json=as_json,
+        none="No call is in doubt.",
+    )
+
+
+doubt.add_command(show)
+
+
+@doubt.command()
+@config_option
+@json_option
+@as_option
+@click.option("--happened/--did-not-happen", required=True, default=None, help="What you found out.")
+@click.option("--reason", required=True, help="How you know; recorded.")
+@click.argument("call_id", type=CALL_IN_DOUBT, metavar="CALL")
+def resolve(
+    config_path: Path, as_json: bool, as_user: str | None, happened: bool, reason: str, call_id: str
+) -> None:
+    """Say what became of a call: its budget is spent or released, and equal calls run again."""
+    from remit.cli.acting import journal_of, person
+    from remit.config_file import load
+    from remit.records import open_records
+
+    loaded = load(config_path)
+    who = person(loaded, as_user)
+    with open_records(loaded.config.store.path) as found:
+        call = found.call(call_id)
+
+    async def run() -> str:
+        async with journal_of(loaded) as journal:
+            return await journal.resolve(call.id, happened=happened, reason=reason, by=who.user)
+
+    state = anyio.run(run)
+    if as_json:
+        print_json({"call_id": call.id, "state": state, "by": who.user})
+    else:
+        click.echo(f"{call.tool}: recorded as {state}.")

@@ -1,0 +1,131 @@
+"""`remit undo`: take one call back, as a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import click
+
+from remit.cli.options import CALL_DONE, as_option, config_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from remit.cli.acting import Person
+    from remit.config_file import Loaded
+    from remit.model import Outcome
+    from remit.records import CallRecord, UndoRecord
+
+
+@click.command()
+@config_option
+@json_option
+@as_option
+@click.option("--force", is_flag=True, help="Even if the same thing was changed since.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.argument("call_id", type=CALL_DONE, metavar="CALL")
+def undo(
+    config_path: Path, as_json: bool, as_user: str | None, force: bool, dry_run: bool, call_id: str
+) -> int:
+    """Take a call back by the way that was registered before it was made.
+
+    Needs the sources of the call and of its way back. Policy must let you `undo` the tool. Exits with 0
+    when it is undone (or, with --dry-run, could be), and with 1 otherwise.
+    """
+    from remit.cli.acting import person
+    from remit.config_file import load
+    from remit.errors import WrongState
+    from remit.records import open_records
+
+    loaded = load(config_path)
+    who = person(loaded, as_user)
+    with open_records(loaded.config.store.path) as found:
+        call = found.call(call_id)
+        way = found.undo(call.id)
+    if way is None:
+        raise WrongState("this call has no way back: none was declared for its tool")
+    work = _plan if dry_run else _undo
+    told = anyio.run(work, loaded, who, call, way, force)
+    if as_json:
+        print_json({"call_id": call.id, **told})
+    else:
+        click.echo(told["said"])
+    return 0 if told["ok"] else 1
+
+
+async def _undo(
+    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool
+) -> dict[str, Any]:
+    from remit.cli.acting import run_name, services_of
+    from remit.undo import undo as take_back
+
+    async with services_of(loaded, _sources(loaded, call, way)) as services:
+        outcome = await take_back(call.id, who.principal(), run_name(), services, force=force)
+    return _told(outcome, way)
+
+
+async def _plan(
+    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool
+) -> dict[str, Any]:
+    from remit.cli.acting import run_name, services_of
+    from remit.escaping import escaped_json
+    from remit.pipeline import decide
+    from remit.undo import prepare
+    from remit_rbac import Rung
+
+    async with services_of(loaded, _sources(loaded, call, way)) as services:
+        undoing = await prepare(call.id, who.principal(), run_name(), services, force=force)
+        verdict = decide(undoing, services).verdict
+        if verdict.rung is Rung.EXECUTE:
+            verdict = await services.journal.undo_obstacle(undoing, verdict) or verdict
+    ok = verdict.rung is Rung.EXECUTE
+    said = f"Would call {way.tool} {escaped_json(way.arguments)}." if ok else verdict.reason
+    return {
+        "ok": ok,
+        "said": said,
+        "code": verdict.code,
+        "tool": way.tool,
+        "arguments": way.arguments,
+        "residue": way.residue,
+    }
+
+
+def _sources(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
+    """The sources that the way back needs: the call's own, the inverse's and the proof's."""
+    from remit.catalog import rules_for, source_of
+
+    declared = rules_for(loaded.config, call.tool).undo
+    names = [call.tool, way.tool]
+    if declared and declared.verify:
+        names.append(declared.verify.call)
+    found = [source_of(loaded.config, name) for name in names]
+    return {source[0] for source in found if source is not None}
+
+
+def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
+    from remit.model import Done, Failed, InDoubt, Pending, Refused
+
+    ok, state = False, "refused"
+    match outcome:
+        case Done():
+            state = outcome.undone.get("state") or "failed"
+            ok = state == "done"
+            said = _ENDS[state]
+        case Refused():
+            said = outcome.verdict.reason
+        case Pending():
+            state, said = "pending", f"A person must agree first: request {outcome.approval_id}."
+        case Failed():
+            state, said = "ready", f"Nothing was undone: {outcome.message}"
+        case InDoubt():
+            state, said = "indeterminate", f"{_ENDS['indeterminate']} {outcome.message}"
+    if ok and way.residue:
+        said += f" What stays: {way.residue}"
+    return {"ok": ok, "said": said, "state": state, "by_call": outcome.call_id, "residue": way.residue}
+
+
+_ENDS = {
+    "done": "Undone.",
+    "failed": "Not undone: the source refused, or the proof failed. Look at the current state.",
+    "indeterminate": "Nobody knows whether it is undone: look at the current state.",
+}
