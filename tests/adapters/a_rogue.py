@@ -38,6 +38,8 @@ def call(request: dict[str, Any]) -> None:
             flood(1, b'{"jsonrpc":"2.0","method":"notifications/noise"}\n' * 1000)
         case "loud":
             flood(2, b"y" * 65536, arguments["seconds"])
+        case "says":
+            os.write(1, arguments["bytes"].encode("latin-1"))
         case "banner":
             os.write(1, b"Welcome!\n\n[]\n17\n\xff\xfe\n")
         case "other-id":

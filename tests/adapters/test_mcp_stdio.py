@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.adapters.sources import (
     MODERN,
     Events,
@@ -24,7 +28,7 @@ from tests.adapters.sources import (
 )
 
 from remit_adapters.base import AdapterError, Caller, Event
-from remit_adapters.mcp import StdioTarget
+from remit_adapters.mcp import McpAdapter, StdioTarget
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -40,6 +44,10 @@ def alive(pid: int) -> bool:
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The loop that serves in production; its pipes are not asyncio's."""
     return ("asyncio", {"use_uvloop": True})
+
+
+RELAY = frozenset({"elicitation", "logging"})
+FORMS = {"elicitation": {}}
 
 
 async def structured(adapter: Any, name: str, arguments: Any = None, /, **more: Any) -> Any:
@@ -228,6 +236,69 @@ async def test_what_is_not_json_rpc_is_passed_over() -> None:
         assert await structured(adapter, "env")
 
 
+WORDS = st.sampled_from(
+    [
+        "tools/call",
+        "ping",
+        "elicitation/create",
+        "roots/list",
+        "notifications/progress",
+        "notifications/message",
+        "notifications/cancelled",
+        "notifications/resources/updated",
+        "notifications/tools/list_changed",
+        "notifications/subscriptions/acknowledged",
+        "notifications/elicitation/complete",
+        "x",
+    ]
+)
+PARTS = st.sampled_from(
+    [
+        "id",
+        "method",
+        "params",
+        "error",
+        "code",
+        "message",
+        "progressToken",
+        "progress",
+        "requestId",
+        "uri",
+        "mode",
+        "_meta",
+        "notifications",
+        "io.modelcontextprotocol/subscriptionId",
+    ]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats(allow_nan=False) | st.text(max_size=3) | WORDS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(PARTS, inner, max_size=3),
+    max_leaves=6,
+)
+MESSAGES = st.fixed_dictionaries(
+    {"method": WORDS}, optional={"id": VALUES, "params": st.dictionaries(PARTS, VALUES, max_size=4) | VALUES}
+) | st.dictionaries(PARTS, VALUES, max_size=4)
+LINES = MESSAGES.map(lambda message: json.dumps(message).encode()) | st.binary(max_size=9)
+
+
+@given(lines=st.lists(LINES, max_size=5))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_whatever_a_child_says_its_answer_arrives(lines: list[bytes], said: McpAdapter) -> None:
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    caller = Caller(capabilities={**FORMS, "roots": {}}, progress=nothing, notify=nothing, ask=nothing)
+    noise = b"".join(line.replace(b"\n", b"") + b"\n" for line in lines)
+    reply = await said.run(a_call("says", {"bytes": noise.decode("latin-1")}), caller)
+    assert reply.body["structuredContent"] == "ok"
+
+
+@pytest.fixture
+async def said() -> AsyncGenerator[McpAdapter]:
+    async with connected(rogue_target(), relay=frozenset({"elicitation", "roots", "logging"})) as adapter:
+        yield adapter
+
+
 @pytest.mark.parametrize("how", ["no-result", "no-object", "bad-error"])
 async def test_an_answer_that_is_none_leaves_the_call_in_doubt(how: str) -> None:
     async with connected(rogue_target()) as adapter:
@@ -300,9 +371,6 @@ async def test_a_server_that_never_answers_fails_to_start_in_time() -> None:
 
 
 # What it asks.
-
-RELAY = frozenset({"elicitation", "logging"})
-FORMS = {"elicitation": {}}
 
 
 async def test_a_server_hears_a_ping_back() -> None:

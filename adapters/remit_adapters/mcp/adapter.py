@@ -76,6 +76,10 @@ class McpAdapter:
     `era` is which revisions to speak: `modern` the stateless one, `legacy` those with a handshake, `auto`
     whichever the server knows. `relay` is what of the server's own initiative may reach the calling client.
     `result_bytes_max` bounds one answer; a child process that says a longer line is killed.
+
+    Codes of its AdapterErrors, certainly without effect: `unreachable`, `source_down`, `source_busy`,
+    `source_auth`, `source_refused`, `unsendable`, `revision`; in doubt: `source_lost`, `source_failed`,
+    `invalid_answer`, `answer_too_large`, `input_required`; either: `rpc_error`, `timeout`.
     """
 
     def __init__(
@@ -231,7 +235,6 @@ class McpAdapter:
                 self._target,
                 self._background,
                 answer_bytes_max=self._result_bytes_max,
-                connect_timeout_s=self._connect_timeout_s,
                 on_unasked=self._changes.heard,
                 mirrors=self._mirrors,
             )

@@ -58,8 +58,10 @@ _RESUME_AFTER_S_MAX: Final = 30.0
 #: 5 s after which common servers close it, for a request on a connection just closed ends in doubt.
 _READ_OUT_S: Final = 1.0
 _IDLE_S: Final = 4.0
-#: How long a message without an answer may take to be accepted.
+#: How long it may take to make a connection, to deliver what has no answer, and to say farewell.
+_CONNECT_S: Final = 5.0
 _TELL_S: Final = 30.0
+_LEAVE_S: Final = 2.0
 
 
 #: A response to come: awaited it is owned, entered it is released at the end.
@@ -190,6 +192,12 @@ class Endpoint:
         return headers
 
     def _post(self, body: bytes, headers: Mapping[str, str]) -> _Responding:
+        if self._lost.is_set():
+            raise AdapterError(
+                "The connection to the source is being renewed; nothing was sent. Try again.",
+                no_effect=True,
+                code="source_down",
+            )
         return self._pool.post(self._target.url, data=body, headers=headers, allow_redirects=False)
 
     async def _await_answer(
@@ -348,20 +356,23 @@ class Endpoint:
         return self._pool.get(self._target.url, headers=headers, allow_redirects=False)
 
     def _forgotten(self) -> SessionLostError:
-        self._why = "the source forgot our session"
-        self._lost.set()
+        self._lose("the source forgot our session")
         return SessionLostError()
+
+    def _lose(self, why: str) -> None:
+        self._why = self._why or why
+        self._lost.set()
 
     async def leave(self) -> None:
         """End the session, if there is one; a server that is gone need not be told."""
-        if self._session is None or self._lost.is_set():
-            return
-        with suppress(aiohttp.ClientError, OSError):
-            async with (
-                asyncio.timeout(2),
-                self._pool.delete(self._target.url, headers=self._headers(), allow_redirects=False),
-            ):
-                pass
+        if self._session is not None and not self._lost.is_set():
+            with suppress(aiohttp.ClientError, OSError):
+                async with (
+                    asyncio.timeout(_LEAVE_S),
+                    self._pool.delete(self._target.url, headers=self._headers(), allow_redirects=False),
+                ):
+                    pass
+        self._lose("stopped")
 
 
 class _Honest:
@@ -413,7 +424,6 @@ async def connected(
     background: TaskGroup,
     *,
     answer_bytes_max: int,
-    connect_timeout_s: float,
     on_unasked: Callable[[Message], None],
     mirrors: Mapping[str, Mirror],
 ) -> AsyncGenerator[Endpoint]:
@@ -424,7 +434,7 @@ async def connected(
     """
     pool = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
-        timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
+        timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent",),
         auto_decompress=False,

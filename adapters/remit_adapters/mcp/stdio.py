@@ -36,6 +36,7 @@ from remit_adapters.mcp.wire import (
     Message,
     decode,
     encode,
+    printable,
     result_of,
     with_progress,
 )
@@ -50,8 +51,10 @@ _STDERR_BYTES_PER_S: Final = 1024 * 1024
 _UNASKED_PER_S: Final = 5_000
 #: What may wait for a child that does not read.
 _UNSENT_BYTES_MAX: Final = 8 * 1024 * 1024
-#: What one request may leave unheard before the oldest is dropped.
+#: What one request may leave unheard, in messages and bytes, before the oldest is dropped.
 _UNHEARD_MAX: Final = 256
+_UNHEARD_BYTES_MAX: Final = 1024 * 1024
+_LAST_WORDS_MAX: Final = 500
 #: How long a child may take to leave once its input is closed, and again once it is told to terminate.
 _GRACE_S: Final = 2.0
 #: The same for a child that broke the conversation off itself.
@@ -61,19 +64,21 @@ _CRASH_GRACE_S: Final = 0.5
 class _Waiting:
     """A request without an answer yet: what came for it, in order, the answer last."""
 
-    __slots__ = ("_error", "_inbox", "_loop", "_wake", "hears")
+    __slots__ = ("_error", "_inbox", "_loop", "_size", "_wake", "hears")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, hears: bool) -> None:
         self.hears = hears
         self._loop = loop
-        self._inbox: deque[Message] = deque()
+        self._inbox: deque[tuple[Message, int]] = deque()
+        self._size = 0
         self._error: AdapterError | None = None
         self._wake: asyncio.Future[None] | None = None
 
-    def put(self, message: Message) -> None:
-        if len(self._inbox) >= _UNHEARD_MAX:
-            self._inbox.popleft()  # news, never the answer: nothing is put after that
-        self._inbox.append(message)
+    def put(self, message: Message, size: int) -> None:
+        while self._inbox and (len(self._inbox) >= _UNHEARD_MAX or self._size + size > _UNHEARD_BYTES_MAX):
+            self._size -= self._inbox.popleft()[1]  # news, never the answer: nothing is put after that
+        self._inbox.append((message, size))
+        self._size += size
         self._rouse()
 
     def fail(self, error: AdapterError) -> None:
@@ -90,7 +95,9 @@ class _Waiting:
                 raise self._error
             self._wake = self._loop.create_future()
             await self._wake
-        return self._inbox.popleft()
+        message, size = self._inbox.popleft()
+        self._size -= size
+        return message
 
 
 class _End(asyncio.Protocol):
@@ -197,8 +204,8 @@ class Pipe:
             await self._exited.wait()
         code = self._process.returncode
         what = self._why if code is None else f"{self._why}, exit code {code}"
-        last = self._last_words.decode("utf-8", "replace").strip().split("\n")[-5:]
-        return f"{what}: {' | '.join(last)[-500:]}" if last != [""] else what
+        last = printable(self._last_words.decode("utf-8", "replace"), _LAST_WORDS_MAX)
+        return f"{what}: {last}" if last else what
 
     def _write(self, message: Json) -> None:
         stdin = self._stdin
@@ -254,16 +261,16 @@ class Pipe:
             request_id: Any = message.get("id")
             waiting = self._in_flight.answered(request_id) or self._listening.answered(request_id)
             if waiting is not None:
-                waiting.put(message)
+                waiting.put(message, len(line))
             return waiting is not None
         if method in CHANGES:
             self._on_unasked(message)
         elif method == "notifications/cancelled":
             for waiting in self._in_flight.all():
                 if waiting.hears:
-                    waiting.put(message)
+                    waiting.put(message, len(line))
         elif method != "ping" and (waiting := self._about(message, method)) is not None and waiting.hears:
-            waiting.put(message)
+            waiting.put(message, len(line))
         elif "id" in message:
             self._tell({"jsonrpc": "2.0", "id": message["id"], **unasked_reply(method)})
         return False

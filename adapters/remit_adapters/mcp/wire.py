@@ -49,6 +49,9 @@ CHANGES: Final = frozenset(
 NEGOTIATION: Final = frozenset({"initialize", "server/discover"})
 
 
+_SAID_MAX: Final = 500
+
+
 class Hear(Protocol):
     """Told of every message that belongs to one request and comes before its answer, in order."""
 
@@ -109,7 +112,12 @@ class SessionLostError(Exception):
 
 
 def encode(message: Json) -> bytes:
-    return orjson.dumps(message)
+    try:
+        return orjson.dumps(message)
+    except orjson.JSONEncodeError as error:
+        raise AdapterError(
+            "The arguments cannot be written as JSON; nothing was sent.", no_effect=True, code="unsendable"
+        ) from error
 
 
 def decode(data: bytes | bytearray | memoryview) -> Message:
@@ -143,15 +151,18 @@ def rejection(error: Any, *, refused: bool = False) -> AdapterError:
         return invalid("its error is not an object")
     rpc = cast("Message", error)
     code: Any = rpc.get("code")
-    text: Any = rpc.get("message")
+    said = printable(str(rpc.get("message", "")), _SAID_MAX)
     return AdapterError(
-        f"The source refused the request: {text}"
-        if isinstance(text, str)
-        else "The source refused the request.",
+        f"The source refused the request: {said}" if said else "The source refused the request.",
         no_effect=refused or code in REFUSED_BEFORE_ACTING,
         code="rpc_error",
         rpc=rpc,
     )
+
+
+def printable(text: str, length_max: int) -> str:
+    """The end of a text of the source's, safe to write into a log or a sentence."""
+    return "".join(char if char.isprintable() else " " for char in text[-length_max:]).strip()
 
 
 def invalid(why: str) -> AdapterError:
