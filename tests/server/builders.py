@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
@@ -324,6 +325,18 @@ class Remit:
         await first
         with anyio.fail_after(20):
             return await asyncio.gather(*tasks)
+
+
+@contextmanager
+def full_disk(path: Path) -> Generator[None]:
+    """The disk under the audit database is full: its log cannot grow by a byte."""
+    log = path.with_name(path.name + "-wal")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def until(condition: Callable[[], Any]) -> None:
