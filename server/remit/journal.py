@@ -352,7 +352,7 @@ class Journal:
         """Write the outcomes that are owed because the database took no writes when they were known."""
         while self._owed:
             try:
-                await self._writer.write(self._owed[0])
+                await self._writer.write(self._owed[0], must=True)
             except StoreUnavailable:
                 return
             self._owed.popleft()
@@ -360,7 +360,7 @@ class Journal:
     async def _write_or_owe(self, change: Callable[[], None], *, durable: bool = True) -> None:
         """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
         try:
-            await self._writer.write(change, durable=durable)
+            await self._writer.write(change, durable=durable, must=True)
         except StoreUnavailable:
             self._owed.append(change)
             raise
@@ -655,7 +655,10 @@ class Journal:
         return await self._writer.write(change, durable=False)
 
     async def close(self) -> None:
-        """Write what is queued or owed, seal this incarnation and let go of the file."""
+        """Write what is queued or owed, seal this incarnation and let go of the file.
+
+        Raises StoreUnavailable when that cannot be written; who opens the file next takes over then.
+        """
         await self.catch_up()
 
         def change() -> None:
@@ -663,10 +666,12 @@ class Journal:
                 _leave_behind(self._ledger, call, self._ledger.stream)
             self._ledger.event("stream.closed", tenant=None, call_id=None)
 
-        await self._writer.write(change)
-        await self._writer.stop()
-        _liveness_path(self.path, self.incarnation).unlink(missing_ok=True)
-        os.close(self._liveness)
+        try:
+            await self._writer.write(change, must=True)
+        finally:
+            await self._writer.stop()
+            _liveness_path(self.path, self.incarnation).unlink(missing_ok=True)
+            os.close(self._liveness)
 
     # The parts of a transaction.
 

@@ -14,20 +14,21 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Table
+from typing import TYPE_CHECKING, Any
 
 from remit.chain import GENESIS, canonical, link
 from remit.ids import Clock
-from remit.tables import metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
 
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
-_WAL_MAX_BYTES = 8 * 2**20
+_WAL_MAX_BYTES = 32 * 2**20
 _BUSY_MS = 10_000
 
 Row = Sequence[Any]
@@ -103,13 +104,15 @@ class Ledger:
     def close(self) -> None:
         """Mark this process life as ended in order, and let go of the file."""
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._db.execute(
-            "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
-            (self._clock(), self.stream),
-        )
-        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        self._db.close()
-        os.close(self._lock)
+        try:
+            self._db.execute(
+                "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
+                (self._clock(), self.stream),
+            )
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            self._db.close()
+            os.close(self._lock)
 
     # Changes use these.
 
@@ -120,7 +123,7 @@ class Ledger:
     def write_out(self) -> None:
         """Write the rows gathered so far, for a query that must see what changes before it inserted."""
         for table, rows in self._inserts.items():
-            self._db.executemany(_INSERT[table], rows)
+            self._db.executemany(_inserts()[table], rows)
         self._inserts.clear()
 
     def execute(self, sql: str, parameters: Row = ()) -> int:
@@ -205,7 +208,7 @@ class Ledger:
                 )
             it.new = it.dirty = False
         if new:
-            self._db.executemany(_INSERT["accounts"], new)
+            self._db.executemany(_inserts()["accounts"], new)
         if changed:
             self._db.executemany(
                 "UPDATE accounts SET limit_amount = ?, held = ?, posted = ?, refunded = ?, overrun = ?"
@@ -223,12 +226,12 @@ class Ledger:
                 raise sqlite3.OperationalError("this process was declared dead by another; restart it")
 
     def _roll_back(self, seq: int, head: str) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
         self._seq, self._head = seq, head
         self._inserts.clear()
         self._accounts.clear()
         self._data_version = -1
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _forget_if_others_wrote(self) -> None:
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
@@ -267,10 +270,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+@cache
+def _inserts() -> Mapping[str, str]:
+    """The INSERT of every table. SQLAlchemy is slow to load, and a server answers before it needs this."""
+    from remit.tables import metadata
+
+    return {name: _insert_statement(table) for name, table in metadata.tables.items()}
+
+
 def _insert_statement(table: Table) -> str:
     names = ", ".join(f'"{column.name}"' for column in table.columns)
     marks = ", ".join("?" * len(table.columns))
     return f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - the names are ours
-
-
-_INSERT = {name: _insert_statement(table) for name, table in metadata.tables.items()}

@@ -32,7 +32,7 @@ from remit.checks.arguments import misfit
 from remit.checks.containment import stopped
 from remit.checks.permission import permission
 from remit.config import Config, Effect
-from remit.errors import StoreUnavailable
+from remit.errors import StoreBusy, StoreUnavailable
 from remit.ids import Clock, uuid7
 from remit.journal import Admitted, Approved, Journal, Repeated, UndoEnd
 from remit.model import (
@@ -86,6 +86,8 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
     with _counted(call, on) as crowded, telemetry.stage("govern", call):
         try:
             outcome = await _in_four_steps(call, crowded, on, caller)
+        except StoreBusy:
+            outcome = Refused(call_id=call.id, verdict=_BUSY)
         except StoreUnavailable:
             # Nothing was sent: a call whose record cannot be written is not let out.
             outcome = Refused(call_id=call.id, verdict=_STORE_DOWN)
@@ -527,6 +529,13 @@ _STORE_DOWN = Verdict(
     code="audit_unavailable",
     reason="Calls cannot be recorded at the moment, and nothing runs unrecorded. Nothing was done: wait and "
     "try again in a minute.",
+    remedy=Remedy.WAIT,
+)
+_BUSY = Verdict(
+    rung=Rung.DENY,
+    code="busy",
+    reason="More calls wait to be recorded than can be taken. Nothing was done: wait some seconds and try "
+    "again.",
     remedy=Remedy.WAIT,
 )
 _NO_PRICE = Verdict(

@@ -6,6 +6,7 @@ timer: while one commit is being synced, the next batch gathers. A caller waits 
 
 A change must check first and write after: one that returns a refusal must not have written. When a change
 raises, its batch is rolled back and each of its changes is tried alone, so that only the faulty one fails.
+When the database itself does (no space, no right, no answer), the batch fails whole and at once.
 
 The journal owns the writer's life.
 """
@@ -17,7 +18,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -64,16 +65,20 @@ class Writer:
         self._queue: queue.SimpleQueue[_Queued[Any] | _Stop] = queue.SimpleQueue()
         self._queue_max = queue_max
         self._idle_s = idle_s
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="remit-journal", daemon=True)
         self._thread.start()
 
-    async def write(self, change: Callable[[], T], *, durable: bool = True) -> T:
+    async def write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
         """Run `change` in the next transaction; return its result once that is committed.
 
-        Cancellation of the caller waits until then. Raises StoreBusy when the queue is full and
-        StoreUnavailable when the database takes no writes; in both cases nothing was written.
+        Cancellation of the caller waits until then. Raises StoreBusy when the queue is full (unless the
+        change `must` be written, for what it records has happened) and StoreUnavailable when the database
+        takes no writes; in both cases nothing was written.
         """
-        if self._queue.qsize() >= self._queue_max:
+        if self._stopped:
+            raise StoreUnavailable("the audit database is closed: this process is ending")
+        if self._queue.qsize() >= self._queue_max and not must:
             raise StoreBusy("too many calls wait to be recorded: try again in a moment")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -87,6 +92,7 @@ class Writer:
         """Let everything queued be written, then end the thread."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
+        self._stopped = True
         self._queue.put(_Stop(future, loop))
         await future
         self._thread.join()
@@ -96,7 +102,8 @@ class Writer:
             try:
                 first = self._queue.get(timeout=self._idle_s)
             except queue.Empty:
-                self._ledger.idle()
+                with suppress(sqlite3.Error):  # the next write will say what is wrong
+                    self._ledger.idle()
                 continue
             batch: list[_Queued[Any]] = []
             stop: _Stop | None = None
@@ -115,7 +122,8 @@ class Writer:
             if batch:
                 self._commit(batch)
             if stop:
-                self._ledger.close()
+                with suppress(sqlite3.Error):  # then it ends as a killed process does
+                    self._ledger.close()
                 _answer(stop.loop, [(stop.future, None, None)])
                 return
 
@@ -124,12 +132,13 @@ class Writer:
             with self._ledger.transaction(durable=any(item.durable for item in batch)):
                 results = [item.change() for item in batch]
         except Exception as error:  # noqa: BLE001 - a supervisor: every caller must get an answer
-            if len(batch) > 1:
+            failure = _of_the_store(error)
+            if failure is None and len(batch) > 1:
                 for item in batch:
                     self._commit([item])
                 return
-            failure = _unavailable(error) if isinstance(error, sqlite3.OperationalError) else error
-            _answer(batch[0].loop, [(batch[0].future, None, failure)])
+            for item in batch:
+                _answer(item.loop, [(item.future, None, failure or error)])
             return
         # One wake-up for each event loop, not one for each caller.
         waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
@@ -155,7 +164,13 @@ def _answer(
         loop.call_soon_threadsafe(deliver)
 
 
-def _unavailable(error: sqlite3.OperationalError) -> StoreUnavailable:
+def _of_the_store(error: Exception) -> StoreUnavailable | None:
+    """What to tell every caller when the database failed; None when it was one change's own fault."""
+    if not isinstance(error, sqlite3.OperationalError) and type(error) is not sqlite3.DatabaseError:
+        return None
+    # The ledger's own refusals carry no code; a faulty statement carries this one.
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        return None
     return StoreUnavailable(
         f"the audit database takes no writes ({error}): free space or mend it, then try again"
     )
