@@ -6,9 +6,10 @@ Each function only fetches. The rows go to `load_rows`, which checks them like t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Connection, Integer, String, column, select, table
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 def table_rows(connection: Connection, name: str = "casbin_rule") -> list[list[str]]:
@@ -16,6 +17,8 @@ def table_rows(connection: Connection, name: str = "casbin_rule") -> list[list[s
 
     The adapters themselves read without an order, so their line numbers would change between loads.
     """
+    from sqlalchemy import Integer, String, column, select, table  # slow to load, and files need none of it
+
     values = [column(value, String) for value in ("ptype", "v0", "v1", "v2", "v3", "v4", "v5")]
     statement = select(*values).select_from(table(name)).order_by(column("id", Integer))
     return [_without_tail(row) for row in connection.execute(statement)]

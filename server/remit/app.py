@@ -12,8 +12,10 @@ import hmac
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
+from importlib import import_module
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from remit import catalog, telemetry
@@ -93,7 +95,10 @@ class App:
     async def _start(self, tasks: TaskGroup, sources: Collection[str] | None) -> None:
         self._tasks = tasks
         try:
-            policy = load_policy(self.config)
+            # A client that started this process waits for its first answer: what is slow to load or to
+            # make goes beside the event loop.
+            await anyio.to_thread.run_sync(import_module, "remit.tables")
+            policy = await anyio.to_thread.run_sync(load_policy, self.config)
             journal = await open_journal(
                 self.config.store.path,
                 role=self._role,

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import anyio.to_thread
 import orjson
 
 from remit import balances
@@ -627,6 +628,15 @@ class Journal:
 
         return await self._writer.write(change, durable=False)
 
+    async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
+        """The refusal that this undo would meet if it were let out now."""
+        forced = call.undoing is not None and call.undoing.forced
+
+        def change() -> Verdict | None:
+            return self._undo_blocked(call, verdict, self._ledger.now_us, forced=forced)
+
+        return await self._writer.write(change, durable=False)
+
     async def standing(self, tenant: str, agent: str, user: str) -> dict[str, Any]:
         """How one agent stands: its open requests, the balances it pays from, the switches that are on."""
 
@@ -875,7 +885,7 @@ async def open_journal(
     Raises RemitError when the file cannot be used.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    upgrade(path)
+    await anyio.to_thread.run_sync(upgrade, path)
     stream = uuid7(clock())
     liveness = _hold_liveness(_liveness_path(path, stream))
     try:

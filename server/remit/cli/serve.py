@@ -37,7 +37,8 @@ def serve(config_path: Path, as_json: bool, stdio: bool, bind: str | None) -> No
     if stdio:
         who = stdio_identity(loaded.config, os.environ)
         principal = Principal(tenant=who.tenant, agent=who.agent, user=who.user, auth="stdio")
-        anyio.run(serve_stdio, App(loaded, role="stdio"), principal)
+        app = App(loaded, role="stdio")
+        anyio.run(serve_stdio, app, principal, backend_options={"use_uvloop": True})
         return
 
     def announce(url: str) -> None:
