@@ -73,6 +73,10 @@ def call(request: dict[str, Any]) -> None:
         case "asks-in-vain":
             send({"id": "q1", "method": "elicitation/create", "params": {"message": "Who?"}})
             send({"id": "q1", "method": "elicitation/create", "params": {"message": "Who, again?"}})
+        case "asks-much":
+            for n in range(100):
+                send({"id": n, "method": "elicitation/create", "params": {"message": "Who?"}})
+            return None
         case "ping":
             send({"id": "p1", "method": "ping"})
             text = json.loads(sys.stdin.buffer.readline()).get("result")

@@ -399,6 +399,17 @@ async def test_credentials_are_read_for_each_request_and_stay_with_their_host() 
         assert other.seen == []
 
 
+async def test_arguments_that_are_no_json_are_not_sent() -> None:
+    async def answer(request: web.Request, message: dict[str, Any]) -> web.Response:
+        raise AssertionError("sent")
+
+    for value in ("\ud800", 2**64, object()):
+        async with scripted(answer) as script, connected(HttpTarget(url=script.url)) as adapter:
+            with pytest.raises(AdapterError) as caught:
+                await adapter.run(a_call("t", {"x": value}))
+            assert caught.value.no_effect
+
+
 async def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(request: web.Request, message: dict[str, Any]) -> web.Response:
         return result(message)

@@ -450,6 +450,19 @@ async def test_an_answer_leaves_nothing_to_ask() -> None:
         assert reply.body["structuredContent"] == "ok"
 
 
+async def test_a_source_that_asks_and_asks_is_not_put_to_people_without_end() -> None:
+    asked: list[str] = []
+
+    async def ask(method: str, params: Any) -> Any:
+        asked.append(method)
+        await anyio.sleep_forever()
+
+    async with connected(rogue_target(), relay=RELAY) as adapter:
+        with pytest.raises(AdapterError, match="did not answer"):
+            await adapter.run(a_call("asks-much", deadline_s=0.5), Caller(capabilities=FORMS, ask=ask))
+    assert len(asked) == 8
+
+
 async def test_calls_run_side_by_side_where_no_question_is_relayed(tmp_path: Path) -> None:
     places = [tmp_path / str(n) for n in range(3)]
     async with connected(stdio_target(), era="legacy") as adapter, anyio.create_task_group() as tasks:

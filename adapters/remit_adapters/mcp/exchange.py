@@ -31,6 +31,8 @@ _NOTIFICATIONS: Final[Mapping[str, Relay]] = {
     "notifications/message": "logging",
     "notifications/elicitation/complete": "elicitation",
 }
+#: How many questions about one request may wait for its caller.
+_QUESTIONS_MAX: Final = 8
 #: How long after a cancellation a question may still come from the cancelled request.
 _ABANDONED_S: Final = 30.0
 
@@ -133,14 +135,7 @@ class Exchange:
         about: Any = message.get("params")
         params: Json = cast("Json", about) if isinstance(about, dict) else {}
         if "id" in message:
-            if self._questions is not None and may_ask(self._relay, self._caller, method, params):
-                # Beside the exchange, which goes on: the answer may come before the person does.
-                key = repr(message["id"])  # 1 and "1" are two ids
-                if key not in self._asked:
-                    self._asked[key] = anyio.CancelScope()
-                    self._questions.start_soon(self._put, key, message["id"], method, params)
-            else:
-                await self._answer(message["id"], unasked_reply(method))
+            await self._question(message["id"], method, params)
         elif method == "notifications/progress":
             await self._advance(params)
         elif method == "notifications/cancelled":
@@ -162,6 +157,21 @@ class Exchange:
                 value, total if _number(total) else None, text if isinstance(text, str) else None
             )
         )
+
+    async def _question(self, request_id: Any, method: str, params: Json) -> None:
+        key = repr(request_id)  # 1 and "1" are two ids
+        if key in self._asked:
+            return  # an id stands for one question at a time
+        if (
+            self._questions is None
+            or len(self._asked) >= _QUESTIONS_MAX
+            or not may_ask(self._relay, self._caller, method, params)
+        ):
+            await self._answer(request_id, unasked_reply(method))
+            return
+        # Beside the exchange, which goes on: the answer may come before the person does.
+        self._asked[key] = anyio.CancelScope()
+        self._questions.start_soon(self._put, key, request_id, method, params)
 
     async def _put(self, key: str, request_id: Any, method: str, params: Json) -> None:
         with self._asked[key]:

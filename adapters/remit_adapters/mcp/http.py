@@ -14,7 +14,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 import aiohttp
 import anyio
@@ -62,10 +62,6 @@ _IDLE_S: Final = 4.0
 _CONNECT_S: Final = 5.0
 _TELL_S: Final = 30.0
 _LEAVE_S: Final = 2.0
-
-
-#: A response to come: awaited it is owned, entered it is released at the end.
-_Responding: TypeAlias = Any
 
 
 class Endpoint:
@@ -129,7 +125,7 @@ class Endpoint:
                     self._session = response.headers.get("Mcp-Session-Id")
                 answer = await self._await_answer(response, request_id, hear)
             except BaseException:
-                response.close()
+                response.release()  # closes the connection, unless all of the answer was read
                 raise
             if response.content.at_eof():
                 response.release()
@@ -170,7 +166,7 @@ class Endpoint:
         try:
             async with asyncio.timeout(_TELL_S):
                 with _HONEST:
-                    async with self._post(encode(message), self._headers()) as response:
+                    async with await self._post(encode(message), self._headers()) as response:
                         await self._check(response)
         except TimeoutError:
             raise AdapterError(
@@ -191,14 +187,14 @@ class Endpoint:
                 headers.update(mirrored(mirror, params["arguments"]))
         return headers
 
-    def _post(self, body: bytes, headers: Mapping[str, str]) -> _Responding:
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         if self._lost.is_set():
             raise AdapterError(
                 "The connection to the source is being renewed; nothing was sent. Try again.",
                 no_effect=True,
                 code="source_down",
             )
-        return self._pool.post(self._target.url, data=body, headers=headers, allow_redirects=False)
+        return await self._pool.post(self._target.url, data=body, headers=headers, allow_redirects=False)
 
     async def _await_answer(
         self, response: aiohttp.ClientResponse, request_id: int, hear: Hear | None
@@ -283,7 +279,7 @@ class Endpoint:
             before = events.last_id
             await asyncio.sleep(_pause_s(events, _RESUME_AFTER_S))
             with suppress(aiohttp.ClientError, OSError):
-                async with self._get(events.last_id) as resumed:
+                async with await self._get(events.last_id) as resumed:
                     if resumed.status == 200:
                         answer = await self._follow(resumed, events, request_id, hear)
             fruitless = fruitless + 1 if events.last_id == before else 0
@@ -330,14 +326,16 @@ class Endpoint:
         pause_s = _RESUME_AFTER_S
         while True:
             with suppress(aiohttp.ClientError, OSError, AdapterError):
-                async with self._get(events.last_id) as response:
+                async with await self._get(events.last_id) as response:
                     if response.status == 404 and self._session is not None:
                         self._forgotten()
                         return
-                    if response.status != 200 or response.content_type != "text/event-stream":
+                    streams = response.content_type == "text/event-stream"
+                    if response.status < 500 and not (response.status == 200 and streams):
                         return  # it has no such stream, as it may
-                    pause_s = _RESUME_AFTER_S
-                    await self._follow(response, events, 0, self._hear_unaddressed)
+                    if streams:
+                        pause_s = _RESUME_AFTER_S
+                        await self._follow(response, events, 0, self._hear_unaddressed)
             await asyncio.sleep(_pause_s(events, pause_s))
             pause_s = min(pause_s * 2, _RESUME_AFTER_S_MAX)
 
@@ -348,12 +346,12 @@ class Endpoint:
         elif "id" in message:
             await self.answer(message["id"], unasked_reply(message["method"]))
 
-    def _get(self, last_id: str | None) -> _Responding:
+    async def _get(self, last_id: str | None) -> aiohttp.ClientResponse:
         headers = self._headers()
         headers["Accept"] = "text/event-stream"
         if last_id is not None:
             headers["Last-Event-ID"] = last_id
-        return self._pool.get(self._target.url, headers=headers, allow_redirects=False)
+        return await self._pool.get(self._target.url, headers=headers, allow_redirects=False)
 
     def _forgotten(self) -> SessionLostError:
         self._lose("the source forgot our session")

@@ -26,5 +26,6 @@ class HttpTarget:
     """A server behind one URL. Redirects and proxies from the environment are never followed."""
 
     url: str
-    #: Read for each request, so that a rotated credential counts at once; sent to `url` only.
+    #: Read for each request, so that a rotated credential counts at once; sent to `url` only. When one cannot
+    #: be had it must raise AdapterError(no_effect=True).
     headers: Callable[[], Mapping[str, str]] = _no_headers
