@@ -23,7 +23,6 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Start": {
         "serve": ("remit.cli.serve:serve", "Serve agents, over stdio or HTTP."),
         "check": ("remit.cli.check:check", "Check configuration, policy and sources; show what is exported."),
-        "demo": ("remit.cli.demo:demo", "Watch an agent being governed, from a refund to the audit."),
         "install": ("remit.cli.install:install", "Register Remit with a client."),
         "uninstall": ("remit.cli.install:uninstall", "Take the registration back."),
     },

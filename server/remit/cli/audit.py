@@ -58,7 +58,7 @@ def verify(config_path: Path, as_json: bool, copy: Path | None) -> int:
     "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="A new file, instead of stdout."
 )
 def export(config_path: Path, since_us: int | None, output: Path | None) -> None:
-    """Print every event, one JSON object a line, in the order of time.
+    """Print every event, one JSON object a line, in the order in which they were written.
 
     Each line is {"hash": ..., "event": ...}. The event is written exactly as it was sealed, so the chain of
     a stream can be verified from the export: hash = SHA-256(hash before, event).
