@@ -22,7 +22,6 @@ _SCOPES = ("all", "tenant", "agent", "user", "run", "tool", "source")
 _scope = click.argument("scope", type=click.Choice(_SCOPES))
 _target = click.argument("target", default="")
 _tenant = click.option("--tenant", metavar="TENANT", default="", help="There only; else in every tenant.")
-)
 _reason = click.option("--reason", required=True, help="Why; recorded.")
 
 
