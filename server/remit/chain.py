@@ -60,13 +60,15 @@ def verify(rows: Iterable[EventRow], heads: Mapping[str, tuple[int, str]]) -> It
     ends: dict[str, tuple[int, str]] = {}
     for row in rows:
         seq, head = ends.get(row.stream, (0, GENESIS))
-        if row.seq != seq + 1:
-            yield Flaw(stream=row.stream, seq=row.seq, what=f"events {seq + 1} to {row.seq - 1} are missing")
-        elif link(head, row.body) != row.hash:
-            yield Flaw(stream=row.stream, seq=row.seq, what="the event or its hash was changed")
-        elif wrong := _column_that_lies(row):
-            yield Flaw(stream=row.stream, seq=row.seq, what=f"column {wrong} disagrees with the sealed event")
-        ends[row.stream] = (row.seq, row.hash)
+        try:
+            what = _what_is_wrong(row, seq, head)
+            ends[row.stream] = (row.seq, row.hash)
+        except (AttributeError, TypeError, ValueError):
+            # A database file holds whatever was put into it, of any type.
+            what = "it does not even have the form of an event"
+            ends[row.stream] = (seq + 1, row.hash)
+        if what:
+            yield Flaw(stream=row.stream, seq=row.seq, what=what)
     for stream, (seq, head) in heads.items():
         found = ends.pop(stream, (0, GENESIS))
         if found[0] < seq:
@@ -81,9 +83,16 @@ def verify(rows: Iterable[EventRow], heads: Mapping[str, tuple[int, str]]) -> It
         yield Flaw(stream=stream, seq=seq, what="the stream is not registered")
 
 
-def _column_that_lies(row: EventRow) -> str | None:
+def _what_is_wrong(row: EventRow, seq: int, head: str) -> str | None:
+    """Why `row` is not the event that followed number `seq`. Raises where it is no event at all."""
+    if row.seq <= seq:
+        return "there is more than one event of this number"
+    if row.seq > seq + 1:
+        return f"events {seq + 1} to {row.seq - 1} are missing"
+    if link(head, row.body) != row.hash:
+        return "the event or its hash was changed"
     body = orjson.loads(row.body)
     for name in ("stream", "seq", "at_us", "kind", "tenant", "call_id"):
         if body.get(name) != getattr(row, name):
-            return name
+            return f"column {name} disagrees with the sealed event"
     return None
