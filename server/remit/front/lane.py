@@ -1,19 +1,21 @@
-"""The short way for the commonest request: a plain, stateless `tools/call` (MCP 2026-07-28) over HTTP.
+"""The short way for the commonest request: a plain, stateless `tools/call` (MCP 2026-07-28).
 
-It answers from the message that the guard has already decoded, with the SDK's own checks of headers and
-`_meta`, and hands everything that is out of the ordinary (questions, progress, older revisions, other
-methods, tracing) to the SDK's application untouched. It decides nothing: both ways meet in the pipeline,
-and the conformance suite runs over both.
+It answers from the message that was already decoded strictly, with the SDK's own checks of headers and
+`_meta`, and leaves everything that is out of the ordinary (questions, progress, older revisions, other
+methods, tracing) to the SDK's server. It decides nothing: both ways meet in the pipeline, and the same
+tests run over both.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import orjson
+from anyio.abc import TaskGroup
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS, InboundModernRoute, classify_inbound_request
 from mcp_types import INTERNAL_ERROR
@@ -24,6 +26,7 @@ from remit.front.server import PLAIN, Front, internal_error
 from remit.identity import Principal
 from remit.model import Tool
 from remit.pipeline import Services
+from remit_adapters.base import Json
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,84 +39,52 @@ _PARAMS = frozenset({"name", "arguments", "_meta"})
 _OUT_OF_THE_ORDINARY = frozenset({"progressToken", f"{_PREFIX}logLevel"})
 
 
-class Lane:
-    """ASGI middleware between the guard and the SDK's application."""
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A request that can go the short way, with what it needs."""
 
-    def __init__(self, app: App, front: Front, inner: ASGIApp) -> None:
+    id: Any
+    params: Mapping[str, Any]
+    tool: Tool
+    principal: Principal
+    on: Services
+
+
+class Lane:
+    """Recognises plain calls and answers them; the transports below bring and send the messages."""
+
+    def __init__(self, app: App, front: Front) -> None:
         self._app = app
         self._front = front
-        self._inner = inner
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = scope.get("remit.message")
+    def take(self, message: Any, principal: Principal, headers: Mapping[str, str] | None) -> _Plain | None:
+        """The call that `message` is, if the short way can answer it. `headers` are None on stdio."""
         on = self._app.services_now
         if (
-            message is None
-            or on is None
-            or message.get("method") != "tools/call"
+            on is None
             or telemetry.on()
-            or not _plain(message)
-        ):
-            return await self._inner(scope, receive, send)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        accept = headers.get("accept", "")
-        if (
-            "application/json" not in accept
-            or "text/event-stream" not in accept
+            or not _is_plain(message)
             or not isinstance(classify_inbound_request(message, headers=headers), InboundModernRoute)
         ):
-            return await self._inner(scope, receive, send)
+            return None
         params = message["params"]
-        principal: Principal = scope["remit.principal"]
         tool = self._front.plain_tool(params["name"], principal, on)
-        if tool is None:
-            return await self._inner(scope, receive, send)
-        await self._answer(message, params, tool, principal, on, receive, send)
-        return None
+        return _Plain(message["id"], params, tool, principal, on) if tool else None
 
-    async def _answer(
-        self,
-        message: Mapping[str, Any],
-        params: Mapping[str, Any],
-        tool: Tool,
-        principal: Principal,
-        on: Services,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        with anyio.CancelScope() as call:
-            watch = asyncio.create_task(_cancel_when_gone(receive, call))
-            try:
-                body, status = await self._result(message, params, tool, principal, on)
-            finally:
-                watch.cancel()
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": status,
-                    "headers": [
-                        (b"content-type", b"application/json"),
-                        (b"content-length", str(len(body)).encode()),
-                    ],
-                }
-            )
-            await send({"type": "http.response.body", "body": body})
-
-    async def _result(
-        self,
-        message: Mapping[str, Any],
-        params: Mapping[str, Any],
-        tool: Tool,
-        principal: Principal,
-        on: Services,
-    ) -> tuple[bytes, int]:
-        reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+    async def answer(self, call: _Plain) -> tuple[bytes, int]:
+        """The JSON-RPC response, and its HTTP status."""
+        reply: dict[str, Any] = {"jsonrpc": "2.0", "id": call.id}
         status = 200
         try:
             result = await self._front.governed(
-                params, tool, params.get("arguments") or {}, principal, on, PLAIN[_VERSION]
+                call.params,
+                call.tool,
+                call.params.get("arguments") or {},
+                call.principal,
+                call.on,
+                PLAIN[_VERSION],
             )
-            result["_meta"] = {**result["_meta"], f"{_PREFIX}serverInfo": _SERVER_INFO}
+            result["_meta"] = {**result.get("_meta", {}), f"{_PREFIX}serverInfo": _SERVER_INFO}
             reply["result"] = result
         except MCPError as error:
             reply["error"] = error.error.model_dump(exclude_none=True)
@@ -125,21 +96,90 @@ class Lane:
         return orjson.dumps(reply), status
 
 
-def _plain(message: Mapping[str, Any]) -> bool:
+class HttpLane:
+    """ASGI middleware between the guard and the SDK's application."""
+
+    def __init__(self, lane: Lane, inner: ASGIApp) -> None:
+        self._lane = lane
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: _Plain | None = None
+        if message := scope.get("remit.message"):
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            accept = headers.get("accept", "")
+            if "application/json" in accept and "text/event-stream" in accept:
+                call = self._lane.take(message, scope["remit.principal"], headers)
+        if call is None:
+            await self._inner(scope, receive, send)
+            return
+        with anyio.CancelScope() as under_way:
+            watch = asyncio.create_task(_cancel_when_gone(receive, under_way))
+            try:
+                body, status = await self._lane.answer(call)
+            finally:
+                watch.cancel()
+            fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            await send({"type": "http.response.start", "status": status, "headers": fields})
+            await send({"type": "http.response.body", "body": body})
+
+
+class StdioLane:
+    """The same for one client at the other end of a pipe, once its first request has shown its era."""
+
+    def __init__(self, lane: Lane, principal: Principal) -> None:
+        self._lane = lane
+        self._principal = principal
+        self._modern: bool | None = None
+        self._under_way: dict[Any, anyio.CancelScope] = {}
+
+    def take(self, message: Json, tasks: TaskGroup, write: Callable[[bytes], None]) -> bool:
+        """Whether the message goes the short way; then `write` gets its answer, in time."""
+        if message.get("method") == "notifications/cancelled":
+            params = cast("Mapping[str, Any]", message.get("params") or {})
+            call = self._under_way.get(params.get("requestId"))
+            if call is not None:
+                call.cancel()
+            return call is not None
+        if self._modern is None:
+            # The SDK decides the era of a connection by its first request: it must see that one.
+            if "id" in message and "method" in message:
+                params = cast("Mapping[str, Any]", message.get("params") or {})
+                meta = cast("Mapping[str, Any]", params.get("_meta") or {})
+                self._modern = f"{_PREFIX}protocolVersion" in meta
+            return False
+        plain = self._lane.take(message, self._principal, None) if self._modern else None
+        if plain is None or plain.id in self._under_way:
+            return False
+        tasks.start_soon(self._answer, plain, write)
+        return True
+
+    async def _answer(self, call: _Plain, write: Callable[[bytes], None]) -> None:
+        with anyio.CancelScope() as under_way:
+            self._under_way[call.id] = under_way
+            try:
+                body, _ = await self._lane.answer(call)
+                write(body + b"\n")
+            finally:
+                del self._under_way[call.id]
+
+
+def _is_plain(message: Mapping[str, Any]) -> bool:
     """Whether the message is a request without anything that needs the SDK."""
     params = message.get("params")
-    if not isinstance(params, dict) or not _PARAMS.issuperset(cast("dict[str, Any]", params)):
+    if message.get("method") != "tools/call" or not isinstance(params, dict) or "id" not in message:
         return False
     fields = cast("dict[str, Any]", params)
+    if not _PARAMS.issuperset(fields) or not isinstance(fields.get("name"), str):
+        return False
     meta = fields.get("_meta")
     arguments = fields.get("arguments")
-    if not isinstance(meta, dict) or not isinstance(fields.get("name"), str) or "id" not in message:
+    if not isinstance(meta, dict) or not (arguments is None or isinstance(arguments, dict)):
         return False
     sent = cast("dict[str, Any]", meta)
     info = sent.get(f"{_PREFIX}clientInfo")
     return (
-        (arguments is None or isinstance(arguments, dict))
-        and sent.get(f"{_PREFIX}protocolVersion") == _VERSION
+        sent.get(f"{_PREFIX}protocolVersion") == _VERSION
         and isinstance(sent.get(f"{_PREFIX}clientCapabilities"), dict)
         and (info is None or _is_implementation(info))
         and _OUT_OF_THE_ORDINARY.isdisjoint(sent)

@@ -16,7 +16,7 @@ import anyio
 import uvicorn
 
 from remit.app import App, process_run
-from remit.front.lane import Lane
+from remit.front.lane import HttpLane, Lane, StdioLane
 from remit.front.server import Front
 from remit.identity import Principal
 
@@ -37,7 +37,7 @@ async def serve_stdio(app: App, principal: Principal) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(app.run)
         tasks.start_soon(front.tell_clients)
-        async with standard_streams() as (read, write):
+        async with standard_streams(StdioLane(Lane(app, front), principal)) as (read, write):
             await front.server.run(read, write, front.server.create_initialization_options())
         tasks.cancel_scope.cancel()
 
@@ -123,7 +123,7 @@ async def _guarded(app: App, front: Front, url: str, port: int) -> ASGIApp:
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
     return Guard(
-        Lane(app, front, _bound_sessions(inner)),
+        HttpLane(Lane(app, front), _bound_sessions(inner)),
         settings=GuardSettings(
             path=MCP_PATH,
             hosts=frozenset(host.lower() for host in hosts),

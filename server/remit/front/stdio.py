@@ -9,24 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import mcp_types as t
 import orjson
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
-from remit.front.strict import DEFAULT, INVALID_REQUEST, Malformed, decode, envelope
+from remit.front.strict import DEFAULT, Malformed, decode, envelope
+from remit_adapters.base import Json
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
 
 
+class ShortWay(Protocol):
+    def take(self, message: Json, tasks: TaskGroup, write: Callable[[bytes], None]) -> bool:
+        """Whether it answers this message itself, by `write`, so that the SDK need not see it."""
+        ...
+
+
 @asynccontextmanager
-async def standard_streams() -> AsyncGenerator[tuple[Incoming, Outgoing]]:
+async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming, Outgoing]]:
     """The SDK's read and write streams over stdin and stdout; at end of input the read stream closes."""
     reader, writer = await _pipes()
     to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
@@ -35,11 +43,11 @@ async def standard_streams() -> AsyncGenerator[tuple[Incoming, Outgoing]]:
     async def read() -> None:
         async with to_server:
             while (line := await _line(reader)) is not None:
-                message = _message(line)
-                if isinstance(message, bytes):
-                    writer.write(message)
-                elif message is not None:
-                    await to_server.send(message)
+                value = _decoded(line)
+                if isinstance(value, bytes):
+                    writer.write(value)
+                elif value is not None and not short_way.take(value, tasks, writer.write):
+                    await to_server.send(SessionMessage(_typed(value)))
 
     async def write() -> None:
         async with from_server:
@@ -53,19 +61,21 @@ async def standard_streams() -> AsyncGenerator[tuple[Incoming, Outgoing]]:
         yield incoming, outgoing
 
 
-def _message(line: bytes) -> SessionMessage | bytes | None:
-    """The message that `line` is, or the refusal to answer it with."""
+def _decoded(line: bytes) -> dict[str, Any] | bytes | None:
+    """The message that `line` is, or the refusal to answer it with; None for an empty line."""
     if not line.strip():
         return None
     value: Any = None
     try:
         value = decode(line)
         envelope(value)
-        return SessionMessage(t.jsonrpc_message_adapter.validate_python(value, by_name=False))
     except Malformed as error:
         return _refusal(value, error.code, error.message)
-    except ValueError:
-        return _refusal(value, INVALID_REQUEST, "The message is not a JSON-RPC message of MCP.")
+    return value
+
+
+def _typed(value: dict[str, Any]) -> t.JSONRPCMessage:
+    return t.jsonrpc_message_adapter.validate_python(value, by_name=False)
 
 
 def _refusal(value: Any, code: int, message: str) -> bytes:
