@@ -383,14 +383,12 @@ class Records:
     def newest_events(self, *, after: int | None, limit: int) -> tuple[list[EventRow], int]:
         """Events written after the place `after` (None: the last ones), oldest first, and the new place."""
         if after is None:
-            rows = self._all("SELECT rowid AS place, * FROM events ORDER BY rowid DESC LIMIT ?", (limit,))[
-                ::-1
-            ]
-        else:
-            rows = self._all(
-                "SELECT rowid AS place, * FROM events WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, limit)
-            )
-        return [as_event(row) for row in rows], rows[-1]["place"] if rows else after or 0
+            (newest,) = self._all("SELECT COALESCE(MAX(rowid), 0) AS place FROM events")
+            after = max(0, newest["place"] - limit)
+        rows = self._all(
+            "SELECT rowid AS place, * FROM events WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, limit)
+        )
+        return [as_event(row) for row in rows], rows[-1]["place"] if rows else after
 
     def count(self, table: Literal["calls", "events"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours

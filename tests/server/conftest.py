@@ -1,0 +1,29 @@
+"""Acme with a history, for tests of the command line: played once, copied for each test."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.server import acme
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, acme.Story]:
+    folder = tmp_path_factory.mktemp("acme")
+    return folder, anyio.run(acme.a_story, acme.a_place(folder))
+
+
+@pytest.fixture
+def story(played: tuple[Path, acme.Story]) -> acme.Story:
+    return played[1]
+
+
+@pytest.fixture
+def remit(played: tuple[Path, acme.Story], tmp_path: Path) -> acme.Terminal:
+    """The command line on a copy of its own."""
+    folder = tmp_path / "acme"
+    shutil.copytree(played[0], folder)
+    return acme.Terminal(folder / "remit.yaml")
