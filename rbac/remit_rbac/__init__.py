@@ -5,10 +5,11 @@ decision = policy.decide(Question(tenant="acme", agent="agent:refunder", user="u
 """
 
 from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, compile_expression
+from remit_rbac.decisions import Answer, Decision, Duty, Question, RowError, Rung, Subjects
 from remit_rbac.explain import NearMiss, near_misses
 from remit_rbac.index import Row
 from remit_rbac.loading import GUARDRAILS, load_files, load_layers, load_rows, load_text
-from remit_rbac.policy import Answer, Decision, Duty, Policy, Question, RowError, Rung, Subjects
+from remit_rbac.policy import Policy
 from remit_rbac.problems import CODES, PolicyError, Problem
 from remit_rbac.sources import adapter_rows, table_rows
 

@@ -66,28 +66,36 @@ def compile_expression(text: str, *, roots: Collection[str]) -> Expression:
     return compile_node(text, syntax.parse(text, roots=roots, functions=FUNCTIONS))
 
 
-def compile_node(text: str, node: Node) -> Expression:
-    """Compile a parsed expression; `text` is kept for people."""
-    demands: Demands = {}
-    kind, run = _compile(node, demands)
-    paths = frozenset(_paths(node))
+def compile_node(text: str, node: Node, *, within: str = "", kind: Kind = "any") -> Expression:
+    """Compile a parsed expression; `text` is kept for people.
+
+    With `within`, the only root, `evaluate` takes what that root stands for instead of all roots. With
+    `kind` `boolean`, it gives True or False or raises EvaluationError.
+    """
+    demands = Demands(within)
+    found, run = _compile(node, demands)
+    if kind == "boolean":
+        _expect("boolean", found, node, demands)
+        run = run if found == "boolean" else _surely_boolean(run)
+    paths = frozenset(path.keys for path in paths_of(node))
     if not paths:
         run = _folded(node, run)
     return Expression(
         text=text,
         node=node,
         paths=paths,
-        demands={path: frozenset(kinds) for path, kinds in demands.items()},
-        kind=kind,
+        demands={path: frozenset(kinds) for path, kinds in demands.found.items()},
+        kind=found,
         evaluate=run,
     )
 
 
-def _paths(node: Node) -> Iterator[Keys]:
+def paths_of(node: Node) -> Iterator[syntax.Path]:
+    """Every place where an attribute is read, left to right."""
     if isinstance(node, syntax.Path):
-        yield node.keys
+        yield node
     for child in children(node):
-        yield from _paths(child)
+        yield from paths_of(child)
 
 
 def children(node: Node) -> tuple[Node, ...]:
@@ -120,13 +128,23 @@ def _folded(node: Node, run: Run) -> Run:
     return _constant(value)
 
 
+def _surely_boolean(run: Run) -> Run:
+    return lambda scope: _boolean(run(scope))
+
+
 def _constant(value: Any) -> Run:
     return lambda _: value
 
 
 # From here on: the tree to closures. Each function returns what the node gives and how to get it.
 
-Demands: TypeAlias = dict[Keys, "set[Kind]"]
+
+class Demands:
+    """What is learnt on the way through one tree: the kinds that are asked of each path."""
+
+    def __init__(self, within: str) -> None:
+        self.within = within
+        self.found: dict[Keys, set[Kind]] = {}
 
 
 def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
@@ -134,7 +152,7 @@ def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
         case syntax.Literal(value):
             return kind_of(value), _constant(value)
         case syntax.Path(keys):
-            return "any", _lookup(keys)
+            return "any", _lookup(keys, within=demands.within)
         case syntax.Listing(items):
             runs = [_compile(item, demands)[1] for item in items]
             return "list", lambda scope: [run(scope) for run in runs]
@@ -174,14 +192,15 @@ def _expect(wanted: Kind, found: Kind, node: Node, demands: Demands) -> None:
 
 def _demand(node: Node, kind: Kind, demands: Demands) -> None:
     if isinstance(node, syntax.Path) and kind not in ("any", "null"):
-        demands.setdefault(node.keys, set()).add(kind)
+        demands.found.setdefault(node.keys, set()).add(kind)
 
 
 _PLAIN: type[Any] = dict
 
 
-def _lookup(keys: Keys) -> Run:
-    root, rest = str(keys[0]), keys[1:]
+def _lookup(keys: Keys, *, within: str) -> Run:
+    first = 1 if within else 0
+    root, rest = str(keys[first]), keys[first + 1 :]
 
     def run(scope: Scope) -> Any:
         try:

@@ -12,8 +12,9 @@ from typing import Any
 
 from remit_rbac import syntax
 from remit_rbac.conditions import EvaluationError, Expression, compile_node
+from remit_rbac.decisions import LADDER, Question
 from remit_rbac.index import Row
-from remit_rbac.policy import LADDER, Policy, Question
+from remit_rbac.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def _unmet_rows(policy: Policy, q: Question, subject: str, act: str) -> Iterator
     """Rows about this call whose conditions do not hold."""
     request = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act}
     for rule in policy.rows_for(request):
-        missing = unmet(rule.condition, {"r": {**request, "args": q.args, "ctx": q.ctx}})
+        missing = unmet(rule.condition, {**request, "args": q.args, "ctx": q.ctx})
         if rule.values[5] == "allow" and missing:
             yield NearMiss(subject=subject, act=act, row=rule.row, missing=missing)
 
@@ -62,29 +63,25 @@ def _rows_for_others(policy: Policy, q: Question, subject: str, act: str) -> Ite
         for rule in policy.rows_for(request, ignoring=(column,)):
             known = rule.number in own or rule.values[5] != "allow"
             comparable = rule.values[0].startswith((subject.partition(":")[0], "role:", "*"))
-            if (
-                known
-                or not comparable
-                or unmet(rule.condition, {"r": {**request, "args": q.args, "ctx": q.ctx}})
-            ):
+            if known or not comparable or unmet(rule.condition, {**request, "args": q.args, "ctx": q.ctx}):
                 continue
             missing = (why.format(rule.values[position]),)
             yield NearMiss(subject=subject, act=act, row=rule.row, missing=missing)
 
 
-def unmet(condition: Expression | None, scope: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of a condition, joined by `and`, that do not hold; none when it holds."""
+def unmet(condition: Expression | None, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of a condition, joined by `and`, that do not hold for a request; none when it holds."""
     if condition is None:
         return ()
     node = condition.node
     parts = node.operands if isinstance(node, syntax.Logic) and node.operator == "and" else (node,)
-    return tuple(reason for part in parts if (reason := _reason(part, scope)))
+    return tuple(reason for part in parts if (reason := _reason(part, record)))
 
 
-def _reason(part: syntax.Node, scope: Mapping[str, Any]) -> str:
+def _reason(part: syntax.Node, record: Mapping[str, Any]) -> str:
     text = syntax.render(part)
     try:
-        value = compile_node(text, part).evaluate(scope)
+        value = compile_node(text, part, within="r").evaluate(record)
     except EvaluationError as error:
         return f"{text} cannot be answered: {error}"
     return "" if value is True else f"{text} is false"

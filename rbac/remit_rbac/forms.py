@@ -11,9 +11,10 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remit_rbac.conditions import Expression, ExpressionError, compile_expression
-from remit_rbac.lines import Field, Line
+from remit_rbac.conditions import FUNCTIONS, Expression, ExpressionError, compile_node, paths_of
+from remit_rbac.lines import Line
 from remit_rbac.problems import Problem
+from remit_rbac.syntax import parse
 
 ACTIONS = ("execute", "recommend", "advise", "approve", "undo", "list")
 #: What Casbin's database adapters keep of a column.
@@ -125,79 +126,85 @@ class RowReader:
 
     def __init__(self) -> None:
         self._conditions: dict[str, Expression | None] = {}
+        self._seen: set[tuple[str, str]] = set()
 
     def problems(self, line: Line) -> Iterator[Problem]:
         """What is wrong with a row of a known type; nothing when it is well formed."""
         columns = COLUMNS[line.ptype]
-        fields = line.fields[1:]
-        if len(fields) != len(columns):
+        if len(line.values) - 1 != len(columns):
             yield line.problem(
                 "column-count",
-                f"a {line.ptype} row has {len(columns)} columns, and this has {len(fields)}",
+                f"a {line.ptype} row has {len(columns)} columns, and this has {len(line.values) - 1}",
                 f"the columns are {', '.join(columns)}; commas stand between them or inside brackets",
-                field=line.fields[-1],
+                value=len(line.values) - 1,
             )
             return
-        for column, field in zip(columns, fields, strict=True):
-            found = self._condition_problem(line, field) if column == "cond" else _misfit(line, field, column)
-            if found is not None:
+        for number, column in enumerate(columns, start=1):
+            text = line.values[number]
+            # Names come again and again; what was fine once is fine.
+            if (column, text) in self._seen:
+                continue
+            found = self._bad_condition(line, number) if column == "cond" else _misfit(line, number, column)
+            if found is None:
+                self._seen.add((column, text))
+            else:
                 yield found
 
     def condition(self, text: str) -> Expression | None:
         """The compiled condition of a row without problems; None when it holds for every call."""
         return self._conditions[text]
 
-    def _condition_problem(self, line: Line, field: Field) -> Problem | None:
-        if field.text in self._conditions:
-            return None
-        if not field.text:
+    def _bad_condition(self, line: Line, number: int) -> Problem | None:
+        text = line.values[number]
+        if not text:
             return line.problem(
                 "empty-column",
                 "the condition is empty",
                 "write 1 == 1 for a row that always holds",
-                field=field,
+                value=number,
             )
         try:
-            self._conditions[field.text] = compile_condition(field.text)
+            self._conditions[text] = compile_condition(text)
         except ExpressionError as error:
-            at = Field(field.text, field.column + error.column - 1)
-            return line.problem("bad-condition", error.message, error.fix, field=at)
+            return line.problem(
+                "bad-condition", error.message, error.fix, value=number, offset=error.column - 1
+            )
         return None
 
 
 def compile_condition(text: str) -> Expression | None:
-    """Compile a condition; None when it reads nothing and is true. Raises ExpressionError."""
-    expression = compile_expression(text, roots=("r",))
-    if expression.kind not in ("boolean", "any"):
-        raise ExpressionError(f"a condition is true or false, and this is a {expression.kind}", 1)
-    for path in expression.paths:
-        if path not in _READABLE and not (len(path) > 2 and path[1] in ("args", "ctx")):
+    """Compile a condition; None when it reads nothing and is true. Raises ExpressionError.
+
+    It is evaluated over the request itself: `r.args.x` is `args`, then `x`.
+    """
+    node = parse(text, roots=("r",), functions=FUNCTIONS)
+    for path in paths_of(node):
+        if path.keys not in _READABLE and not (len(path.keys) > 2 and path.keys[1] in ("args", "ctx")):
             raise ExpressionError(
-                f"`{'.'.join(map(str, path))}` is not something to read",
-                1,
+                f"`{'.'.join(map(str, path.keys))}` is not something to read",
+                path.column,
                 "read r.args.<name>, r.ctx.<name>, r.sub, r.dom, r.tool or r.act",
             )
+    expression = compile_node(text, node, within="r", kind="boolean")
     always = not expression.paths and expression.evaluate({}) is True
     return None if always else expression
 
 
-def _misfit(line: Line, field: Field, column: str) -> Problem | None:
-    form = _FORMS[column]
-    if not field.text:
+def _misfit(line: Line, number: int, column: str) -> Problem | None:
+    form, text = _FORMS[column], line.values[number]
+    if not text:
         return line.problem(
             "empty-column",
             "this column is empty; Casbin would match the empty name",
             form.message,
-            field=field,
+            value=number,
         )
-    if form.pattern.fullmatch(field.text) is None:
-        return line.problem(form.code, form.message, form.fix, field=field)
-    if len(field.text) > VALUE_LENGTH_MAX:
-        return line.problem(
-            "long-value", f"longer than {VALUE_LENGTH_MAX} characters", "use a shorter name", field=field
-        )
-    if not unicodedata.is_normalized("NFC", field.text):
-        return line.problem(
-            "not-nfc", "this name is not in Unicode normal form C", "type the name again", field=field
-        )
+    if form.pattern.fullmatch(text) is None:
+        return line.problem(form.code, form.message, form.fix, value=number)
+    if len(text) > VALUE_LENGTH_MAX:
+        message = f"longer than {VALUE_LENGTH_MAX} characters"
+        return line.problem("long-value", message, "use a shorter name", value=number)
+    if not unicodedata.is_normalized("NFC", text):
+        message = "this name is not in Unicode normal form C"
+        return line.problem("not-nfc", message, "type the name again", value=number)
     return None

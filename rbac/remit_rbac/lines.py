@@ -6,6 +6,7 @@ the lines that Casbin would silently misread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,21 +16,15 @@ from remit_rbac.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    text: str
-    #: Counts characters of the line from 1.
-    column: int
-
-
-@dataclass(frozen=True, slots=True)
 class Line:
+    """One row and its values, the row type first."""
+
     row: Row
-    #: The row type first, then its columns.
-    fields: tuple[Field, ...]
+    values: tuple[str, ...]
 
     @property
     def ptype(self) -> str:
-        return self.fields[0].text
+        return self.values[0]
 
     def problem(
         self,
@@ -37,19 +32,16 @@ class Line:
         message: str,
         fix: str = "",
         *,
-        field: Field | None = None,
+        value: int | None = None,
+        offset: int = 0,
         level: Literal["error", "warning"] = "error",
     ) -> Problem:
-        return Problem(
-            code=code,
-            file=self.row.file,
-            line=self.row.line,
-            column=field.column if field else 1,
-            text=self.row.text,
-            message=message,
-            fix=fix,
-            level=level,
-        )
+        """A problem of the whole line, or `offset` characters into one of its values."""
+        column = 1
+        if value is not None:
+            start, end = _spans(self.row.text)[value]
+            column = end - len(self.row.text[start:end].lstrip()) + offset + 1
+        return _problem(self.row, column, code, message, fix, level)
 
 
 def read_lines(content: bytes, file: str) -> tuple[list[Line], list[Problem]]:
@@ -61,11 +53,9 @@ def read_lines(content: bytes, file: str) -> tuple[list[Line], list[Problem]]:
             text = raw.decode("utf-8").rstrip()
         except UnicodeDecodeError:
             row = Row(file=file, line=number, text="")
-            problems.append(
-                Line(row, ()).problem("not-utf8", "this line is not UTF-8", "save the file as UTF-8")
-            )
+            problems.append(_problem(row, 1, "not-utf8", "this line is not UTF-8", "save the file as UTF-8"))
             continue
-        if text.strip() and not text.lstrip().startswith("#"):
+        if text and not text.lstrip().startswith("#"):
             _add(Row(file=file, line=number, text=text), lines, problems)
     return lines, problems
 
@@ -81,11 +71,8 @@ def read_values(rows: Iterable[Sequence[str]], source: str) -> tuple[list[Line],
     for number, values in enumerate(rows, start=1):
         row = Row(file=source, line=number, text=", ".join(values))
         if any(value != value.strip() or "\n" in value for value in values):
-            problems.append(
-                Line(row, ()).problem(
-                    "untrimmed-value", "a value has spaces around it", "store it without them"
-                )
-            )
+            message = "a value has spaces around it, or a line end in it"
+            problems.append(_problem(row, 1, "untrimmed-value", message, "store it without them"))
         else:
             _add(row, lines, problems)
     return lines, problems
@@ -93,11 +80,18 @@ def read_values(rows: Iterable[Sequence[str]], source: str) -> tuple[list[Line],
 
 def _add(row: Row, lines: list[Line], problems: list[Problem]) -> None:
     try:
-        lines.append(Line(row, _split(row.text)))
+        # Most rows have nothing to nest or to hide, and there are many of them.
+        if _PLAIN.fullmatch(row.text):
+            parts = row.text.split(",")
+        else:
+            parts = [row.text[start:end] for start, end in _spans(row.text)]
+        lines.append(Line(row, tuple([part.strip() for part in parts])))
     except _UnreadableError as error:
-        problems.append(
-            Line(row, ()).problem(error.code, error.message, error.fix, field=Field("", error.column))
-        )
+        problems.append(_problem(row, error.column, error.code, error.message, error.fix))
+
+
+_PLAIN = re.compile(r"[ !#-'*-Z^-~]*")
+_STRUCTURE = re.compile(r'[,()\[\]"]')
 
 
 class _UnreadableError(Exception):
@@ -108,24 +102,27 @@ class _UnreadableError(Exception):
         self.column = column
 
 
-def _split(text: str) -> tuple[Field, ...]:
-    fields: list[Field] = []
+def _spans(text: str) -> list[tuple[int, int]]:
+    """Where each column begins and ends."""
+    for position, character in enumerate(text):
+        if not character.isprintable() and character != "\t":
+            raise _UnreadableError(
+                "invisible-character",
+                f"invisible character U+{ord(character):04X}",
+                "delete it and type the line again",
+                position + 1,
+            )
+    spans: list[tuple[int, int]] = []
     opened: list[int] = []
     start = 0
-    for position, character in enumerate(text):
-        if character in "([":
+    for match in _STRUCTURE.finditer(text):
+        position, character = match.start(), match.group()
+        if character == ",":
+            if not opened:
+                spans.append((start, position))
+                start = position + 1
+        elif character in "([":
             opened.append(position)
-        elif character in ")]":
-            if not opened or text[opened.pop()] + character not in ("()", "[]"):
-                raise _UnreadableError(
-                    "unpaired-bracket",
-                    f"`{character}` closes nothing",
-                    "pair the brackets, also inside quotes",
-                    position + 1,
-                )
-        elif character == "," and not opened:
-            fields.append(_field(text, start, position))
-            start = position + 1
         elif character == '"':
             raise _UnreadableError(
                 "double-quote",
@@ -133,11 +130,11 @@ def _split(text: str) -> tuple[Field, ...]:
                 "use single quotes",
                 position + 1,
             )
-        elif not character.isprintable() and character != "\t":
+        elif not opened or text[opened.pop()] + character not in ("()", "[]"):
             raise _UnreadableError(
-                "invisible-character",
-                f"invisible character U+{ord(character):04X}",
-                "delete it and type the line again",
+                "unpaired-bracket",
+                f"`{character}` closes nothing",
+                "pair the brackets, also inside quotes",
                 position + 1,
             )
     if opened:
@@ -147,10 +144,20 @@ def _split(text: str) -> tuple[Field, ...]:
             "pair the brackets, also inside quotes",
             opened[-1] + 1,
         )
-    fields.append(_field(text, start, len(text)))
-    return tuple(fields)
+    spans.append((start, len(text)))
+    return spans
 
 
-def _field(text: str, start: int, end: int) -> Field:
-    value = text[start:end]
-    return Field(value.strip(), start + len(value) - len(value.lstrip()) + 1)
+def _problem(
+    row: Row, column: int, code: str, message: str, fix: str, level: Literal["error", "warning"] = "error"
+) -> Problem:
+    return Problem(
+        code=code,
+        file=row.file,
+        line=row.line,
+        column=column,
+        text=row.text,
+        message=message,
+        fix=fix,
+        level=level,
+    )

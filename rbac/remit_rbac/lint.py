@@ -6,14 +6,14 @@ Warnings say where a policy works otherwise than its text suggests.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from remit_rbac import syntax
-from remit_rbac.conditions import Keys, Kind, children, key_match
+from remit_rbac.conditions import Expression, Keys, Kind, children, key_match, paths_of
 from remit_rbac.index import Index, Rule
-from remit_rbac.lines import Field, Line
+from remit_rbac.lines import Line
 from remit_rbac.model import Constraint
 from remit_rbac.policy import Policy
 from remit_rbac.problems import Problem
@@ -38,13 +38,18 @@ Lines = Mapping[tuple[str, ...], Line]
 def lint(policy: Policy, lines: Lines, surroundings: Surroundings) -> Iterator[Problem]:
     """All findings, in no particular order."""
     at = _Places(lines)
+    conditions: dict[str, _Condition] = {}
     for constraint in policy.model.constraints:
         yield from _broken(policy, constraint, at)
     for ptype, rules in policy.rules.items():
         for rule in rules:
             line = at.rule(ptype, rule)
-            yield from _condition_findings(rule, line)
-            yield from _schema_findings(policy, rule, line, surroundings)
+            condition = None
+            if rule.condition is not None:
+                condition = conditions.get(rule.condition.text) or _read(rule.condition)
+                conditions[rule.condition.text] = condition
+                yield from _condition_findings(rule, line, condition)
+            yield from _schema_findings(policy, rule, line, condition, surroundings)
     yield from _overlaps(policy, at)
     yield from _idle_roles(policy, at)
     yield from _idle_agents(policy, at)
@@ -96,7 +101,7 @@ def _broken(policy: Policy, constraint: Constraint, at: _Places) -> Iterator[Pro
             line = _grant(policy, name, constraint.roles, tenant, at)
             if line is not None:
                 yield line.problem(
-                    "constraint", f"in {tenant}, {name}: {message}", "take a role away", field=line.fields[1]
+                    "constraint", f"in {tenant}, {name}: {message}", "take a role away", value=1
                 )
 
 
@@ -110,30 +115,51 @@ def _grant(policy: Policy, name: str, roles: Collection[str], tenant: str, at: _
     return found
 
 
-def _condition_findings(rule: Rule, line: Line) -> Iterator[Problem]:
-    if rule.condition is None:
-        return
-    where = line.fields[5]
-    if not rule.condition.paths:
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    """What there is to say about one text of a condition, however many rows have it."""
+
+    constant: bool
+    rewritten: tuple[syntax.Literal, ...]
+    no_lower_bound: tuple[Keys, ...]
+    paths: tuple[syntax.Path, ...]
+
+
+def _read(expression: Expression) -> _Condition:
+    nodes = list(_walk(expression.node))
+    return _Condition(
+        constant=not expression.paths,
+        rewritten=tuple(
+            node
+            for node in nodes
+            if isinstance(node, syntax.Literal) and type(node.value) is str and stock_rewrites(node.value)
+        ),
+        no_lower_bound=tuple(sorted(_bounded_above_only(nodes), key=str)),
+        paths=tuple(paths_of(expression.node)),
+    )
+
+
+def _condition_findings(rule: Rule, line: Line, condition: _Condition) -> Iterator[Problem]:
+    if condition.constant:
         yield line.problem(
-            "never-applies", "this condition is always false", "delete the row", field=where, level="warning"
+            "never-applies", "this condition is always false", "delete the row", value=5, level="warning"
         )
-    for node in _walk(rule.condition.node):
-        if isinstance(node, syntax.Literal) and type(node.value) is str and stock_rewrites(node.value):
-            yield line.problem(
-                "stock-rewrites-text",
-                f"stock Casbin rewrites '{node.value}' before it compares; here it is taken as written",
-                "avoid !, &&, ||, r. and p. in quotes if other Casbin engines read this file",
-                field=Field("", where.column + node.column - 1),
-                level="warning",
-            )
+    for literal in condition.rewritten:
+        yield line.problem(
+            "stock-rewrites-text",
+            f"stock Casbin rewrites '{literal.value}' before it compares; here it is taken as written",
+            "avoid !, &&, ||, r. and p. in quotes if other Casbin engines read this file",
+            value=5,
+            offset=literal.column - 1,
+            level="warning",
+        )
     if line.ptype == "p" and rule.values[5] == "allow" and rule.values[3] in ("execute", "recommend", "*"):
-        for path in sorted(_bounded_above_only(rule.condition.node), key=str):
+        for path in condition.no_lower_bound:
             yield line.problem(
                 "no-lower-bound",
                 f"{_dotted(path)} has no lower bound, so a negative number passes",
                 f"add {_dotted(path)} > 0",
-                field=where,
+                value=5,
                 level="warning",
             )
 
@@ -144,11 +170,11 @@ def _walk(node: Node) -> Iterator[Node]:
         yield from _walk(child)
 
 
-def _bounded_above_only(node: Node) -> set[Keys]:
+def _bounded_above_only(nodes: Iterable[Node]) -> set[Keys]:
     """The arguments that are compared with an upper bound and with nothing else."""
     above: set[Keys] = set()
     otherwise: set[Keys] = set()
-    for part in _walk(node):
+    for part in nodes:
         if not isinstance(part, syntax.Comparison):
             continue
         left = part.first
@@ -275,42 +301,38 @@ def _missing_approvers(policy: Policy, at: _Places) -> Iterator[Problem]:
 
 def _odd_names(lines: Lines) -> Iterator[Problem]:
     for line in lines.values():
-        for where in line.fields[1:4]:
-            if not where.text.isascii():
+        for number, text in enumerate(line.values[:4]):
+            if not text.isascii():
                 yield line.problem(
                     "mixed-script",
-                    f"{where.text} has letters that can look like others",
+                    f"{text} has letters that can look like others",
                     "check it letter by letter",
-                    field=where,
+                    value=number,
                     level="warning",
                 )
 
 
-def _schema_findings(policy: Policy, rule: Rule, line: Line, surroundings: Surroundings) -> Iterator[Problem]:
-    schemas = surroundings.tool_schemas
+def _schema_findings(
+    policy: Policy, rule: Rule, line: Line, condition: _Condition | None, surroundings: Surroundings
+) -> Iterator[Problem]:
+    schemas, known = surroundings.tool_schemas, surroundings.known_context
     tools = _tools(policy, rule.values[2], schemas) if schemas is not None else []
     if schemas is not None and not tools:
-        yield line.problem(
-            "unknown-tool", f"no source offers {rule.values[2]}", field=line.fields[3], level="warning"
-        )
-    if rule.condition is None:
+        yield line.problem("unknown-tool", f"no source offers {rule.values[2]}", value=3, level="warning")
+    if rule.condition is None or condition is None:
         return
-    for node in _walk(rule.condition.node):
-        if not isinstance(node, syntax.Path) or len(node.keys) < 3:
-            continue
-        where = Field("", line.fields[5].column + node.column - 1)
-        if node.keys[1] == "args" and schemas is not None and tools:
-            demanded = rule.condition.demands.get(node.keys, frozenset())
-            yield from _argument_findings(
-                line, where, node.keys, demanded, {tool: schemas[tool] for tool in tools}
-            )
-        known = surroundings.known_context
-        if node.keys[1] == "ctx" and known is not None and not _is_known(node.keys[2:], known):
+    for path in condition.paths:
+        if path.keys[1] == "args" and schemas is not None and tools:
+            demanded = rule.condition.demands.get(path.keys, frozenset())
+            offered = {tool: schemas[tool] for tool in tools}
+            yield from _argument_findings(line, path, demanded, offered)
+        if path.keys[1] == "ctx" and known is not None and not _is_known(path.keys[2:], known):
             yield line.problem(
                 "unknown-context",
-                f"the server sets no {_dotted(node.keys)}",
+                f"the server sets no {_dotted(path.keys)}",
                 f"there are {', '.join(sorted(known))}",
-                field=where,
+                value=5,
+                offset=path.column - 1,
             )
 
 
@@ -323,27 +345,30 @@ def _tools(policy: Policy, pattern: str, known: Collection[str]) -> list[str]:
 
 
 def _argument_findings(
-    line: Line, where: Field, keys: Keys, demanded: frozenset[Kind], schemas: Mapping[str, Mapping[str, Any]]
+    line: Line, path: syntax.Path, demanded: frozenset[Kind], schemas: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Problem]:
-    found = {tool: argument_kinds(schema, keys[2:]) for tool, schema in schemas.items()}
+    name = _dotted(path.keys[2:])
+    found = {tool: argument_kinds(schema, path.keys[2:]) for tool, schema in schemas.items()}
     without = sorted(tool for tool, kinds in found.items() if kinds is None)
     if without:
         # A row over many tools may be about some of them only; then it is for its author to judge.
         yield line.problem(
             "unknown-argument",
             f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no argument"
-            f" {_dotted(keys[2:])}, so the condition cannot be answered there",
+            f" {name}, so the condition cannot be answered there",
             "check the name, or name the tools that have it",
-            field=where,
+            value=5,
+            offset=path.column - 1,
             level="error" if len(without) == len(found) else "warning",
         )
     for tool, kinds in found.items():
         if kinds and demanded and "any" not in kinds and not demanded <= kinds:
             yield line.problem(
                 "argument-type",
-                f"{_dotted(keys[2:])} of {tool} is a {' or '.join(sorted(kinds))},"
+                f"{name} of {tool} is a {' or '.join(sorted(kinds))},"
                 f" and is used here as a {' and a '.join(sorted(demanded))}",
-                field=where,
+                value=5,
+                offset=path.column - 1,
             )
 
 

@@ -113,17 +113,17 @@ def _trespasses(tenant: str, lines: Iterable[Line]) -> Iterable[Problem]:
                 "shared-group",
                 "tool groups are shared by all tenants",
                 "move the row to the base policy",
-                field=line.fields[0],
+                value=0,
             )
             continue
         columns = COLUMNS.get(line.ptype, ())
-        for column, field in zip(columns, line.fields[1:], strict=False):
-            if column in ("dom", "tenant") and field.text != tenant:
+        for number, (column, text) in enumerate(zip(columns, line.values[1:], strict=False), start=1):
+            if column in ("dom", "tenant") and text != tenant:
                 yield line.problem(
                     "foreign-tenant",
                     f"this file belongs to tenant {tenant}",
                     f"write {tenant}, or move the row to the base policy",
-                    field=field,
+                    value=number,
                 )
 
 
@@ -181,8 +181,8 @@ class _Builder:
         )
 
     def _take(self, line: Line) -> None:
-        values = tuple(field.text for field in line.fields[1:])
-        first = self._known.setdefault((line.ptype, *values), line)
+        values = line.values[1:]
+        first = self._known.setdefault(line.values, line)
         if first is not line:
             self._problems.append(
                 line.problem(
@@ -206,7 +206,7 @@ class _Builder:
             "unknown-row-type",
             f"unknown row type `{line.ptype}`; Casbin would ignore this row",
             f"begin the line with one of {', '.join((*self._rules, *self._links))}",
-            field=line.fields[0],
+            value=0,
         )
 
     def _endless(self, name: str, graph: RoleGraph) -> Iterable[Problem]:

@@ -10,185 +10,30 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from remit_rbac.conditions import EvaluationError, key_match
-from remit_rbac.index import Index, Row, Rule
+from remit_rbac.conditions import key_match
+from remit_rbac.decisions import (
+    LADDER,
+    Answer,
+    Code,
+    Decision,
+    Duty,
+    Question,
+    RowError,
+    Rung,
+    Subjects,
+    conclude,
+)
+from remit_rbac.index import Index, Rule
 from remit_rbac.model import Model
+from remit_rbac.plans import ANSWERS_MAX, Case, Duties, Plan, climb
 from remit_rbac.problems import Problem
 from remit_rbac.roles import RoleGraph
 
 #: What is remembered per policy and kind. Past it all is dropped, and found again in microseconds.
 MEMO_MAX = 20_000
 NAME_LENGTH_MAX = 256
-
-
-class Rung(IntEnum):
-    """How far a call may go. Ordered: the stricter of two rungs is the lower."""
-
-    DENY = 0
-    #: Explain or dry-run only.
-    ADVISE = 1
-    #: A person must approve first.
-    APPROVE = 2
-    EXECUTE = 3
-
-
-#: The Casbin action that grants each rung, highest first.
-LADDER = ((Rung.EXECUTE, "execute"), (Rung.APPROVE, "recommend"), (Rung.ADVISE, "advise"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """May this agent, acting for this user, call this tool with these arguments?
-
-    `args` and `ctx` are plain JSON values and are only read. `ctx` is the server's, never the agent's.
-    """
-
-    tenant: str
-    #: `agent:<id>`.
-    agent: str
-    #: `user:<id>`.
-    user: str
-    #: `<source>.<tool>`.
-    tool: str
-    args: Mapping[str, Any]
-    ctx: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowError:
-    """A row whose condition could not be evaluated for this call."""
-
-    row: Row
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duty:
-    """An obligation that goes with a permitted call: `approvals=2` has name `approvals`, value `2`."""
-
-    name: str
-    value: str
-    row: Row
-
-
-#: Why a decision is what it is. Stable.
-Code = Literal[
-    "allowed",
-    "needs_approval",
-    "advise_only",
-    # Nothing allows it.
-    "no_rule",
-    # Something allows it, and something denies it.
-    "denied_by_rule",
-    # It might be allowed, had a condition not failed to evaluate.
-    "rule_error",
-    "no_delegation",
-    # A name in the question could be taken for something else.
-    "malformed_request",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The answer to a question, with all that explains it."""
-
-    rung: Rung
-    agent_rung: Rung
-    user_rung: Rung
-    #: The policy says that the agent acts for the user.
-    delegated: bool
-    code: Code
-    #: Whose rights keep the call below `execute`.
-    limited_by: Literal["agent", "user", "both", "none"]
-    #: The rows that determined it: those that allow what is allowed, those that deny what is not.
-    rows: tuple[Row, ...]
-    errors: tuple[RowError, ...]
-    duties: tuple[Duty, ...]
-    policy_version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One subject, one action: allowed or not, and by which rows."""
-
-    allowed: bool
-    rows: tuple[Row, ...]
-    errors: tuple[RowError, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subjects:
-    """Whom the policy names in one tenant, in alphabetical order."""
-
-    agents: tuple[str, ...]
-    users: tuple[str, ...]
-
-
-class Verdict(NamedTuple):
-    """How the rows of one (subject, action) answered one call. A tuple, because it is made so often."""
-
-    allowed: bool
-    denied_by: Sequence[Rule]
-    #: Where a row denies every call, also the rows that would have to be asked.
-    allowed_by: Sequence[Rule]
-    #: A row denies without a doubt.
-    denied: bool
-    #: A condition failed to evaluate.
-    in_doubt: bool
-
-
-class Standing(NamedTuple):
-    """How far one subject may go, and the verdicts from execute down to there."""
-
-    rung: Rung
-    verdicts: Sequence[Verdict]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The rows that can matter to one (subject, tenant, tool, action), whatever the arguments."""
-
-    denies: tuple[Rule, ...]
-    allows: tuple[Rule, ...]
-    #: The answer, when no argument can change it.
-    settled: Verdict | None
-
-    @property
-    def hopeless(self) -> bool:
-        return self.settled is not None and not self.settled.allowed
-
-
-@dataclass(frozen=True, slots=True)
-class _Duties:
-    """The duty rows that can matter at one rung."""
-
-    #: The Casbin action of the rung.
-    action: str
-    #: For which of the two subjects, by which row, what.
-    rules: tuple[tuple[str, Rule, Duty], ...]
-    #: What is due, when no argument can change it.
-    settled: tuple[Duty, ...] | None
-
-
-#: A call that is denied owes nothing.
-_NO_DUTIES = _Duties("", (), ())
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """All that is known of a call before its arguments: (tenant, agent, user, tool)."""
-
-    #: The decision, when the names alone decide.
-    refusal: Decision | None
-    #: One plan for each rung of the ladder, highest first.
-    agent: tuple[_Plan, ...]
-    user: tuple[_Plan, ...]
-    #: By rung, what can be due there.
-    duties: tuple[_Duties, ...]
 
 
 class Policy:
@@ -214,8 +59,11 @@ class Policy:
         self.version = version
         self.warnings = tuple(warnings)
         self._index = {name: Index(table, rules[name], graphs) for name, table in model.tables.items()}
-        self._cases: dict[tuple[str, str, str, str], _Case] = {}
-        self._plans: dict[tuple[str, str, str, str], _Plan] = {}
+        self._named_by_rules: dict[str, set[str]] = {}
+        for rule in rules["p"]:
+            self._named_by_rules.setdefault(rule.values[1], set()).add(rule.values[0])
+        self._cases: dict[tuple[str, str, str, str], Case] = {}
+        self._plans: dict[tuple[str, str, str, str], Plan] = {}
         self._subjects: dict[str, Subjects] = {}
         self._candidates: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -227,30 +75,41 @@ class Policy:
 
         record = {"sub": q.agent, "dom": q.tenant, "tool": q.tool, "act": "", "args": q.args, "ctx": q.ctx}
         errors: list[RowError] = []
-        agent = _climb(case.agent, record, errors)
+        agent = climb(case.agent, record, errors)
         record["sub"] = q.user
-        user = _climb(case.user, record, errors)
-        rung = min(agent.rung, user.rung)
-        duties = _due(case.duties[rung], record, errors)
-        return conclude(agent, user, errors, duties, self.version)
+        user = climb(case.user, record, errors)
+        duties = case.duties[min(agent.rung, user.rung)]
+        due = duties.due(record, errors) if duties.rules else 0
+        outcome = (*agent.verdicts, *user.verdicts, due)
+        decision = case.decisions.get(outcome) if not errors else None
+        if decision is None:
+            decision = conclude(agent, user, errors, duties.named(due), self.version)
+            if not errors and len(case.decisions) < ANSWERS_MAX:
+                case.decisions[outcome] = decision
+        return decision
 
     def duties(self, q: Question, rung: Rung) -> tuple[Duty, ...]:
         """What goes with a call that is permitted up to a rung."""
         case = self._case(q.tenant, q.agent, q.user, q.tool)
+        if case.refusal is not None:
+            return ()
         record = {"sub": "", "dom": q.tenant, "tool": q.tool, "act": "", "args": q.args, "ctx": q.ctx}
-        return () if case.refusal else _due(case.duties[rung], record, [])
+        return case.duties[rung].named(case.duties[rung].due(record, []))
 
     def allowed(
         self, subject: str, tenant: str, tool: str, act: str, args: Mapping[str, Any], ctx: Mapping[str, Any]
     ) -> Answer:
         """Whether the rules allow one subject (`agent:...` or `user:...`) one action, and nothing more."""
-        if not (_is_subject(subject, "agent:", "user:") and _is_name(tenant) and _is_name(tool)):
-            return Answer(allowed=False, rows=(), errors=())
-        scope = {"sub": subject, "dom": tenant, "tool": tool, "act": act, "args": args, "ctx": ctx}
+        plan = self._plans.get((subject, tenant, tool, act))
+        if plan is None:
+            if not (_is_subject(subject, "agent:", "user:") and _is_name(tenant) and _is_name(tool)):
+                return Answer(allowed=False, rows=(), errors=())
+            plan = self._plan(subject, tenant, tool, act)
+        record = {"sub": subject, "dom": tenant, "tool": tool, "act": act, "args": args, "ctx": ctx}
         errors: list[RowError] = []
-        verdict = _judge(self._plan(subject, tenant, tool, act), {"r": scope}, errors)
+        verdict = plan.judge(record, errors)
         rules = verdict.denied_by or verdict.allowed_by
-        return Answer(allowed=verdict.allowed, rows=tuple(rule.row for rule in rules), errors=tuple(errors))
+        return Answer(allowed=verdict.allowed, rows=tuple([rule.row for rule in rules]), errors=tuple(errors))
 
     def visible(self, tenant: str, agent: str, user: str, tool: str) -> bool:
         """Whether any arguments at all could give a rung above DENY. Looks at none.
@@ -308,7 +167,7 @@ class Policy:
         known = self._subjects.get(tenant)
         if known is None:
             names = {*self.graphs["g"].names(tenant), *self.graphs["g3"].names(tenant)}
-            names.update(rule.values[0] for rule in self.rules["p"] if rule.values[1] in (tenant, "*"))
+            names.update(*(self._named_by_rules.get(place, ()) for place in (tenant, "*")))
             exact = sorted(name for name in names if "*" not in name)
             known = Subjects(
                 agents=tuple(name for name in exact if name.startswith("agent:")),
@@ -349,7 +208,7 @@ class Policy:
             return [user for user in self.subjects(tenant).users if key_match(user, subject)]
         return [name for name in self.graphs["g"].members(subject, tenant) if name.startswith("user:")]
 
-    def _case(self, tenant: str, agent: str, user: str, tool: str) -> _Case:
+    def _case(self, tenant: str, agent: str, user: str, tool: str) -> Case:
         key = (tenant, agent, user, tool)
         case = self._cases.get(key)
         if case is not None:
@@ -357,35 +216,30 @@ class Policy:
         named = _is_subject(agent, "agent:") and _is_subject(user, "user:")
         if not (named and _is_name(tenant) and _is_name(tool)):
             # Not remembered: there is no end of names that cannot be.
-            return _Case(self._refusal("malformed_request"), (), (), ())
+            return Case(self._refusal("malformed_request"))
         if not self.delegated(tenant, agent, user):
-            case = _Case(self._refusal("no_delegation"), (), (), ())
+            case = Case(self._refusal("no_delegation"))
         else:
-            case = _Case(
+            case = Case(
                 refusal=None,
                 agent=tuple(self._plan(agent, tenant, tool, action) for _, action in LADDER),
                 user=tuple(self._plan(user, tenant, tool, action) for _, action in LADDER),
                 duties=(
-                    _NO_DUTIES,
+                    # A call that is denied owes nothing.
+                    Duties("", ()),
                     *(self._duties(action, (agent, user), tenant, tool) for _, action in reversed(LADDER)),
                 ),
             )
         _remember(self._cases, key, case)
         return case
 
-    def _duties(self, action: str, subjects: tuple[str, ...], tenant: str, tool: str) -> _Duties:
+    def _duties(self, action: str, subjects: tuple[str, ...], tenant: str, tool: str) -> Duties:
         found = [
             (subject, rule)
             for subject in subjects
             for rule in self._find("p2", subject, tenant, tool, action)
         ]
-        duties = {rule.number: _duty(rule) for _, rule in found}
-        settled: tuple[Duty, ...] | None = None
-        if all(rule.condition is None for _, rule in found):
-            settled = tuple(duties[number] for number in sorted(duties))
-        return _Duties(
-            action, tuple((subject, rule, duties[rule.number]) for subject, rule in found), settled
-        )
+        return Duties(action, tuple((subject, rule, _duty(rule)) for subject, rule in found))
 
     def _refusal(self, code: Code) -> Decision:
         return Decision(
@@ -401,15 +255,11 @@ class Policy:
             policy_version=self.version,
         )
 
-    def _plan(self, subject: str, tenant: str, tool: str, action: str) -> _Plan:
+    def _plan(self, subject: str, tenant: str, tool: str, action: str) -> Plan:
         key = (subject, tenant, tool, action)
         plan = self._plans.get(key)
         if plan is None:
-            found = self._find("p", *key)
-            plan = _planned(
-                denies=tuple(rule for rule in found if rule.values[5] == "deny"),
-                allows=tuple(rule for rule in found if rule.values[5] == "allow"),
-            )
+            plan = Plan(self._find("p", *key))
             _remember(self._plans, key, plan)
         return plan
 
@@ -419,129 +269,9 @@ class Policy:
         return index.find(request) if index is not None else []
 
 
-def _planned(denies: tuple[Rule, ...], allows: tuple[Rule, ...]) -> _Plan:
-    always_denied = [rule for rule in denies if rule.condition is None]
-    settled: Verdict | None = None
-    if always_denied or not allows:
-        settled = Verdict(False, always_denied, allows, bool(always_denied), False)
-    elif not denies and all(rule.condition is None for rule in allows):
-        settled = Verdict(True, (), allows, False, False)
-    return _Plan(denies, allows, settled)
-
-
-def _climb(plans: tuple[_Plan, ...], record: dict[str, Any], errors: list[RowError]) -> Standing:
-    scope = {"r": record}
-    verdicts: list[Verdict] = []
-    for (rung, action), plan in zip(LADDER, plans, strict=True):
-        record["act"] = action
-        verdict = plan.settled or _judge(plan, scope, errors)
-        verdicts.append(verdict)
-        if verdict.allowed:
-            return Standing(rung, verdicts)
-    return Standing(Rung.DENY, verdicts)
-
-
-def _judge(plan: _Plan, scope: Mapping[str, Any], errors: list[RowError]) -> Verdict:
-    if plan.settled is not None:
-        return plan.settled
-    before = len(errors)
-    denied_by = [rule for rule in plan.denies if _holds(rule, scope, errors, True)]
-    denied = len(denied_by) > len(errors) - before
-    allowed_by = [rule for rule in plan.allows if _holds(rule, scope, errors, False)]
-    allowed = bool(allowed_by) and not denied_by
-    return Verdict(allowed, denied_by, allowed_by, denied, len(errors) > before)
-
-
-def _holds(rule: Rule, scope: Mapping[str, Any], errors: list[RowError], in_doubt: bool) -> bool:
-    """Whether the row applies to the call; `in_doubt` when that cannot be said."""
-    if rule.condition is None:
-        return True
-    try:
-        value = rule.condition.evaluate(scope)
-        if value is True or value is False:
-            return value
-        message = "the condition is neither true nor false"
-    except EvaluationError as error:
-        message = str(error)
-    errors.append(RowError(row=rule.row, message=message))
-    return in_doubt
-
-
-def _due(duties: _Duties, record: dict[str, Any], errors: list[RowError]) -> tuple[Duty, ...]:
-    if duties.settled is not None:
-        return duties.settled
-    scope = {"r": record}
-    record["act"] = duties.action
-    due: dict[int, Duty] = {}
-    for subject, rule, duty in duties.rules:
-        record["sub"] = subject
-        if rule.number not in due and _holds(rule, scope, errors, True):
-            due[rule.number] = duty
-    return tuple(due[number] for number in sorted(due))
-
-
 def _duty(rule: Rule) -> Duty:
     name, _, value = rule.values[5].partition("=")
     return Duty(name=name, value=value, row=rule.row)
-
-
-def _limited_by(agent: Rung, user: Rung) -> Literal["agent", "user", "both", "none"]:
-    if agent is not user:
-        return "agent" if agent < user else "user"
-    return "none" if agent is Rung.EXECUTE else "both"
-
-
-def conclude(
-    agent: Standing,
-    user: Standing,
-    errors: Sequence[RowError],
-    duties: tuple[Duty, ...],
-    policy_version: str,
-) -> Decision:
-    """The decision that follows from how far each side may go."""
-    rung = min(agent.rung, user.rung)
-    return Decision(
-        rung=rung,
-        agent_rung=agent.rung,
-        user_rung=user.rung,
-        delegated=True,
-        code=_CODES[rung] or _refusal_code(agent, user),
-        limited_by=_limited_by(agent.rung, user.rung),
-        rows=_determining(agent, user),
-        errors=tuple(dict.fromkeys(errors)) if errors else (),
-        duties=duties,
-        policy_version=policy_version,
-    )
-
-
-_CODES: dict[Rung, Code | None] = {
-    Rung.EXECUTE: "allowed",
-    Rung.APPROVE: "needs_approval",
-    Rung.ADVISE: "advise_only",
-    Rung.DENY: None,
-}
-
-
-def _refusal_code(agent: Standing, user: Standing) -> Code:
-    verdicts = [verdict for side in (agent, user) if side.rung is Rung.DENY for verdict in side.verdicts]
-    if any(verdict.denied and verdict.allowed_by for verdict in verdicts):
-        return "denied_by_rule"
-    return "rule_error" if any(verdict.in_doubt for verdict in verdicts) else "no_rule"
-
-
-def _determining(agent: Standing, user: Standing) -> tuple[Row, ...]:
-    """What allows each side as far as it may go, and what keeps the lower one from going further."""
-    rules: dict[int, Row] = {}
-    lowest = min(agent.rung, user.rung)
-    for rung, verdicts in (agent, user):
-        if rung:
-            for rule in verdicts[-1].allowed_by:
-                rules[rule.number] = rule.row
-        if rung == lowest:
-            for verdict in verdicts:
-                for rule in verdict.denied_by:
-                    rules[rule.number] = rule.row
-    return tuple(rules[number] for number in sorted(rules))
 
 
 def _remember(memo: dict[Any, Any], key: Any, value: Any) -> None:

@@ -18,12 +18,10 @@ from casbin.persist.adapters.string_adapter import (  # pyright: ignore[reportMi
 )
 
 from remit_rbac.conditions import FUNCTIONS
-from remit_rbac.index import Row, Rule
-from remit_rbac.policy import (
+from remit_rbac.decisions import (
     LADDER,
     Answer,
     Decision,
-    Policy,
     Question,
     RowError,
     Rung,
@@ -31,6 +29,8 @@ from remit_rbac.policy import (
     Verdict,
     conclude,
 )
+from remit_rbac.index import Row, Rule
+from remit_rbac.policy import Policy
 
 
 class _Enforcer(Protocol):

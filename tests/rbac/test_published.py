@@ -55,7 +55,7 @@ class Engine:
 
 def _holds(rule: Rule, record: dict[str, Any]) -> bool:
     try:
-        return rule.condition is None or rule.condition.evaluate({"r": record}) is True
+        return rule.condition is None or rule.condition.evaluate(record) is True
     except EvaluationError:
         return False
 
