@@ -87,11 +87,6 @@ class App:
                     await self._stop()
                 tasks.cancel_scope.cancel()
 
-    async def run(self) -> None:
-        """Start in the background while a front already answers; until cancelled."""
-        async with self.running():
-            await anyio.sleep_forever()
-
     async def _start(self, tasks: TaskGroup, sources: Collection[str] | None) -> None:
         self._tasks = tasks
         try:
