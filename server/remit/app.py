@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +22,7 @@ from anyio.abc import TaskGroup
 from remit import catalog, telemetry
 from remit.config import Config, McpSource
 from remit.config_file import Loaded, resolve
+from remit.config_problems import ConfigError
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper
 from remit.ids import Clock, now_us
@@ -30,6 +32,7 @@ from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
 from remit_rbac import Policy, load_files
 
+_log = logging.getLogger("remit.app")
 #: Seconds between two looks for outcomes that are owed and approvals whose time is up. A late look allows
 #: nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
@@ -194,9 +197,19 @@ def adapter(name: str, source: McpSource, loaded: Loaded) -> Adapter:
     """The adapter for one configured source; secrets are read when they are used."""
 
     def headers() -> Mapping[str, str]:
-        found = {header: resolve(reference, loaded.folder) for header, reference in source.headers.items()}
-        if source.bearer:
-            found["Authorization"] = f"Bearer {resolve(source.bearer, loaded.folder)}"
+        try:
+            found = {
+                header: resolve(reference, loaded.folder) for header, reference in source.headers.items()
+            }
+            if source.bearer:
+                found["Authorization"] = f"Bearer {resolve(source.bearer, loaded.folder)}"
+        except ConfigError as error:
+            _log.error("source %s: %s", name, error)
+            raise AdapterError(
+                "The source's credential cannot be read just now; nothing was sent. Tell an operator.",
+                no_effect=True,
+                code="no_credential",
+            ) from None
         return found
 
     if source.url is not None:

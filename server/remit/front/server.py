@@ -66,6 +66,13 @@ _QUESTIONS: Mapping[str, tuple[type[Any], type[Any]]] = {
 }
 
 
+#: What a source may say to the client of a running call; the adapter passes only what `relay` allows.
+_RELAYED: Mapping[str, type[Any]] = {
+    "notifications/message": t.LoggingMessageNotification,
+    "notifications/elicitation/complete": t.ElicitCompleteNotification,
+}
+
+
 class _Gateway(Server[Any]):
     """The SDK's server, declaring list changes on HTTP in the older revisions too."""
 
@@ -359,12 +366,11 @@ class Front:
             return answer.model_dump(by_alias=True, exclude_unset=True, mode="json")
 
         async def notify(method: str, params: Json) -> None:
-            if method != "notifications/message":
-                return
-            await session.send_notification(
-                t.LoggingMessageNotification.model_validate({"method": method, "params": params}),
-                related_request_id=ctx.request_id,
-            )
+            if notification := _RELAYED.get(method):
+                await session.send_notification(
+                    notification.model_validate({"method": method, "params": params}),
+                    related_request_id=ctx.request_id,
+                )
 
         return Caller(
             protocol_version=ctx.protocol_version,
@@ -375,7 +381,7 @@ class Front:
             else {},
             progress=session.report_progress if wants_progress else None,
             ask=ask if relay and not modern and session.can_send_request else None,
-            notify=notify if "logging" in relay else None,
+            notify=notify,
         )
 
     def _header_schema(self, name: str) -> Json | None:

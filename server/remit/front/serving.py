@@ -56,7 +56,7 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     scheme = "https" if settings.tls else "http"
-    url = f"{scheme}://{settings.host}:{port}{MCP_PATH}"
+    url = f"{scheme}://{_name(settings.host)}:{port}{MCP_PATH}"
     async with app.running() as running:
         guarded = await _guarded(running, front, url, port)
         server = _Server(
@@ -102,6 +102,11 @@ async def _stop_on_signal(server: uvicorn.Server) -> None:
             server.should_exit = True
 
 
+def _name(host: str) -> str:
+    """The host as a URL and the Host header write it (RFC 3986 §3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=512)
@@ -115,7 +120,7 @@ async def _guarded(app: App, front: Front, url: str, port: int) -> ASGIApp:
 
     settings = app.config.http
     public = settings.public_url or url
-    names = {settings.host, *(("localhost", "127.0.0.1") if settings.host in _LOOPBACK else ())}
+    names = {_name(settings.host), *(("localhost", "127.0.0.1") if settings.host in _LOOPBACK else ())}
     hosts = {f"{name}:{port}" for name in names} | {urlsplit(public).netloc} | set(settings.allowed_hosts)
     origins = {f"{urlsplit(url).scheme}://{name}:{port}" for name in names} | set(settings.allowed_origins)
     jwt = app.config.identity.jwt
