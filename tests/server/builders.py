@@ -378,6 +378,13 @@ def _empty_database() -> bytes:
         return path.read_bytes()
 
 
+def a_database(folder: Path) -> Path:
+    """The path of a new, empty audit database."""
+    path = folder / "remit.db"
+    path.write_bytes(_empty_database())
+    return path
+
+
 @asynccontextmanager
 async def a_remit(
     folder: Path,
@@ -390,7 +397,7 @@ async def a_remit(
     """A running pipeline over a database in `folder`; at the end its books must balance."""
     config = a_config(folder, **settings)
     if not config.store.path.exists():
-        config.store.path.write_bytes(_empty_database())
+        a_database(folder)
     source, clock = source or ScriptedSource(), clock or Clock()
     journal = await open_journal(
         config.store.path,

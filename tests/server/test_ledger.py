@@ -1,0 +1,255 @@
+"""Balances over any history: two processes, refusals, roll-backs, changed limits, restarts.
+
+A model of a few lines says what the balances must be; the ledger must agree after every step, and so must
+the moves and the holds in the file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.crash import books
+from tests.server.builders import Clock, a_database
+
+from remit import balances
+from remit.ledger import Ledger
+from remit.model import Charge
+from remit.tables import metadata
+
+ACCOUNTS = ("agent:acme/agent:bot:usd:total", "tenant:acme/acme:usd:total", "tool:acme/t:calls:day")
+UNITS = {account: account.rsplit(":", 2)[1] for account in ACCOUNTS}
+
+
+def a_ledger(path: Path, stream: str) -> Ledger:
+    ledger = Ledger(path, stream=stream, clock=Clock(), relaxed=True)
+    with ledger.transaction(durable=False):
+        ledger.execute(
+            "INSERT OR IGNORE INTO incarnations (id, host, pid, role, state, started_us, last_seq, head)"
+            " VALUES (?, 'h', 1, 'cli', 'live', 0, 0, ?)",
+            (stream, "0" * 64),
+        )
+    return ledger
+
+
+@dataclass
+class Balance:
+    """What one account must hold, said as simply as it can be."""
+
+    limit: int
+    held: int = 0
+    posted: int = 0
+
+    @property
+    def overrun(self) -> int:
+        return max(0, self.held + self.posted - self.limit)
+
+
+@dataclass
+class Held:
+    amounts: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class Balances(RuleBasedStateMachine):
+    """Calls are holds here: the ledger does not know what a call is."""
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = a_database(Path(self.folder.name))
+        self.ledgers = [a_ledger(self.path, "one"), a_ledger(self.path, "two")]
+        self.limits = dict.fromkeys(ACCOUNTS, 20)
+        self.model: dict[str, Balance] = {}
+        self.calls: dict[str, Held] = {}
+        self.made = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            for ledger in self.ledgers:
+                ledger.close()
+            self.folder.cleanup()
+
+    def charges(self, accounts: Any, amount: int) -> list[Charge]:
+        return [
+            Charge(
+                account=account,
+                window_start_us=0,
+                window_end_us=None,
+                unit=UNITS[account],
+                amount=amount,
+                limit=self.limits[account],
+                label=account,
+            )
+            for account in sorted(accounts)
+        ]
+
+    def seen(self, account: str) -> Balance:
+        balance = self.model.setdefault(account, Balance(limit=self.limits[account]))
+        balance.limit = self.limits[account]
+        return balance
+
+    @rule(
+        who=st.integers(0, 1),
+        accounts=st.sets(st.sampled_from(ACCOUNTS), min_size=1),
+        amount=st.integers(0, 12),
+        fails=st.booleans(),
+    )
+    def hold(self, who: int, accounts: set[str], amount: int, fails: bool) -> None:
+        """Hold on all or on none; sometimes the transaction comes to nothing after it was decided."""
+        ledger = self.ledgers[who]
+        charges = self.charges(accounts, amount)
+        self.made += 1
+        call_id = f"call-{self.made}"
+        with suppress(InterruptedError), ledger.transaction(durable=False):
+            short = balances.too_small(ledger, charges)
+            if short is None:
+                for charge in charges:
+                    balances.hold(ledger, call_id, charge)
+                ledger.event("call.dispatched", tenant="acme", call_id=call_id)
+            if fails:
+                raise InterruptedError
+        if fails:
+            return
+        for charge in charges:
+            balance = self.seen(charge.account)
+            if amount > balance.limit - balance.held - balance.posted:
+                assert short is not None, f"{charge.account} took more than it has"
+                return  # it has looked at the accounts up to this one, and changed at most their limits
+        assert short is None, "refused although all accounts have enough"
+        for charge in charges:
+            self.seen(charge.account).held += amount
+        self.calls[call_id] = Held({charge.account: amount for charge in charges})
+
+    @precondition(lambda self: self.calls)
+    @rule(
+        who=st.integers(0, 1),
+        data=st.data(),
+        usd=st.integers(0, 40),
+        calls=st.none() | st.integers(0, 3),
+        fails=st.booleans(),
+    )
+    def resolve(self, who: int, data: Any, usd: int, calls: int | None, fails: bool) -> None:
+        call_id = data.draw(st.sampled_from(sorted(self.calls)))
+        costs = {"usd": usd} | ({} if calls is None else {"calls": calls})
+        ledger = self.ledgers[who]
+        with suppress(InterruptedError), ledger.transaction(durable=False):
+            spent = balances.resolve(ledger, call_id, costs)
+            ledger.event("call.succeeded", tenant="acme", call_id=call_id)
+            if fails:
+                raise InterruptedError
+        if fails:
+            return
+        amounts = self.calls.pop(call_id).amounts
+        assert {entry["account"]: entry["amount"] for entry in spent} == {
+            account: costs.get(UNITS[account], 0) for account in amounts
+        }
+        for account, amount in amounts.items():
+            balance = self.model[account]
+            balance.held -= amount
+            balance.posted += costs.get(UNITS[account], 0)
+
+    @rule(who=st.integers(0, 1), call=st.integers(0, 5))
+    def resolve_again(self, who: int, call: int) -> None:
+        """A hold resolves once, and a call without holds costs nothing."""
+        done = [f"call-{n}" for n in range(1, self.made + 2) if f"call-{n}" not in self.calls]
+        with self.ledgers[who].transaction(durable=False):
+            assert balances.resolve(self.ledgers[who], done[call % len(done)], {"usd": 5, "calls": 5}) == []
+
+    @rule(account=st.sampled_from(ACCOUNTS), limit=st.integers(0, 60))
+    def change_limit(self, account: str, limit: int) -> None:
+        """The operator edits the configuration; the next call that pays there brings it along."""
+        self.limits[account] = limit
+        ledger = self.ledgers[0]
+        with ledger.transaction(durable=False):
+            (charge,) = self.charges([account], 0)
+            if balances.too_small(ledger, [charge]) is None:
+                self.made += 1
+                balances.hold(ledger, f"call-{self.made}", charge)
+                self.calls[f"call-{self.made}"] = Held({account: 0})
+        self.seen(account)
+
+    @rule(who=st.integers(0, 1))
+    def restart(self, who: int) -> None:
+        stream = f"again-{self.made}-{who}-{len(self.calls)}"
+        self.made += 1
+        self.ledgers[who].close()
+        self.ledgers[who] = a_ledger(self.path, f"{stream}-{self.made}")
+
+    @invariant()
+    def the_file_agrees(self) -> None:
+        if not hasattr(self, "path"):
+            return
+        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
+            db.row_factory = sqlite3.Row
+            stored = {row["id"]: row for row in db.execute("SELECT * FROM accounts")}
+            for account, balance in self.model.items():
+                row = stored.get(account)
+                if row is None:
+                    assert (balance.held, balance.posted) == (0, 0)
+                    continue
+                assert (row["held"], row["posted"]) == (balance.held, balance.posted)
+                assert row["overrun"] == max(0, row["held"] + row["posted"] - row["limit_amount"])
+            wrong = [flaw for flaw in books._budgets(db) if "the call is" not in flaw]
+            assert wrong == []
+            assert list(books._chain(db)) == []
+
+
+TestBalances = Balances.TestCase
+TestBalances.settings = settings(
+    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) -> None:
+    ledger = a_ledger(a_database(tmp_path), "one")
+    account = ("a:acme/x:usd:total", 0, "acme", "usd", 10, 0, 0, 0, 0)
+    broken: list[tuple[int, ...]] = [
+        (11, 0, 0, 0),
+        (-1, 0, 0, 0),
+        (5, 6, 0, 0),
+        (0, 1, 2, 0),
+        (0, 0, 0, -1),
+        (0, 0, -1, 0),
+    ]
+    for held, posted, refunded, overrun in broken:
+        with pytest.raises(sqlite3.IntegrityError), ledger.transaction(durable=False):
+            ledger.insert("accounts", (*account[:5], held, posted, refunded, overrun))
+    for amount, state, posted in ((-1, "held", 0), (1, "held", 1), (1, "voided", 1), (1, "gone", 0)):
+        with pytest.raises(sqlite3.IntegrityError), ledger.transaction(durable=False):
+            ledger.insert("holds", ("c", account[0], 0, "usd", amount, state, posted, 0))
+    ledger.close()
+
+
+def test_a_transaction_that_fails_leaves_no_trace_in_memory_either(tmp_path: Path) -> None:
+    ledger = a_ledger(a_database(tmp_path), "one")
+    before = ledger.position
+    with suppress(ZeroDivisionError), ledger.transaction(durable=True):
+        ledger.event("switch.on", tenant=None, call_id=None)
+        ledger.execute("INSERT INTO switches VALUES ('kill', 'all', '', '', 'r', 'u', 1)")
+        ledger.reload_switches()
+        ledger.account("agent:acme/x:usd:total", 0, limit=5).held = 5
+        raise ZeroDivisionError
+    assert ledger.position == before
+    ledger.idle()
+    assert ledger.switches == frozenset()
+    with ledger.transaction(durable=True):
+        assert ledger.account("agent:acme/x:usd:total", 0, limit=5).held == 0
+        ledger.event("still.fine", tenant=None, call_id=None)
+    assert ledger.position[0] == before[0] + 1
+    ledger.close()
+
+
+def test_every_table_can_be_filled_by_position(tmp_path: Path) -> None:
+    """Rows are inserted as tuples: their order is that of the columns in the file."""
+    with closing(sqlite3.connect(a_database(tmp_path))) as db:
+        for name, table in metadata.tables.items():
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({name})")]
+            assert columns == [column.name for column in table.columns], name
