@@ -174,7 +174,6 @@ async def _run(
     harmless = call.tool.effect is Effect.READ
     adapter = on.adapters[call.tool.source]
     seconds = max(0.001, (admitted.deadline_us - on.clock()) / 1_000_000)
-    request = _request(call, call_id, seconds)
     try:
         await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
@@ -182,7 +181,7 @@ async def _run(
         raise
     try:
         with telemetry.stage("execute", call), anyio.fail_after(seconds + 1):
-            reply = await adapter.run(request, caller)
+            reply = await adapter.run(_request(call, call_id, seconds), caller)
     except AdapterError as error:
         if error.no_effect or harmless:
             await _settle_failure(call, call_id, (error.code, error.message), on)

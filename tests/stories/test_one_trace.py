@@ -1,0 +1,117 @@
+"""One trace from the client through Remit to the source, and nothing of the arguments in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx2
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.interop import running
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SECRET = "a-value-that-must-not-be-in-a-span"
+CALLER = "b7ad6b7169203331"
+ECHO = Path(__file__).parents[1] / "fixtures" / "echo_server.py"
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "traceparent": f"00-{TRACE}-{CALLER}-01",
+}
+REQUEST = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "echo.echo", "arguments": {"text": SECRET}, "_meta": META},
+}
+HEADERS = {
+    "Accept": "application/json, text/event-stream",
+    "MCP-Protocol-Version": "2026-07-28",
+    "Mcp-Method": "tools/call",
+    "Mcp-Name": "echo.echo",
+}
+STAGES = {"remit.govern", "remit.decide", "remit.admit", "remit.execute", "remit.settle"}
+
+
+class Collector:
+    """An OTLP/HTTP endpoint that keeps the spans it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.raw = b""
+        self.metrics: set[str] = set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.take(self.path, body)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def take(self, path: str, body: bytes) -> None:
+        self.raw += body
+        if path == "/v1/traces":
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                self.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        else:
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                self.metrics |= {each.name for scope in resource.scope_metrics for each in scope.metrics}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
+
+
+def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Collector) -> None:
+    sources = {"echo": {"kind": "mcp", "command": [sys.executable, str(ECHO)]}}
+    whole_config = running.remit_config
+
+    def with_telemetry(sources: Any, folder: Path) -> Path:
+        path = whole_config(sources, folder)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "telemetry": {"otlp": collector.url}}))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "remit_config", with_telemetry)
+        with running.remit_in_front_of(sources, tmp_path / "remit") as server:
+            answer = httpx2.post(server.url, json=REQUEST, headers={**HEADERS, **server.headers})
+        # Remit has ended: all it had to send is here.
+    assert answer.status_code == 200, answer.text
+
+    spans = {span.name: span for span in collector.spans}
+    assert set(spans) >= STAGES
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    served = spans["tools/call echo.echo"]
+    assert served.parent_span_id.hex() == CALLER
+    assert spans["remit.govern"].parent_span_id == served.span_id
+    assert {spans[name].parent_span_id for name in STAGES - {"remit.govern"}} == {
+        spans["remit.govern"].span_id
+    }
+    # What is said to the source belongs to the stage that says it.
+    said = answer.json()["result"]["structuredContent"]["meta"]["traceparent"]
+    assert said.split("-")[1:3] == [TRACE, spans["remit.execute"].span_id.hex()]
+    assert SECRET.encode() not in collector.raw
+    assert "remit.calls" in collector.metrics
