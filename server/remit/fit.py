@@ -7,7 +7,7 @@ that lead nowhere, arguments that a tool does not have. Nothing is called.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,24 +34,23 @@ class Misfit:
 def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -> Iterator[Misfit]:
     """Everything about `tools` and `budgets` that does not fit. Sources in `absent` could not be asked."""
     config = loaded.config
-    unknown = tuple(prefix_of(config, source) for source in absent)
+    prefixes = [prefix_of(config, source) for source in absent]
+    unknown = tuple(f"{prefix}." if prefix else "" for prefix in prefixes)
 
     def may_exist(name: str) -> bool:
-        return any(name.startswith(prefix) for prefix in unknown)
+        return name.startswith(unknown)
 
     for pattern in config.tools:
         if not any(covers(pattern, name) for name in catalog.tools) and not may_exist(pattern):
             message = "no source offers such a tool; see `remit tools list` for the names"
             yield Misfit(problem=loaded.problem(("tools", pattern), message))
     for tool in catalog.listed():
-        yield from _Fitting(loaded, catalog, tool).misfits()
+        yield from _Fitting(loaded, catalog, tool, may_exist).misfits()
     for flaw in catalog.flaws:
-        if flaw.name not in catalog.tools:
-            problem = loaded.problem(("sources", flaw.source), f"{flaw.name} is not exported: {flaw.what}")
-            yield Misfit(problem=problem)
-        elif not absent:
-            field = ("tools", entry_for(config, flaw.name, "undo") or flaw.name)
-            yield Misfit(problem=loaded.problem(field, f"{flaw.name}: {flaw.what}"))
+        tool = catalog.tools.get(flaw.name)
+        if tool is None or not (tool.undo or tool.before):  # a way back is looked at above
+            message = f"{flaw.name} is not exported: {flaw.what}"
+            yield Misfit(problem=loaded.problem(("sources", flaw.source), message))
     priced = {CALLS} | {price.unit for tool in catalog.tools.values() for price in tool.prices}
     for number, budget in enumerate(config.budgets):
         if budget.unit not in priced and not absent:
@@ -72,6 +71,7 @@ class _Fitting:
     loaded: Loaded
     catalog: Catalog
     tool: Tool
+    may_exist: Callable[[str], bool]
 
     def misfits(self) -> Iterator[Misfit]:
         tool, undo = self.tool, self.tool.undo
@@ -102,7 +102,9 @@ class _Fitting:
         """A call that the gateway will make, `arguments` over `roots`, against the schema of its tool."""
         target = self.catalog.tools.get(name)
         if target is None or target.operation is not Operation.TOOL:
-            return  # the catalog itself reports what is not there
+            if not self.may_exist(name):
+                yield self._problem(field, f"no source offers {name}, so there is no way back")
+            return
         schema = _input(target)
         for argument, expression in arguments.items():
             if argument_kinds(schema, (argument,)) is None:

@@ -52,7 +52,10 @@ tools:
       call: acme.cancel_refund
       args: {{refund_id: result.refund_id}}
       within: 24h
-      verify: {{call: acme.get_refund, args: {{refund_id: result.refund_id}}, expect: "result.status == 'cancelled'"}}
+      verify:
+        call: acme.get_refund
+        args: {{refund_id: result.refund_id}}
+        expect: "result.status == 'cancelled'"
 budgets:
   - {{scope: agent, unit: calls, window: total, limit: 100}}
   - {{scope: agent, unit: eur_minor, window: total, limit: 1000000}}

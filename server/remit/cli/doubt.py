@@ -56,25 +56,28 @@ doubt.add_command(show)
 @config_option
 @json_option
 @as_option
-@click.option("--happened/--did-not-happen", required=True, default=None, help="What you found out.")
+@click.option("--happened", "found", flag_value="happened", help="It took effect: its budget is spent.")
+@click.option("--did-not-happen", "found", flag_value="not", help="It did not: its budget is released.")
 @click.option("--reason", required=True, help="How you know; recorded.")
 @click.argument("call_id", type=CALL_IN_DOUBT, metavar="CALL")
 def resolve(
-    config_path: Path, as_json: bool, as_user: str | None, happened: bool, reason: str, call_id: str
+    config_path: Path, as_json: bool, as_user: str | None, found: str | None, reason: str, call_id: str
 ) -> None:
-    """Say what became of a call: its budget is spent or released, and equal calls run again."""
+    """Say what became of a call, once you know. Equal calls may run again then."""
     from remit.cli.acting import journal_of, person
     from remit.config_file import load
     from remit.records import open_records
 
+    if found is None:
+        raise click.UsageError("say --happened or --did-not-happen")
     loaded = load(config_path)
     who = person(loaded, as_user)
-    with open_records(loaded.config.store.path) as found:
-        call = found.call(call_id)
+    with open_records(loaded.config.store.path) as written:
+        call = written.call(call_id)
 
     async def run() -> str:
         async with journal_of(loaded) as journal:
-            return await journal.resolve(call.id, happened=happened, reason=reason, by=who.user)
+            return await journal.resolve(call.id, happened=found == "happened", reason=reason, by=who.user)
 
     state = anyio.run(run)
     if as_json:

@@ -12,7 +12,7 @@ from remit.budgets import CALLS
 from remit.catalog import Catalog, build, entry_for, rules_for
 from remit.cli.output import listing, span
 from remit.config import Config, PriceRule
-from remit.config_file import Loaded
+from remit.config_file import Loaded, resolve
 from remit.errors import RemitError
 from remit_adapters.base import AdapterError, Offer
 from remit_rbac import Policy
@@ -61,8 +61,11 @@ async def ask(loaded: Loaded, sources: Iterable[str] | None = None) -> Offered:
 
     async def one(name: str) -> None:
         async with anyio.create_task_group() as tasks:
+            settings = loaded.config.sources[name]
             try:
-                source = adapter(name, loaded.config.sources[name], loaded)
+                for reference in filter(None, (settings.bearer, *settings.headers.values())):
+                    resolve(reference, loaded.folder)  # an operator may know which one is missing
+                source = adapter(name, settings, loaded)
                 await source.start(tasks, lambda event: None)
                 offers[name] = await source.offer()
                 await source.stop()

@@ -141,7 +141,7 @@ def _agent_can(call: Call, config: Config, rules: Policy) -> dict[str, Any]:
 def _user_can(call: Call, config: Config, rules: Policy) -> dict[str, Any]:
     """What the user alone may do: an agent that acts for them gets no further."""
     from remit_rbac import Rung
-    from remit_rbac.policy import LADDER
+    from remit_rbac.decisions import LADDER
 
     who, context = call.principal, _context(call, config)
 

@@ -1,0 +1,333 @@
+"""What can be known to be wrong before agents find out: `check`, `tools` and `policy`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.server.acme import CONFIG, Terminal, a_place
+
+from remit.catalog import rules_for
+from remit.config_file import load
+from remit.fit import context_names
+
+Edit = Callable[[str], str]
+#: What the way back of a refund is given.
+GIVEN = "args: {refund_id: result.refund_id}\n      within"
+
+
+def changed(old: str, new: str) -> Edit:
+    def edit(text: str) -> str:
+        assert text.count(old) >= 1, old
+        return text.replace(old, new)
+
+    return edit
+
+
+def added(text: str) -> Edit:
+    return lambda before: before + text
+
+
+@pytest.fixture
+def acme(tmp_path: Path) -> Terminal:
+    return Terminal(a_place(tmp_path))
+
+
+def line_of(text: str, part: str) -> int:
+    return text[: text.index(part)].count("\n") + 1
+
+
+def test_a_sound_place_shows_what_it_exports_to_whom(acme: Terminal) -> None:
+    checked = acme("check")
+    assert checked.code == 0, checked.out
+    line = next(line for line in checked.out.splitlines() if "acme.refund" in line)
+    assert re.search(
+        r"acme\.refund +acme +reversible +eur_minor args\.amount_minor +acme\.cancel_refund, 1 d"
+        r" +agent:support-bot +[0-9a-f]{12}$",
+        line,
+    )
+    assert "irreversible (undeclared)" in checked.out
+    assert checked.out.endswith("No problem found.\n")
+
+
+def test_the_same_for_programs(acme: Terminal) -> None:
+    told = acme.json("check")
+    assert told["problems"] == []
+    refund = next(tool for tool in told["tools"] if tool["name"] == "acme.refund")
+    assert refund["visible_to"] == [{"tenant": "acme", "agent": "agent:support-bot"}]
+    assert refund["undo_within_s"] == 86400
+    assert refund["price"] == {"eur_minor": "args.amount_minor"}
+    assert len(refund["digest"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("edit", "at", "message"),
+    [
+        (
+            added("  - {scope: agent, unit: eur_minor, window: total, limt: 5}\n"),
+            "limt",
+            "budgets[2].limt: is not a setting; did you mean limit?",
+        ),
+        (
+            changed("acme.get_*:", "amce.get_*: {effect: read}\n  acme.get_*:"),
+            "amce.get_*:",
+            "tools.amce.get_*: no source offers such a tool",
+        ),
+        (
+            changed("call: acme.cancel_refund", "call: acme.cancel_refunds"),
+            "undo:",
+            "no source offers acme.cancel_refunds, so there is no way back",
+        ),
+        (
+            changed(GIVEN, "args: {id: result.refund_id}\n      within"),
+            "undo:",
+            "acme.cancel_refund has no argument id",
+        ),
+        (
+            changed(GIVEN, "args: {}\n      within"),
+            "undo:",
+            "acme.cancel_refund needs the argument refund_id, which args does not give",
+        ),
+        (
+            changed("resource: args.order_id", "resource: args.order"),
+            "resource:",
+            "the tool has no argument order",
+        ),
+        (
+            changed("eur_minor: args.amount_minor", "eur_minor: args.amount"),
+            "price:",
+            "the tool has no argument amount",
+        ),
+        (
+            changed("idempotency_arg: idempotency_key", "idempotency_arg: key"),
+            "idempotency_arg:",
+            "the tool has no argument key",
+        ),
+        (
+            changed("call: acme.get_refund", "call: acme.cancel_refund"),
+            "undo:",
+            "acme.cancel_refund must be a read: give it effect: read, or name another",
+        ),
+        (
+            changed("acme_server.py", "no_such_server.py"),
+            "acme:",
+            "sources.acme:",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_found_at_its_line(acme: Terminal, edit: Edit, at: str, message: str) -> None:
+    text = edit(CONFIG)
+    acme.config.write_text(text)
+    checked = acme("check", "--json")
+    assert checked.code == 1
+    problems = [problem["text"] for problem in checked.json["problems"]]
+    line = line_of(text, at)
+    assert [one for one in problems if one.startswith(f"{acme.config}:{line}:") and message in one], problems
+
+
+def test_problems_are_shown_after_the_tools_and_counted(acme: Terminal) -> None:
+    acme.config.write_text(CONFIG.replace("resource: args.order_id", "resource: args.order"))
+    shown = acme("check")
+    assert shown.code == 1
+    *_, problem, count = shown.out.splitlines()
+    assert "tools.acme.refund.resource: the tool has no argument order" in problem
+    assert count == "1 found."
+
+
+def test_a_result_that_is_not_declared_is_a_warning(acme: Terminal) -> None:
+    text = CONFIG.replace(
+        "{refund_id: result.refund_id}\n      within", "{refund_id: result.refund}\n      within"
+    )
+    acme.config.write_text(text)
+    told = acme.json("check")
+    (warning,) = (each for each in told["warnings"] if "result.refund" in each["text"])
+    assert "result.refund is not in the declared output" in warning["text"]
+    assert warning["line"] == line_of(text, "undo:")
+
+
+def test_a_budget_in_a_unit_that_nothing_costs_is_a_warning(acme: Terminal) -> None:
+    acme.config.write_text(CONFIG + "  - {scope: agent, unit: tokens, window: total, limit: 5}\n")
+    assert "warning: " in acme("check").out
+    assert "no tool has a price in tokens" in acme("check").out
+
+
+def test_an_entry_with_a_star_names_the_tool_that_it_does_not_fit(acme: Terminal) -> None:
+    acme.config.write_text(
+        CONFIG.replace("acme.get_*: {effect: read}", "acme.get_*: {effect: read, resource: args.nope}")
+    )
+    problems = acme("check", "--json").json["problems"]
+    assert any("acme.get_order: the tool has no argument nope" in problem["text"] for problem in problems)
+
+
+def test_a_source_that_is_down_does_not_hide_the_rest(acme: Terminal) -> None:
+    acme.config.write_text(
+        CONFIG.replace("sources:\n", "sources:\n  gone: {kind: mcp, command: [/no/such/program]}\n")
+        + "  - {scope: agent, unit: calls, window: day, limit: 5}\n"
+    )
+    checked = acme("check", "--json")
+    assert checked.code == 1
+    assert len(checked.json["problems"]) == 1
+    assert "sources.gone:" in checked.json["problems"][0]["text"]
+    assert any(tool["name"] == "acme.refund" for tool in checked.json["tools"])
+
+
+def test_an_optional_source_that_is_down_is_a_warning(acme: Terminal) -> None:
+    gone = "  gone: {kind: mcp, command: [/no/such/program], optional: true}\n"
+    acme.config.write_text(CONFIG.replace("sources:\n", f"sources:\n{gone}"))
+    told = acme.json("check")
+    assert any("sources.gone:" in warning["text"] for warning in told["warnings"])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{kind: mcp, command: [x], env: {TOKEN: env:REMIT_TEST_NOT_SET}}",
+        '{kind: mcp, url: "http://127.0.0.1:9/mcp", bearer: env:REMIT_TEST_NOT_SET}',
+    ],
+)
+def test_a_secret_that_is_not_there_is_named(acme: Terminal, source: str) -> None:
+    acme.config.write_text(CONFIG.replace("sources:\n", f"sources:\n  crm: {source}\n"))
+    checked = acme("check", "--json")
+    assert checked.code == 1
+    (problem,) = checked.json["problems"]
+    assert "env:REMIT_TEST_NOT_SET: is not set" in problem["text"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("p, role:support, acme, acme.refund, excute, 1 == 1, allow", "[bad-action]"),
+        ("p, role:support, acme, acme.refund, execute, r.args.amont < 5, allow", "[unknown-argument]"),
+        ("p, role:support, acme, acme.refund, execute, r.ctx.weather == 'fine', allow", "[unknown-context]"),
+    ],
+)
+def test_a_policy_is_held_against_the_tools_and_shown_with_its_row(
+    acme: Terminal, row: str, message: str
+) -> None:
+    file = acme.folder / "policy.csv"
+    line = file.read_text().count("\n") + 1
+    file.write_text(f"{file.read_text()}{row}\n")
+    checked = acme("check", "--json")
+    assert checked.code == 1
+    (problem,) = checked.json["problems"]
+    assert (problem["file"], problem["line"]) == (str(file), line)
+    assert message in problem["text"]
+    assert row in acme("check").out
+
+
+def test_offline_connects_to_nothing(acme: Terminal) -> None:
+    acme.config.write_text(CONFIG.replace("acme_server.py", "no_such_server.py"))
+    assert acme("check", "--offline").code == 0
+    (acme.folder / "policy.csv").write_text("p, nonsense\n")
+    assert acme("check", "--offline").code == 1
+
+
+def test_a_configuration_that_cannot_be_read_is_a_problem_too(acme: Terminal) -> None:
+    acme.config.write_text("sources: [\n")
+    checked = acme("check", "--json")
+    assert checked.code == 1
+    assert checked.json["problems"][0]["line"] is not None
+
+
+def test_rules_see_what_check_says_they_may_see(acme: Terminal) -> None:
+    known = set(context_names(load(acme.config).config))
+    can = acme.json("policy", "can", "agent:support-bot", "acme.list_orders")
+    assert can["verdict"] == "execute"
+    assert known >= {"effect", "hour", "weekday", "tenant", "run", "undo_ready", "price", "claim"}
+
+
+def test_entries_of_tools_are_merged_field_by_field_from_the_file(acme: Terminal) -> None:
+    rules = rules_for(load(acme.config).config, "acme.refund")
+    assert (rules.effect, rules.on_error) == ("reversible", "no_effect")
+
+
+def test_tools_are_listed_as_an_agent_sees_them(acme: Terminal) -> None:
+    everything = {tool["name"] for tool in acme.json("tools", "list")}
+    seen = {tool["name"] for tool in acme.json("tools", "list", "--as", "agent:support-bot")}
+    assert "acme.refund" in seen <= everything
+    nobody = acme("tools", "list", "--as", "agent:stranger", "--for", "user:alice")
+    assert nobody.out == "No tool is exported.\n"
+    unclear = acme("tools", "list", "--as", "agent:stranger")
+    assert unclear.code == 64
+    assert "say --for whom agent:stranger acts" in unclear.err
+
+
+def test_one_tool_is_shown_with_its_way_back_and_schema(acme: Terminal) -> None:
+    shown = acme("tools", "show", "acme.refund").out
+    for expected in (
+        "way back  acme.cancel_refund, for 1 d",
+        "refund_id: result.refund_id",
+        "proved by  acme.get_refund: result.status == 'cancelled'",
+        "visible to  agent:support-bot (acme)",
+        '"amount_minor": {',
+    ):
+        assert expected in shown, shown
+    assert acme.json("tools", "show", "acme.refund")["definition"]["name"] == "acme.refund"
+    unknown = acme("tools", "show", "acme.refnd")
+    assert unknown.code == 1
+    assert "no tool acme.refnd is exported" in unknown.err
+
+
+@pytest.mark.parametrize(
+    ("amount", "verdict", "code"),
+    [(8000, "execute", 0), (40000, "approve", 1), (500_000, "deny", 3)],
+)
+def test_can_prints_the_verdict_and_exits_with_it(
+    acme: Terminal, amount: int, verdict: str, code: int
+) -> None:
+    words = ("policy", "can", "agent:support-bot", "acme.refund", "--args", f'{{"amount_minor": {amount}}}')
+    said = acme(*words)
+    assert said.code == code
+    assert said.out.startswith(f"{verdict.capitalize()}\n")
+    told = acme(*words, "--json")
+    assert told.code == code
+    assert told.json["verdict"] == verdict
+    assert told.json["subject"] == "agent:support-bot for user:alice"
+    assert all("policy.csv:" in row for row in told.json["rows"])
+    assert told.json["approvers"] == (["user:sue"] if verdict == "approve" else [])
+    assert bool(told.json["missing"]) == (verdict != "execute")
+
+
+def test_can_says_advise_where_only_advice_is_granted(acme: Terminal) -> None:
+    with (acme.folder / "policy.csv").open("a") as file:
+        file.write("p, role:support, acme, acme.delete_order, advise, 1 == 1, allow\n")
+    said = acme("policy", "can", "agent:support-bot", "acme.delete_order")
+    assert said.code == 2
+    assert said.out.startswith("Advise\n")
+
+
+def test_can_answers_for_a_person_too(acme: Terminal) -> None:
+    words = ("policy", "can", "user:sue", "acme.refund", "--args", '{"amount_minor": 40000}', "--json")
+    told = acme(*words)
+    assert told.code == 3
+    assert told.json["may"] == ["approve", "undo"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("sue", "acme.refund"), "write agent:ID or user:ID"),
+        (("agent:support-bot", "shop.buy"), "no source exports 'shop.buy': the sources are acme"),
+        (("agent:support-bot", "acme.re fund"), "is not the name of a tool"),
+        (("agent:support-bot", "acme.refund", "--args", "[1]"), "arguments are a JSON object"),
+        (("agent:support-bot", "acme.refund", "--args", "{"), "this is not JSON"),
+        (("agent:support-bot", "acme.refund"), "--args does not give what the price"),
+        (("agent:x y", "acme.list_orders", "--for", "user:alice"), "an agent is named by agent:"),
+        (("agent:nobody", "acme.refund"), "say --for whom agent:nobody acts"),
+    ],
+)
+def test_can_says_how_to_ask(acme: Terminal, words: tuple[str, ...], why: str) -> None:
+    asked = acme("policy", "can", *words)
+    assert asked.code == 64
+    assert why in asked.err
+
+
+def test_a_policy_is_checked_alone(acme: Terminal) -> None:
+    assert acme("policy", "check").out.startswith("The policy is sound: version ")
+    (acme.folder / "policy.csv").write_text("p, role:x, acme, a.b, execute, 1 ==, allow\n")
+    refused = acme("policy", "check")
+    assert refused.code == 1
+    assert "policy.csv:1:" in refused.out
+    assert acme("policy", "can", "agent:a", "acme.refund").code == 1
