@@ -1,0 +1,233 @@
+"""Every page does what it says: its commands, configurations, policies, calls and queries are run in order.
+
+Each page has a folder of its own (`scene.py`), in which its blocks are carried out as a reader would. How a
+block is run is said by its fence; `tests/README.md` tells how.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.docs.likeness import Differs, Seen
+from tests.docs.pages import ROOT, RUN, Block, blocks, read
+from tests.docs.scene import Scene, a_scene
+
+from remit.config_file import load
+from remit.config_problems import ConfigError
+from remit_rbac import PolicyError, load_text
+
+#: What is shown and not run: it serves until it is stopped, or makes what these tests already stand on.
+#: A Makefile target or a command of Remit that a test below looks for.
+NOT_RUN = (
+    "make demo",
+    "make demo ONCE=1",
+    "make test",
+    "make test-slow",
+    "make lint",
+    "make venv",
+    "make schema",
+    "make bench",
+    "make conformance",
+    "make fuzz-policy",
+    "make fuzz-strict",
+    "remit serve",
+    "remit serve --stdio",
+    "remit calls tail --follow",
+    "remit demo",
+)
+#: How a reader comes to where the page begins; the tests are there already.
+ON_THE_WAY = (". .venv/bin/activate", "cp -r configs/acme ~/acme && cd ~/acme")
+
+
+class Page:
+    """One page while it is run: its scene, and what the last block left for the next."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.seen = Seen()
+        self._answer: dict[str, Any] | None = None
+        #: What was refused, and why; the next block shows it.
+        self._refusal: str | None = None
+
+    def run(self, block: Block) -> None:
+        if self._refusal is not None:
+            assert block.language == "text", "what is refused is followed by the message, as text"
+            self.seen.compare(block.text, self._refusal)
+            self._refusal = None
+            return
+        KINDS[block.language](self, block)
+
+    def console(self, block: Block) -> None:
+        code = 0
+        for command, output in commands(block):
+            code, said = self.scene.run(self.seen.real(command))
+            if output.strip():
+                self.seen.compare(output, said)
+            elif code:
+                raise Differs(said)
+        expected = int(block.words[1]) if block.words else 0
+        assert code == expected, f"ended with {code}"
+
+    def yaml(self, block: Block) -> None:
+        match block.words:
+            case ("refused",):
+                with pytest.raises(ConfigError) as refusal:
+                    self._load_beside(block.text)
+                self._refusal = str(refusal.value)
+            case ("part",):
+                self._load_beside(_completed(block.text))
+            case ("tools",):
+                self._fits(block.text)
+            case (name,):
+                self.scene.write(name, block.text)
+                load(self.scene.folder / name)
+            case _:
+                raise AssertionError("say what this is: a file name, part, tools or refused")
+
+    def csv(self, block: Block) -> None:
+        match block.words:
+            case ("refused",):
+                with pytest.raises(PolicyError) as refusal:
+                    load_text(block.text)
+                self._refusal = str(refusal.value)
+            case (name, *more):
+                assert more in ([], ["more"])
+                self.scene.write(name, block.text, more=bool(more))
+                load_text((self.scene.folder / name).read_text("utf-8"), file=name)
+            case _:
+                raise AssertionError("say what this is: a file name, a file name and more, or refused")
+
+    def json(self, block: Block) -> None:
+        value = json.loads(self.seen.real(block.text))
+        match block.words:
+            case ("sends",):
+                self._answer = self.scene.call(value)
+            case ("gets",):
+                assert self._answer is not None, "nothing was sent"
+                self.seen.compare_json(json.loads(block.text), self._answer)
+            case ():
+                pass
+            case _:
+                raise AssertionError("say what this is: sends, gets, or nothing")
+
+    def sql(self, block: Block) -> None:
+        with closing(sqlite3.connect(f"{self.scene.database.as_uri()}?mode=ro", uri=True)) as db:
+            rows = db.execute(block.text).fetchall()
+        assert rows or block.words == ("nothing",), "the query finds nothing"
+
+    def sh(self, block: Block) -> None:
+        for line in block.text.splitlines():
+            command = line.partition(" # ")[0].strip()
+            assert not command or command in (*NOT_RUN, *ON_THE_WAY), f"{command!r} is not among what is not run"
+
+    def text(self, block: Block) -> None:
+        """A picture, or words."""
+
+    def _load_beside(self, text: str) -> None:
+        """Load a configuration with the scene's policy, under the name that messages show."""
+        with tempfile.TemporaryDirectory(dir=self.scene.folder) as folder:
+            for name in ("policy.csv", "tls/server.pem", "tls/server.key"):
+                path = Path(folder, name)
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+            Path(folder, "remit.yaml").write_text(text, "utf-8")
+            with _inside(folder):
+                load(Path("remit.yaml"))
+
+    def _fits(self, text: str) -> None:
+        """Put entries of `tools` in the place of Acme's own, and hold them against what Acme offers."""
+        config: dict[str, Any] = yaml.safe_load((ROOT / "configs/acme/remit.yaml").read_text("utf-8"))
+        config["tools"] |= yaml.safe_load(text)["tools"]
+        self.scene.write("remit.yaml", json.dumps(config))
+        code, said = self.scene.run("remit check")
+        if code:
+            raise Differs(said)
+
+
+KINDS: Mapping[str, Callable[[Page, Block], None]] = {
+    "console": Page.console,
+    "csv": Page.csv,
+    "json": Page.json,
+    "sh": Page.sh,
+    "sql": Page.sql,
+    "text": Page.text,
+    "yaml": Page.yaml,
+}
+
+
+def commands(block: Block) -> Iterator[tuple[str, str]]:
+    """Each `$ ` line, with its `> ` lines, and the output that is shown below."""
+    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+        first, *lines = part.splitlines()
+        words = [first]
+        while lines and lines[0].startswith("> "):
+            words.append(lines.pop(0)[2:])
+        yield "\n".join(words), "\n".join(lines) + "\n"
+
+
+def _completed(text: str) -> str:
+    """A part of a configuration with what every configuration must have."""
+    for name, rest in (
+        ("version", "version: 1"),
+        ("policy", "policy: {files: [policy.csv]}"),
+        ("sources", "sources: {acme: {kind: mcp, command: [python, acme_server.py]}}"),
+    ):
+        if not re.search(rf"^{name}:", text, re.MULTILINE):
+            text = f"{text}{rest}\n"
+    return text
+
+
+@contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_what_a_page_shows_is_what_happens(name: str, tmp_path: Path) -> None:
+    with a_scene(tmp_path) as scene:
+        page = Page(scene)
+        for block in blocks(name):
+            wrong = None
+            try:
+                page.run(block)
+            except (AssertionError, ConfigError, PolicyError, ValueError, sqlite3.Error) as error:
+                wrong = f"{block.place}: {error}"
+            if wrong:
+                pytest.fail(wrong, pytrace=False)
+
+
+def test_every_block_says_in_which_language_it_is() -> None:
+    assert [
+        block.place for name in RUN for block in blocks(name) if block.language not in KINDS
+    ] == []
+
+
+def test_every_command_that_is_not_run_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    from remit.cli import cli
+
+    known = cli.list_commands(None)  # pyright: ignore[reportArgumentType] - the context is not looked at
+    for words in map(shlex.split, NOT_RUN):
+        assert words[1] in (targets if words[0] == "make" else known), words
+
+
+def test_no_page_talks_of_what_is_still_to_be_done() -> None:
+    pending = re.compile(r"\b(TODO|FIXME|XXX|TBD|coming soon|work in progress)\b", re.IGNORECASE)
+    assert [
+        f"{name}:{number}: {line}"
+        for name in RUN
+        for number, line in enumerate(read(name).splitlines(), 1)
+        if pending.search(line)
+    ] == []
