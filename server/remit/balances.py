@@ -79,4 +79,4 @@ def _track_overrun(ledger: Ledger, call_id: str, name: str, window_start_us: int
 
 
 def _move(ledger: Ledger, call_id: str, account: str, window_start_us: int, kind: str, amount: int) -> None:
-    ledger.insert("budget_moves", (None, ledger.now_us, call_id, account, window_start_us, kind, amount))
+    ledger.insert("budget_moves", (ledger.now_us, call_id, account, window_start_us, kind, amount))

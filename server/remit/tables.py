@@ -227,7 +227,6 @@ holds = Table(
 budget_moves = Table(
     "budget_moves",
     metadata,
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("at_us", BigInteger, nullable=False),
     Column("call_id", String(36), nullable=False),
     Column("account", String(320), nullable=False),
@@ -239,7 +238,9 @@ budget_moves = Table(
         nullable=False,
     ),
     Column("amount", BigInteger, nullable=False),
-    Index("ix_budget_moves_call_id", "call_id"),
+    # Found by call; a call moves a balance once in each kind and moment.
+    PrimaryKeyConstraint("call_id", "account", "window_start_us", "kind", "at_us"),
+    sqlite_with_rowid=False,
 )
 
 #: How each call is taken back. Registered in the transaction that lets the call out.
