@@ -276,7 +276,8 @@ class Records:
                 Move(**row)
                 for row in self._all(
                     "SELECT at_us, account, window_start_us, kind, amount FROM budget_moves"
-                    " WHERE call_id = ? ORDER BY id",
+                    " WHERE call_id = ?"
+                    " ORDER BY at_us, account, INSTR('hold release post overrun refund', kind)",
                     (call.id,),
                 )
             ),
@@ -400,6 +401,11 @@ class Records:
                 yield str(row[0])
         for row in self._db.execute("PRAGMA foreign_key_check"):
             yield f"row {row['rowid']} of {row['table']} refers to a row of {row['parent']} that is not there"
+
+    def schema(self) -> dict[str, str]:
+        """The statement that made each table, index and trigger, by name."""
+        rows = self._all("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {row["name"]: row["sql"] for row in rows}
 
     # What the queries above, and `audit.py`, are made of.
 

@@ -22,9 +22,16 @@ WRONG_USE = 64
 SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Start": {
         "serve": ("remit.cli.serve:serve", "Serve agents, over stdio or HTTP."),
-        "check": ("remit.cli.check:check", "Check configuration, policy and sources; show what is exported."),
-        "install": ("remit.cli.install:install", "Register Remit with a client."),
-        "uninstall": ("remit.cli.install:uninstall", "Take the registration back."),
+        "check": (
+            "remit.cli.check:check",
+            "Check configuration, policy and sources; show what is exported.",
+        ),
+        "demo": ("remit.cli.demo:demo", "Watch an agent being governed, on an example that runs here."),
+        "install": (
+            "remit.cli.install:install",
+            "Register Remit with a client that starts it over stdio.",
+        ),
+        "uninstall": ("remit.cli.install:uninstall", "Take the entry out of the client's file again."),
     },
     "Look": {
         "tools": ("remit.cli.tools:tools", "The tools that are exported."),
@@ -34,16 +41,22 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     "Decide": {
         "approvals": ("remit.cli.approvals:approvals", "Calls that wait for a person."),
-        "undo": ("remit.cli.undo:undo", "Take a call back."),
+        "undo": (
+            "remit.cli.undo:undo",
+            "Take a call back by its registered way.",
+        ),
         "doubt": ("remit.cli.doubt:doubt", "Calls of which nobody knows whether they took effect."),
-        "switch": ("remit.cli.switch:switch", "The kill switch."),
-        "safe": ("remit.cli.switch:safe", "Safe mode: reads and undoing only."),
+        "switch": (
+            "remit.cli.switch:switch",
+            "The kill switch: what it covers stops, but for undoing.",
+        ),
+        "safe": ("remit.cli.switch:safe", "Safe mode: reads and undoing only, for everybody."),
     },
     "Manage": {
         "policy": ("remit.cli.policy:policy", "Ask the policy."),
         "agents": ("remit.cli.agents:agents", "Agents and their API keys."),
         "db": ("remit.cli.db:db", "The audit database as a file."),
-        "completion": ("remit.cli.completion:completion", "Completion for your shell."),
+        "completion": ("remit.cli.completion:completion", "Print the completion script of a shell."),
     },
 }
 _COMMANDS = {name: entry for commands in SECTIONS.values() for name, entry in commands.items()}

@@ -39,7 +39,7 @@ class Finding:
 @json_option
 @click.option("--offline", is_flag=True, help="Connect to nothing: check the files alone.")
 def check(config_path: Path, as_json: bool, offline: bool) -> int:
-    """Check configuration, policy and sources, and show which tools are exported to whom.
+    """Check configuration, policy and sources; show what is exported.
 
     Connects to every source and calls nothing. Exits with 1 when anything is wrong; a warning is not.
     """

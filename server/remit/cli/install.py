@@ -25,7 +25,7 @@ _project = click.option("--project", is_flag=True, help="In this folder's projec
 @click.option("--print", "only_print", is_flag=True, help="Print the entry, and write nothing.")
 @_client
 def install(config_path: Path, name: str, project: bool, only_print: bool, client: str) -> None:
-    """Register Remit with a client, which then starts it over stdio.
+    """Register Remit with a client that starts it over stdio.
 
     One entry of the client's file is written; the rest stays, and the file as it was is kept beside it.
     """

@@ -22,9 +22,10 @@ from remit.config_file import Loaded, load, stdio_identity
 @click.option("--stdio", is_flag=True, help="Serve the one client at stdin and stdout.")
 @click.option("--http", "bind", metavar="HOST:PORT", help="Serve HTTP there instead of where http.bind says.")
 def serve(config_path: Path, as_json: bool, stdio: bool, bind: str | None) -> None:
-    """Serve agents: over stdio for one client, or over HTTP (the default) for many.
+    """Serve agents, over stdio or HTTP.
 
-    With --json, prints one line with the endpoint's url once it is up (HTTP only).
+    Over stdio there is one client, over HTTP (the default) there may be many. With --json, prints one line
+    with the endpoint's url once it is up (HTTP only).
     """
     from remit.app import App
     from remit.front.serving import serve_http, serve_stdio

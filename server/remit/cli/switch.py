@@ -27,7 +27,7 @@ _reason = click.option("--reason", required=True, help="Why; recorded.")
 
 @click.group()
 def switch() -> None:
-    """The kill switch: nothing that it covers runs, but undoing does."""
+    """The kill switch: what it covers stops, but for undoing."""
 
 
 @switch.command()

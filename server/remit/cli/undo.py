@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 def undo(
     config_path: Path, as_json: bool, as_user: str | None, force: bool, dry_run: bool, call_id: str
 ) -> int:
-    """Take a call back by the way that was registered before it was made.
+    """Take a call back by its registered way.
 
-    Needs the sources of the call and of its way back. Policy must let you `undo` the tool. Exits with 0
-    when it is undone (or, with --dry-run, could be), and with 1 otherwise.
+    The way was registered before the call was made. Taking it needs the sources of the call and of its way
+    back, and policy must let you `undo` the tool. Exits with 0 when it is undone (or, with --dry-run, could
+    be), and with 1 otherwise.
     """
     from remit.cli.acting import person
     from remit.config_file import load

@@ -1,0 +1,188 @@
+"""The command line itself: its help, its reference, its exit codes, completion, and how it fails."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import click
+import pytest
+from tests.server.acme import REPOSITORY, Story, Terminal, a_place
+
+from remit.cli import SECTIONS, cli, reference
+
+COMMANDS = [name for names in SECTIONS.values() for name in names]
+REMIT = [sys.executable, "-m", "remit"]
+
+
+def started(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`remit` as a process of its own."""
+    return subprocess.run(
+        [*REMIT, *words], capture_output=True, text=True, env={**os.environ, **environ}, timeout=60
+    )
+
+
+def test_the_reference_is_what_the_commands_say_of_themselves() -> None:
+    assert (REPOSITORY / "docs" / "cli.md").read_text() == reference.text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_is_in_the_reference(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    remit = Terminal(tmp_path / "remit.yaml")
+    for path, help_ in reference.pages(name):
+        asked = remit(*path.split()[1:], "--help")
+        assert (asked.code, asked.out) == (0, f"{help_}\n")
+
+
+def test_the_list_of_commands_says_of_each_what_it_says_of_itself() -> None:
+    """The list is kept apart, so that showing it imports no command."""
+    listed = {name: purpose for names in SECTIONS.values() for name, (_, purpose) in names.items()}
+    for name, purpose in listed.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.get_short_help_str(limit=1000) == purpose
+
+
+def imported_by(*words: str) -> set[str]:
+    """The modules in memory when the command has ended."""
+    program = (
+        "import sys\nfrom remit.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stderr.split())
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    assert not imported_by("--help") & {"pydantic", "sqlalchemy", "mcp", "rich", "remit_rbac", "aiohttp"}
+
+
+def test_reading_imports_neither_servers_nor_the_database_toolkit(remit: Terminal) -> None:
+    modules = imported_by("calls", "list", "--config", str(remit.config))
+    assert not modules & {"alembic", "sqlalchemy", "mcp", "aiohttp", "casbin"}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert version("remit") in started("--version").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("calls",),
+        ("calls", "list", "--limit", "0"),
+        ("calls", "show"),
+        ("switch", "on", "all"),
+    ],
+)
+def test_wrong_use_ends_with_64_and_says_how_to_use_it(tmp_path: Path, words: tuple[str, ...]) -> None:
+    ran = Terminal(tmp_path / "remit.yaml")(*words)
+    assert ran.code == 64
+    assert "Usage: remit" in ran.err
+    assert ran.out == ""
+
+
+def test_a_configuration_with_mistakes_is_told_with_file_and_line(tmp_path: Path) -> None:
+    config = a_place(tmp_path)
+    config.write_text(config.read_text().replace("version: 1", "version: 1\nsourcs: {}"))
+    ran = started("calls", "list", "--config", str(config))
+    assert ran.returncode == 1
+    assert f"{config}:2:1: sourcs: is not a setting; did you mean sources?" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_policy_with_mistakes_is_told_with_file_and_line(tmp_path: Path) -> None:
+    config = a_place(tmp_path)
+    (tmp_path / "policy.csv").write_text("p, role:x, acme, a.b, excute, 1 == 1, allow\n")
+    ran = started("policy", "can", "agent:a", "acme.refund", "--config", str(config))
+    assert ran.returncode == 1
+    assert f"{tmp_path}/policy.csv:1:" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_no_configuration_is_told_in_one_sentence(tmp_path: Path) -> None:
+    ran = Terminal(tmp_path / "remit.yaml")("calls", "list")
+    assert (ran.code, ran.err) == (
+        1,
+        f"remit: {tmp_path}/remit.yaml: there is no such file; write it, or name another\n",
+    )
+
+
+def test_the_environment_may_name_the_configuration(remit: Terminal) -> None:
+    assert started("switch", "list", REMIT_CONFIG=str(remit.config)).stdout == "No switch is on.\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(remit: Terminal) -> None:
+    export = f"{sys.executable} -m remit audit export --config {remit.config}"
+    many = f"for i in 1 2 3 4 5 6 7 8; do {export} || exit 9; done | head -n 1"
+    ran = subprocess.run(["bash", "-c", many], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.count("\n") == 1
+    assert ran.stderr == ""
+
+
+def completed(remit: Terminal, words: str) -> list[str]:
+    """What bash would offer after `words`."""
+    said = started(
+        _REMIT_COMPLETE="bash_complete",
+        COMP_WORDS=words,
+        COMP_CWORD=str(len(words.split(" ")) - 1),
+        REMIT_CONFIG=str(remit.config),
+    )
+    assert said.stderr == ""
+    return [line.partition(",")[2] for line in said.stdout.split()]
+
+
+def test_commands_options_and_ids_are_completed(remit: Terminal, story: Story) -> None:
+    assert completed(remit, "remit a") == ["audit", "approvals", "agents"]
+    assert completed(remit, "remit calls ") == ["list", "show", "tail"]
+    assert completed(remit, "remit calls list --verdict a") == ["approve", "advise"]
+    assert story.refund in completed(remit, "remit calls show 0")
+    assert completed(remit, "remit approvals approve 0") == [story.approval]
+    assert completed(remit, "remit doubt resolve 0") == [story.in_doubt]
+    assert completed(remit, "remit calls list --tool acme.r") == ["acme.refund"]
+
+
+def test_completion_stays_silent_where_there_is_nothing_to_read(tmp_path: Path) -> None:
+    assert completed(Terminal(tmp_path / "remit.yaml"), "remit calls show 0") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_its_script(tmp_path: Path, shell: str) -> None:
+    script = Terminal(tmp_path / "remit.yaml")("completion", shell)
+    assert script.code == 0
+    assert f"{shell}_complete" in script.out
+
+
+def test_a_damaged_database_is_found(remit: Terminal) -> None:
+    assert remit.json("db", "check")["findings"] == []
+    database = remit.folder / "remit.db"
+    with closing(sqlite3.connect(database)) as db, db:
+        db.execute("DROP TRIGGER events_no_update")
+        db.execute("PRAGMA foreign_keys = OFF")
+        db.execute("INSERT INTO votes VALUES ('gone', 'user:x', 'approve', 'local', 1, '')")
+    database.chmod(0o644)
+    checked = remit("db", "check", "--json")
+    assert checked.code == 1
+    said = " ".join(checked.json["findings"])
+    assert "events_no_update is missing" in said
+    assert "of votes refers to a row of approvals that is not there" in said
+    assert "other users may open" in said
+
+
+def test_a_file_that_is_no_database_is_told_in_one_sentence(remit: Terminal) -> None:
+    (remit.folder / "remit.db").write_bytes(b"x" * 4096)
+    ran = remit("calls", "list")
+    assert ran.code == 1
+    assert ran.err.endswith("cannot be read: file is not a database\n")
