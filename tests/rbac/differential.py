@@ -427,7 +427,7 @@ def run(rng: random.Random, model_paths: dict[str, Path], tally: Tally) -> None:
         compare(world, request, clean=clean, tally=tally)
         if rng.random() < 0.03:
             compare_rows(world, request)
-    for _ in range(3):
+    for _ in range(5):
         compare_decision(world, rng)
     compare_approvers(world, rng)
 

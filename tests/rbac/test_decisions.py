@@ -282,6 +282,24 @@ def test_names_that_could_be_taken_for_something_else_are_denied(odd: dict[str, 
         )
 
 
+def test_what_was_decided_before_does_not_decide_what_comes_after():
+    policy = a_policy(
+        "p, agent:bot, acme, pay.refund, execute, r.args.a, allow",
+        "p, agent:bot, acme, pay.refund, recommend, 1 == 1, allow",
+        "p, user:ann, acme, pay.refund, execute, r.args.b, allow",
+        "p, user:ann, acme, pay.refund, recommend, r.args.c, allow",
+        "p2, *, acme, pay.refund, *, r.args.d, expire=1",
+    )
+    for bits in [*range(16), *reversed(range(16)), *range(16)]:
+        a, b, c, d = (bool(bits & bit) for bit in (1, 2, 4, 8))
+        decision = ask(policy, a=a, b=b, c=c, d=d)
+        user = Rung.EXECUTE if b else Rung.APPROVE if c else Rung.DENY
+        assert (decision.agent_rung, decision.user_rung) == (Rung.EXECUTE if a else Rung.APPROVE, user)
+        assert decision.rung == min(decision.agent_rung, user)
+        assert bool(decision.duties) == (d and decision.rung > 0)
+        assert (ask(policy, a=a, b=b, c=c).errors != ()) == (decision.rung > 0)
+
+
 def test_a_decision_reads_and_never_writes():
     policy = a_policy("p, *, *, *, *, r.args.deep.list[0] == 1 && r.ctx.a == 'x', allow")
     q = Question(

@@ -245,6 +245,17 @@ def test_keymatch_answers_as_casbins_tests_expect(key: str, pattern: str, matche
     assert engine.allows(key) is matches
 
 
+def test_what_follows_the_star_is_ignored_as_in_casbin():
+    engine = an_engine(
+        a_model("r.sub == p.sub && keyMatch(r.obj, p.obj)", r="sub, obj", p="sub, obj"),
+        "p, alice, /foo*\np, bob, /foo*/bar\np, cathy, /foo*x",
+    )
+    for user in ("alice", "bob", "cathy"):
+        assert engine.allows(user, "/foo")
+        assert engine.allows(user, "/foo/baz")
+        assert not engine.allows(user, "/fo")
+
+
 #: The paths of Casbin's RESTful example, its actions compared for equality.
 KEYMATCH_POLICY = """
 p, alice, /alice_data/*, GET
