@@ -67,7 +67,7 @@ async def ask(
     answer = await on.journal.ask_people(
         call,
         verdict,
-        binding=_binding(shown),
+        binding=binding_of(shown),
         shown={**shown, "arguments": orjson.loads(redacted(call.arguments_json, verdict.duties))},
         votes=votes,
         pending_s=on.config.approvals.pending,
@@ -154,7 +154,7 @@ def _shown(call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPl
     }
 
 
-def _binding(shown: Json) -> str:
+def binding_of(shown: Json) -> str:
     """SHA-256 over what was shown, but for the agent's own words."""
     bound = {name: value for name, value in shown.items() if name != "claim"}
     return hashlib.sha256(orjson.dumps(bound, option=orjson.OPT_SORT_KEYS)).hexdigest()

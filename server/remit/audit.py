@@ -1,9 +1,9 @@
-"""Is the audit database still what was written? Every event, every call, every balance, compared.
+"""Is the audit database still what was written? Every event, call, approval and balance, compared.
 
-The chain finds what was done to events. What people query are other tables, so each call is compared with
-its events, each stored argument and result with the commitment in them, and each balance with its moves.
-Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is found only by
-a copy or a checkpoint kept elsewhere.
+The chain finds what was done to events. What people query are other tables, so each call and each vote is
+compared with its events, each stored argument and result with the commitment in them, and each balance with
+its moves. Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is
+found only by a copy or a checkpoint kept elsewhere.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
+
+import orjson
 
 from remit import chain
+from remit.approvals import binding_of
 from remit.records import Records, as_event
 
 
@@ -47,6 +50,7 @@ _LEAVES: Mapping[str, str | None] = {
     "call.resolved": None,
 }
 _RANK = {kind: rank for rank, kind in enumerate(_LEAVES)}
+_VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.dispatched")
 #: Columns of `calls` that the opening event seals under the same name.
 _SEALED = (
@@ -125,6 +129,28 @@ def verify_calls(records: Records, progress: Callable[[], None] = lambda: None) 
         history = next(events, None)
 
 
+def verify_approvals(records: Records) -> Iterator[Finding]:
+    """Every request whose text, or whose votes, are not what its events say."""
+    for request in records.rows("SELECT * FROM approvals"):
+        where = f"approval {request['id']}"
+        events = [
+            (row["kind"], _facts(row["body"]))
+            for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (request["call_id"],))
+        ]
+        asked = next((facts for kind, facts in events if kind == "call.awaiting_approval"), None)
+        # What was struck out of the stored arguments was not struck out of what the binding covers.
+        if (
+            asked is None
+            or asked.get("binding") != request["binding"]
+            or not (asked.get("redacted") or binding_of(_facts(request["shown"])) == request["binding"])
+        ):
+            yield Finding(where=where, what="what it shows is not what people were asked")
+        heard = {(kind, facts.get("user"), facts.get("comment")) for kind, facts in events if kind in _VOTES}
+        votes = records.rows("SELECT * FROM votes WHERE approval_id = ?", (request["id"],))
+        if {(f"approval.{vote['vote']}", vote["user"], vote["comment"]) for vote in votes} != heard:
+            yield Finding(where=where, what="its votes are not those that its events tell")
+
+
 def verify_balances(records: Records) -> Iterator[Finding]:
     """Every balance that its journal of moves, or the holds of its calls, do not add up to."""
     parts = ("held", "posted", "refunded", "overrun")
@@ -177,10 +203,12 @@ def _heads_in(body: str) -> dict[tuple[str, int], str]:
 
 
 def _facts(body: str) -> dict[str, Any]:
+    """A JSON object; an empty one, which agrees with nothing, when somebody made it something else."""
     try:
-        return json.loads(body)
-    except ValueError:
-        return {}  # the chain reports that the event was changed
+        value = json.loads(body)
+    except (ValueError, TypeError):
+        return {}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _no_call(call_id: str) -> Finding:
@@ -201,7 +229,7 @@ def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]])
     for name, value in sealed.items():
         if call[name] != value:
             yield f"{name} is {call[name]!r}, and its event says {value!r}"
-    if json.loads(call["policy_rows"]) != opening.get("rows"):
+    if call["policy_rows"] != orjson.dumps(opening.get("rows")).decode():
         yield "policy_rows is not what its event says"
     last = max((kind for kind in happened if kind in _RANK), key=lambda kind: _RANK[kind])
     state = _LEAVES[last] or happened[last].get("state")
@@ -222,5 +250,7 @@ def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]])
 
 
 def _committed(call: sqlite3.Row, payload: str) -> bool:
-    salted: bytes = call[f"{payload}_salt"] + call[f"{payload}_body"]
-    return hashlib.sha256(salted).hexdigest() == call[f"{payload}_commit"]
+    salt, body = call[f"{payload}_salt"], call[f"{payload}_body"]
+    if not isinstance(salt, bytes) or not isinstance(body, bytes):
+        return False
+    return hashlib.sha256(salt + body).hexdigest() == call[f"{payload}_commit"]

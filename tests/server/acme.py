@@ -162,6 +162,11 @@ class Ran:
         return json.loads(self.out)
 
 
+class _Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 class Terminal:
     """`remit` on one configuration: `remit("calls", "list")`."""
 
@@ -169,13 +174,19 @@ class Terminal:
         self.config = config
         self.folder = config.parent
 
-    def __call__(self, *words: str) -> Ran:
+    def __call__(self, *words: str, typed: str | None = None) -> Ran:
+        """Run one command; with `typed`, as if at a terminal where somebody types that."""
         out, err = io.StringIO(), io.StringIO()
+        before = sys.stdin
+        if typed is not None:
+            sys.stdin = _Keyboard(typed)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main([*words, *self._config(words)])
             except SystemExit as end:
                 code = end.code
+            finally:
+                sys.stdin = before
         assert isinstance(code, int)
         return Ran(code=code, out=out.getvalue(), err=err.getvalue())
 

@@ -53,6 +53,16 @@ def test_an_approved_call_runs_when_it_is_sent_again(remit: Terminal, story: Sto
     assert remit("budget", "verify").code == 0
 
 
+def test_at_a_terminal_the_request_is_shown_before_it_is_approved(remit: Terminal, story: Story) -> None:
+    refrained = remit("approvals", "approve", story.approval, typed="n\n")
+    assert refrained.code == 130
+    assert "40000 eur_minor" in refrained.out
+    assert "the agent says" in refrained.out
+    assert remit.json("approvals", "show", story.approval)["state"] == "pending"
+    assert remit("approvals", "approve", story.approval, typed="y\n").code == 0
+    assert remit.json("approvals", "show", story.approval)["state"] == "approved"
+
+
 def test_a_refused_call_stays_refused(remit: Terminal, story: Story) -> None:
     decided = remit.json("approvals", "deny", story.approval, "--comment", "no")
     assert decided == {

@@ -33,17 +33,21 @@ def audit() -> None:
 def verify(config_path: Path, as_json: bool, copy: Path | None) -> int:
     """Find whatever was edited, deleted, inserted or reordered. Exits with 1 when anything was.
 
-    Every event is checked against the chain, every call against its events, and every stored argument and
-    result against what was committed to.
+    Every event is checked against the chain, every call and every vote against its events, and every stored
+    argument and result against what was committed to.
     """
-    from remit.audit import verify_calls, verify_events
+    from remit.audit import verify_approvals, verify_calls, verify_events
     from remit.cli.output import report
     from remit.records import open_records
 
     with open_records(copy or _path(config_path)) as found:
         events, calls = found.count("events"), found.count("calls")
         with _progress(events + calls) as advance:
-            findings = [*verify_events(found, advance), *verify_calls(found, advance)]
+            findings = [
+                *verify_events(found, advance),
+                *verify_calls(found, advance),
+                *verify_approvals(found),
+            ]
     if as_json:
         print_json({"events": events, "calls": calls, "findings": findings})
     else:
