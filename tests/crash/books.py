@@ -57,10 +57,10 @@ def flaws(path: Path) -> list[str]:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         db.row_factory = sqlite3.Row
         db.execute("BEGIN")  # one snapshot for all that follows
-        return [*_budgets(db), *_lives(db), *_chain(db), *_undos(db), *_commitments(db)]
+        return [*budget_flaws(db), *_lives(db), *chain_flaws(db), *_undos(db), *_commitments(db)]
 
 
-def _budgets(db: sqlite3.Connection) -> Iterator[str]:
+def budget_flaws(db: sqlite3.Connection) -> Iterator[str]:
     folded: dict[tuple[str, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for move in db.execute("SELECT account, window_start_us, kind, amount FROM budget_moves"):
         folded[move["account"], move["window_start_us"]][move["kind"]] += move["amount"]
@@ -127,7 +127,7 @@ def _lives(db: sqlite3.Connection) -> Iterator[str]:
         yield f"there are events of {call_id}, and no such call"
 
 
-def _chain(db: sqlite3.Connection) -> Iterator[str]:
+def chain_flaws(db: sqlite3.Connection) -> Iterator[str]:
     rows = (
         EventRow(**dict(row))
         for row in db.execute(

@@ -29,8 +29,8 @@ ACCOUNTS = ("agent:acme/agent:bot:usd:total", "tenant:acme/acme:usd:total", "too
 UNITS = {account: account.rsplit(":", 2)[1] for account in ACCOUNTS}
 
 
-def a_ledger(path: Path, stream: str) -> Ledger:
-    ledger = Ledger(path, stream=stream, clock=Clock(), relaxed=True)
+def a_ledger(path: Path, stream: str, clock: Clock) -> Ledger:
+    ledger = Ledger(path, stream=stream, clock=clock, relaxed=True)
     with ledger.transaction(durable=False):
         ledger.execute(
             "INSERT OR IGNORE INTO incarnations (id, host, pid, role, state, started_us, last_seq, head)"
@@ -65,7 +65,10 @@ class Balances(RuleBasedStateMachine):
     def open(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.path = a_database(Path(self.folder.name))
-        self.ledgers = [a_ledger(self.path, "one"), a_ledger(self.path, "two")]
+        self.clock = Clock()
+        self.ledgers = [a_ledger(self.path, name, self.clock) for name in ("one", "two")]
+        self.reader = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        self.reader.row_factory = sqlite3.Row
         self.limits = dict.fromkeys(ACCOUNTS, 20)
         self.model: dict[str, Balance] = {}
         self.calls: dict[str, Held] = {}
@@ -73,6 +76,7 @@ class Balances(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
+            self.reader.close()
             for ledger in self.ledgers:
                 ledger.close()
             self.folder.cleanup()
@@ -181,35 +185,33 @@ class Balances(RuleBasedStateMachine):
         stream = f"again-{self.made}-{who}-{len(self.calls)}"
         self.made += 1
         self.ledgers[who].close()
-        self.ledgers[who] = a_ledger(self.path, f"{stream}-{self.made}")
+        self.ledgers[who] = a_ledger(self.path, f"{stream}-{self.made}", self.clock)
 
     @invariant()
     def the_file_agrees(self) -> None:
         if not hasattr(self, "path"):
             return
-        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
-            db.row_factory = sqlite3.Row
-            stored = {row["id"]: row for row in db.execute("SELECT * FROM accounts")}
-            for account, balance in self.model.items():
-                row = stored.get(account)
-                if row is None:
-                    assert (balance.held, balance.posted) == (0, 0)
-                    continue
-                assert (row["held"], row["posted"]) == (balance.held, balance.posted)
-                assert row["overrun"] == max(0, row["held"] + row["posted"] - row["limit_amount"])
-            wrong = [flaw for flaw in books._budgets(db) if "the call is" not in flaw]
-            assert wrong == []
-            assert list(books._chain(db)) == []
+        stored = {row["id"]: row for row in self.reader.execute("SELECT * FROM accounts")}
+        for account, balance in self.model.items():
+            row = stored.get(account)
+            if row is None:
+                assert (balance.held, balance.posted) == (0, 0)
+                continue
+            assert (row["held"], row["posted"]) == (balance.held, balance.posted)
+            assert row["overrun"] == max(0, row["held"] + row["posted"] - row["limit_amount"])
+        wrong = [flaw for flaw in books.budget_flaws(self.reader) if "the call is" not in flaw]
+        assert wrong == []
+        assert list(books.chain_flaws(self.reader)) == []
 
 
 TestBalances = Balances.TestCase
 TestBalances.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
 def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) -> None:
-    ledger = a_ledger(a_database(tmp_path), "one")
+    ledger = a_ledger(a_database(tmp_path), "one", Clock())
     account = ("a:acme/x:usd:total", 0, "acme", "usd", 10, 0, 0, 0, 0)
     broken: list[tuple[int, ...]] = [
         (11, 0, 0, 0),
@@ -229,7 +231,7 @@ def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) 
 
 
 def test_a_transaction_that_fails_leaves_no_trace_in_memory_either(tmp_path: Path) -> None:
-    ledger = a_ledger(a_database(tmp_path), "one")
+    ledger = a_ledger(a_database(tmp_path), "one", Clock())
     before = ledger.position
     with suppress(ZeroDivisionError), ledger.transaction(durable=True):
         ledger.event("switch.on", tenant=None, call_id=None)
