@@ -26,7 +26,7 @@ from anyio.abc import Process
 from rich.console import Console
 from rich.text import Text
 
-from remit.cli.demo_story import AGENT, USER, Played, Stage, play
+from remit.cli.demo_story import AGENT, STEPS, USER, Played, Stage, play
 from remit.cli.options import json_option, print_json
 from remit.cli.output import console
 from remit.errors import RemitError
@@ -56,6 +56,7 @@ class Server:
 
     url: str
     key: str
+    process: Process
 
 
 @click.command()
@@ -127,7 +128,8 @@ async def _demonstrate(place: Path, once: bool, as_json: bool) -> int:
             _tell_end(played, place, page)
             if not once and not problem:
                 _tell_how_to_register(server, place, page)
-                await anyio.sleep_forever()
+                await server.process.wait()
+                raise DemoError(f"Remit ended by itself: {_log(place)}")
         tasks.cancel_scope.cancel()
     return code
 
@@ -158,7 +160,7 @@ async def _serving(place: Path, environ: Mapping[str, str], page: Console) -> As
         try:
             with page.status("Starting Remit and the two servers behind it ..."):
                 url = await _announced(process, place)
-            yield Server(url=url, key=key)
+            yield Server(url=url, key=key, process=process)
         finally:
             with anyio.CancelScope(shield=True):
                 await _end(process)
@@ -173,9 +175,13 @@ async def _announced(process: Process, place: Path) -> str:
             while b"\n" not in said:
                 said += await process.stdout.receive()
     except (anyio.EndOfStream, TimeoutError):
-        log = (place / "serve.log").read_text("utf-8", "replace").strip()
-        raise DemoError(f"the server did not start: {log or 'it said nothing'}") from None
+        raise DemoError(f"Remit did not start: {_log(place)}") from None
     return json.loads(said)["url"]
+
+
+def _log(place: Path) -> str:
+    """What the server had to say, which is nothing while all is well."""
+    return (place / "serve.log").read_text("utf-8", "replace").strip() or "it does not say why"
 
 
 async def _end(process: Process) -> None:
@@ -193,9 +199,18 @@ async def _story(place: Path, server: Server, environ: Mapping[str, str], page: 
         import httpx2
         import mcp
         from mcp.client.streamable_http import streamable_http_client
+    played: list[Played] = []
     http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {server.key}"}, timeout=30)
-    async with http, mcp.Client(streamable_http_client(server.url, http_client=http), cache=None) as agent:
-        return await play(Stage(agent, place, environ, page), page)
+    try:
+        async with (
+            http,
+            mcp.Client(streamable_http_client(server.url, http_client=http), cache=None) as agent,
+        ):
+            await play(Stage(agent, place, environ, page), page, played)
+    except* httpx2.HTTPError:
+        lost = f"Remit answers no more: {_log(place)}"
+        played.append(Played(step=STEPS[len(played)][0], ok=False, problem=lost))
+    return played
 
 
 def _tell_end(played: Sequence[Played], place: Path, page: Console) -> None:

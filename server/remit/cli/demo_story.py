@@ -35,11 +35,12 @@ _LOOP_MAX = 100
 _MARGIN = 12
 _SPEAKERS = {"agent": "cyan", "remit": "bold", "acme": "dim", SUPERVISOR: "magenta", "auditor": "magenta"}
 _HISTORY = """\
-SELECT calls.kind, calls.tool, json_extract(CAST(payloads.body AS TEXT), '$.amount_minor') AS minor,
-       calls.verdict, votes.user AS agreed, calls.state, calls.code
-FROM calls JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'
-LEFT JOIN votes ON votes.approval_id = calls.approval_id
-WHERE calls.effect <> 'read' ORDER BY calls.id"""
+SELECT c.kind, c.tool, json_extract(CAST(p.body AS TEXT), '$.amount_minor') AS amount_minor,
+       c.verdict, v.user AS agreed, c.state, c.code
+FROM calls AS c
+JOIN payloads AS p ON p.call_id = c.id AND p.kind = 'arguments'
+LEFT JOIN votes AS v ON v.approval_id = c.approval_id
+WHERE c.effect <> 'read' ORDER BY c.id"""
 _TAMPERING = "UPDATE calls SET verdict = 'execute' WHERE id = '{call_id}'"
 
 
@@ -145,7 +146,7 @@ class Stage:
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for name in rows[0]:
-            table.add_column(name, justify="right" if name == "minor" else "left")
+            table.add_column(name, justify="right" if name == "amount_minor" else "left")
         for row in rows:
             table.add_row(*(cell(value) for value in row.values()))
         self._page.print(Padding(table, (0, 0, 0, _MARGIN), expand=False))
@@ -208,21 +209,20 @@ async def kill_switch(on: Stage) -> None:
     refused(on, await on.call("acme.refund", wanted), "stopped", "red")
     expect(on.order("ord-1004")["refunded_minor"] == 0, "Acme refunded it all the same")
     await on.remit(SUPERVISOR, "switch", "off", "agent", AGENT, "--reason", "explained")
-    standing = await on.call("remit.status", {})
+    # It asks the database, so that a server that was idle knows of the release, too.
+    standing = await on.unseen_call("remit.status", {})
     expect(standing.data.get("switches_on") == [], standing.text)
-    on.says("no switch is on", "green")
     executed(on, await on.call("acme.refund", wanted, shown="the same call again"))
 
 
 async def loop(on: Stage) -> None:
     wanted = {"order_id": "ord-1001"}
-    answer = await on.call("acme.get_order", wanted)
-    on.line("agent", "the same call again, and again, and again ...")
-    count = 1
-    while answer.ok and count < _LOOP_MAX:
+    answer = await on.call("acme.get_order", wanted, shown='acme.get_order(order_id="ord-1001"), on and on')
+    done = 0
+    while answer.ok and done < _LOOP_MAX:
+        done += 1
         answer = await on.unseen_call("acme.get_order", wanted)
-        count += 1
-    on.line("remit", f"executed {count - 1} times, then:", "green")
+    on.says(f"executed {done} times, then:", "green")
     refused(on, answer, "budget_exhausted", "red")
 
 
@@ -231,7 +231,7 @@ async def query(on: Stage) -> None:
     on.line("", _HISTORY)
     rows = select(on.folder / "remit.db", _HISTORY)
     on.table(rows)
-    told = [(row["minor"], row["verdict"], row["agreed"], row["state"]) for row in rows]
+    told = [(row["amount_minor"], row["verdict"], row["agreed"], row["state"]) for row in rows]
     for fact in (
         (8000, "execute", None, "succeeded"),
         (40000, "approve", SUPERVISOR, "succeeded"),
@@ -268,9 +268,8 @@ STEPS: tuple[tuple[str, Callable[[Stage], Awaitable[None]]], ...] = (
 )
 
 
-async def play(on: Stage, page: Console) -> list[Played]:
-    """Play every step until one does not do what it says."""
-    played: list[Played] = []
+async def play(on: Stage, page: Console, played: list[Played]) -> None:
+    """Play every step until one does not do what it says; each is added to `played` when it has ended."""
     for number, (title, step) in enumerate(STEPS, 1):
         page.print(Text(f"\n{number}  {title}", style="bold"))
         try:
@@ -278,9 +277,8 @@ async def play(on: Stage, page: Console) -> list[Played]:
                 await step(on)
         except (NotSo, TimeoutError) as error:
             played.append(Played(step=title, ok=False, problem=str(error) or "it took too long"))
-            return played
+            return
         played.append(Played(step=title, ok=True))
-    return played
 
 
 def expect(so: bool, otherwise: str) -> None:
