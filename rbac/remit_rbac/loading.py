@@ -16,7 +16,7 @@ from remit_rbac.forms import COLUMNS, RowReader
 from remit_rbac.index import Rule
 from remit_rbac.lines import Line, read_lines, read_values
 from remit_rbac.lint import Surroundings, lint
-from remit_rbac.model import Model, read_model
+from remit_rbac.model import Constant, Equal, Lookup, Member, Model, Prefix, read_model
 from remit_rbac.policy import Policy
 from remit_rbac.problems import PolicyError, Problem
 from remit_rbac.roles import Link, RoleGraph
@@ -26,6 +26,13 @@ GUARDRAILS = Path(__file__).with_name("guardrails.csv")
 
 _REQUEST = ("sub", "dom", "tool", "act", "args", "ctx")
 _MATCHED = ("sub", "dom", "tool", "act")
+#: What each column may be compared with; anything else would apply a row to those it is not about.
+_LOOKUPS: dict[str, frozenset[Lookup]] = {
+    "sub": frozenset({Constant("*"), Equal("sub"), Prefix("sub"), Member("g", "sub", "dom")}),
+    "dom": frozenset({Constant("*"), Equal("dom"), Prefix("dom")}),
+    "tool": frozenset({Constant("*"), Equal("tool"), Prefix("tool"), Member("g2", "tool", None)}),
+    "act": frozenset({Constant("*"), Equal("act"), Prefix("act")}),
+}
 _EFFECT = "some(where(p.eft==allow))&&!some(where(p.eft==deny))"
 _GRAPHS = {"g": 3, "g2": 2, "g3": 3}
 
@@ -258,9 +265,13 @@ def _strangeness(model: Model) -> Iterable[Problem]:
                 yield matcher.problem(
                     f"nothing compares {ptype}.{column}, so a row would hold for any {column}"
                 )
-        for column in matched:
-            if column not in _MATCHED:
-                yield matcher.problem(f"{ptype}.{column} is nothing to match a request with")
+        for conjunct in table.conjuncts:
+            expected = _LOOKUPS.get(conjunct.column, frozenset())
+            if not expected.issuperset(conjunct.lookups):
+                yield matcher.problem(
+                    f"{ptype}.{conjunct.column} is compared with something else than it is about",
+                    "compare sub, dom, tool and act with the same field of r (==, keyMatch, g, g2) or with *",
+                )
         if table.condition != "cond":
             yield matcher.problem("the matcher ignores the conditions", f"add && eval({ptype}.cond)")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from remit_rbac.conditions import key_match
@@ -53,8 +54,8 @@ class Policy:
     ) -> None:
         self.model = model
         #: By row type, in policy order.
-        self.rules = rules
-        self.graphs = graphs
+        self.rules = MappingProxyType({ptype: tuple(found) for ptype, found in rules.items()})
+        self.graphs = MappingProxyType(dict(graphs))
         #: SHA-256 of the model and the set of rows; equal for policies that decide alike.
         self.version = version
         self.warnings = tuple(warnings)

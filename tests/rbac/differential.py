@@ -50,7 +50,7 @@ MATCHERS = {
         " && (r.sub == p.sub || keyMatch(r.sub, p.sub)) && eval(p.cond)"
     ),
     "one column twice": (
-        'keyMatch(r.tool, p.tool) && (r.tool == p.tool || p.tool == "*" || p.tool == "pay.*")'
+        'keyMatch(r.tool, p.tool) && (r.tool == p.tool || p.tool == "*" || g2(r.tool, p.tool))'
         ' && r.dom == p.dom && (p.act == "*" || r.act == p.act)'
         " && (keyMatch(r.sub, p.sub) || g(r.sub, p.sub, r.dom)) && eval(p.cond)"
     ),

@@ -67,7 +67,11 @@ def test_lines_may_be_continued_and_commented_as_casbin_does(tmp_path: Path):
         ("eval(p.cond)", "eval(r.args) && eval(p.cond)", "takes a column"),
         ("eval(p.cond)", 'r.ctx.env == "prod" && eval(p.cond)', "not understood"),
         ("eval(p.cond)", "r.sub == r.dom && eval(p.cond)", "not understood"),
-        ("eval(p.cond)", 'p.eft == "allow" && eval(p.cond)', "nothing to match"),
+        ("eval(p.cond)", 'p.eft == "allow" && eval(p.cond)', "something else than it is about"),
+        ('p.dom == "*"', 'p.dom == "acme"', "something else than it is about"),
+        ("keyMatch(r.sub, p.sub)", "keyMatch(r.tool, p.sub)", "something else than it is about"),
+        ("g(r.sub, p.sub, r.dom)", "g3(r.sub, p.sub, r.dom)", "something else than it is about"),
+        ("g(r.sub, p.sub, r.dom)", "g(r.sub, p.sub, r.act)", "something else than it is about"),
         ('p.dom == "*" ||', 'p.sub == "user:root" ||', "one column"),
         (
             "keyMatch(r.tool, p.tool)",
