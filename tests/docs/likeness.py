@@ -26,7 +26,7 @@ _VOLATILE = (
     ("wait", r"\b\d+ (?:s|m|min)\b", r"\d+ (?:s|m|min)"),
     ("count", r"\b\d+ (?:events|calls|balances)\b", r"\d+ (?:events|calls|balances)"),
     ("process", r"\b(?:process|cli)-\d+\b", r"(?:process|cli)-\d+"),
-    ("some", r"(?<!\S)\.\.\.(?!\S)", r".*?"),
+    ("some", r"(?:^| )\.\.\.(?!\S)", r".*?"),
 )
 _FORMS = re.compile("|".join(f"(?P<{name}>{form})" for name, form, _ in _VOLATILE))
 _BACK = {name: back or form for name, form, back in _VOLATILE}

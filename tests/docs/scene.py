@@ -1,14 +1,19 @@
 """Where a page is run: a copy of Acme's folder, a shell in it, and an agent that Remit serves there.
 
-The commands are the product's own, in processes of their own, with an empty home. The agent is a client over
-stdio that speaks the stateless revision by hand: what a page shows is what goes over the wire. Whoever enters
-`a_scene` gets a fresh folder, and nothing runs after it is left.
+A plain `remit` command is run in this process, through its own entry point, since a page has many and each
+would load everything again; any other command goes to bash. The agent is a client over stdio that speaks the
+stateless revision by hand: what a page shows is what goes over the wire. Whoever enters `a_scene` gets a fresh
+folder and an empty home, and nothing runs after it is left.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.docs.pages import ROOT
+
+from remit.cli import main
 
 ACME = ROOT / "configs" / "acme"
 #: How long one command may take; each of them ends by itself, and this machine may be busy.
@@ -98,14 +106,34 @@ class Scene:
 
     def run(self, command: str) -> tuple[int, str]:
         """How the command ended, and what it said."""
+        plain = command.startswith("remit ") and not re.search(r"[|&;<>$`\n]", command)
+        code, said = self._here(shlex.split(command)[1:]) if plain else self._in_bash(command)
+        for real, shown in self._names.items():
+            said = said.replace(real, shown)
+        return code, said
+
+    def _here(self, words: list[str]) -> tuple[int, str]:
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name in [name for name in os.environ if name.startswith(("REMIT_", "XDG_"))]:
+                patch.delenv(name)
+            for name, value in self._environment.items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                try:
+                    main(words)
+                except SystemExit as end:
+                    code = end.code
+        assert isinstance(code, int)
+        return code, said.getvalue()
+
+    def _in_bash(self, command: str) -> tuple[int, str]:
         ran = subprocess.run(
             ["bash", "-c", command], cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_COMMAND_S, check=False,
         )  # fmt: skip
-        said = ran.stdout
-        for real, shown in self._names.items():
-            said = said.replace(real, shown)
-        return ran.returncode, said
+        return ran.returncode, ran.stdout
 
     def call(self, params: dict[str, Any]) -> dict[str, Any]:
         if self._agent is None:
