@@ -15,6 +15,7 @@ from remit.model import Call, Charge
 
 #: Every call costs one of these; refusals and calls still waiting for people cost none.
 CALLS = "calls"
+_HOUR_US = 3_600_000_000
 
 _SUBJECT: Mapping[str, Callable[[Call], str]] = {
     "tenant": lambda call: call.principal.tenant,
@@ -66,13 +67,15 @@ def window(kind: str, zone: str, at_us: int) -> tuple[int, int | None]:
     here = datetime.fromtimestamp(at_us / 1_000_000, UTC).astimezone(ZoneInfo(zone))
     match kind:
         case "hour":
-            start = here.replace(minute=0, second=0, microsecond=0)
-            end = (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
+            offset = (here.utcoffset() or timedelta()) // timedelta(microseconds=1)
+            first = (at_us + offset) // _HOUR_US * _HOUR_US - offset
+            return first, first + _HOUR_US
         case "day":
-            start = here.replace(hour=0, minute=0, second=0, microsecond=0)
+            # fold=0: where the clocks go back at midnight, the day begins at the first of the two.
+            start = here.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
             end = start + timedelta(days=1)
         case "month":
-            start = here.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            start = here.replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0)
             end = (start + timedelta(days=32)).replace(day=1)
         case _:
             raise AssertionError(f"no window {kind!r}")
