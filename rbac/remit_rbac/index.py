@@ -42,12 +42,14 @@ class Rule:
     number: int
 
 
+#: Names remembered for each column with the values that match them. Past it all are dropped.
+MEMO_MAX = 20_000
 #: Ends a branch of the tree. No value of a policy is empty.
 _RULES = ""
 
 
 class Index:
-    """All rules of one table. Immutable after construction."""
+    """All rules of one table. Immutable after construction, but for memos that any thread may write."""
 
     def __init__(self, table: Table, rules: Iterable[Rule], graphs: Mapping[str, RoleGraph]) -> None:
         self._levels = [_Level(conjunct, graphs) for conjunct in table.conjuncts]
@@ -78,10 +80,20 @@ class Index:
         return rules
 
 
-def _shared(values: set[str], node: dict[str, Any]) -> list[str]:
+def _shared(values: frozenset[str], node: dict[str, Any]) -> list[str]:
     if len(values) <= len(node):
         return [value for value in values if value in node]
     return [value for value in node if value in values]
+
+
+def _fields(lookup: Lookup) -> tuple[str, ...]:
+    match lookup:
+        case Constant():
+            return ()
+        case Equal(field) | Prefix(field):
+            return (field,)
+        case Member(_, field, domain):
+            return (field, domain) if domain else (field,)
 
 
 class _Level:
@@ -94,6 +106,9 @@ class _Level:
         #: What stands before the star, to the values that have it.
         self._prefixes: dict[str, set[str]] = {}
         self._lengths: set[int] = set()
+        #: The fields of a request that the answer depends on, and the answers to the latest requests.
+        self._fields = tuple(dict.fromkeys(field for lookup in conjunct.lookups for field in _fields(lookup)))
+        self._memo: dict[tuple[str, ...], frozenset[str]] = {}
 
     def add(self, value: str) -> None:
         start, star, _ = value.partition("*")
@@ -101,11 +116,15 @@ class _Level:
             self._prefixes.setdefault(start, set()).add(value)
             self._lengths.add(len(start))
 
-    def matching(self, request: Mapping[str, str]) -> set[str]:
+    def matching(self, request: Mapping[str, str]) -> frozenset[str]:
         """The values that match, among them values that the column may not hold."""
-        found: set[str] = set()
-        for lookup in self._lookups:
-            found.update(self._matching(lookup, request))
+        key = tuple([request[field] for field in self._fields])
+        found = self._memo.get(key)
+        if found is None:
+            found = frozenset(value for lookup in self._lookups for value in self._matching(lookup, request))
+            if len(self._memo) >= MEMO_MAX:
+                self._memo.clear()
+            self._memo[key] = found
         return found
 
     def _matching(self, lookup: Lookup, request: Mapping[str, str]) -> Iterable[str]:

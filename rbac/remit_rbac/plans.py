@@ -123,8 +123,8 @@ class Case:
     #: One plan for each rung of the ladder, highest first.
     agent: tuple[Plan, ...] = ()
     user: tuple[Plan, ...] = ()
-    #: By rung, from deny upwards.
-    duties: tuple[Duties, ...] = ()
+    #: What is asked and answered most, filled in when it first is.
+    duties: dict[Rung, Duties] = field(default_factory=dict[Rung, Duties])
     decisions: dict[tuple[Any, ...], Decision] = field(default_factory=dict[tuple[Any, ...], Decision])
 
 

@@ -79,7 +79,8 @@ class Policy:
         agent = climb(case.agent, record, errors)
         record["sub"] = q.user
         user = climb(case.user, record, errors)
-        duties = case.duties[min(agent.rung, user.rung)]
+        rung = min(agent.rung, user.rung)
+        duties = case.duties.get(rung) or self._duties(case, rung, q)
         due = duties.due(record, errors) if duties.rules else 0
         outcome = (*agent.verdicts, *user.verdicts, due)
         decision = case.decisions.get(outcome) if not errors else None
@@ -95,7 +96,8 @@ class Policy:
         if case.refusal is not None:
             return ()
         record = {"sub": "", "dom": q.tenant, "tool": q.tool, "act": "", "args": q.args, "ctx": q.ctx}
-        return case.duties[rung].named(case.duties[rung].due(record, []))
+        duties = self._duties(case, rung, q)
+        return duties.named(duties.due(record, []))
 
     def allowed(
         self, subject: str, tenant: str, tool: str, act: str, args: Mapping[str, Any], ctx: Mapping[str, Any]
@@ -225,22 +227,22 @@ class Policy:
                 refusal=None,
                 agent=tuple(self._plan(agent, tenant, tool, action) for _, action in LADDER),
                 user=tuple(self._plan(user, tenant, tool, action) for _, action in LADDER),
-                duties=(
-                    # A call that is denied owes nothing.
-                    Duties("", ()),
-                    *(self._duties(action, (agent, user), tenant, tool) for _, action in reversed(LADDER)),
-                ),
             )
         _remember(self._cases, key, case)
         return case
 
-    def _duties(self, action: str, subjects: tuple[str, ...], tenant: str, tool: str) -> Duties:
+    def _duties(self, case: Case, rung: Rung, q: Question) -> Duties:
+        # A call that is denied owes nothing.
+        actions = [action for granted, action in LADDER if granted is rung]
         found = [
-            (subject, rule)
-            for subject in subjects
-            for rule in self._find("p2", subject, tenant, tool, action)
+            (subject, rule, _duty(rule))
+            for action in actions
+            for subject in (q.agent, q.user)
+            for rule in self._find("p2", subject, q.tenant, q.tool, action)
         ]
-        return Duties(action, tuple((subject, rule, _duty(rule)) for subject, rule in found))
+        duties = Duties("".join(actions), tuple(found))
+        case.duties[rung] = duties
+        return duties
 
     def _refusal(self, code: Code) -> Decision:
         return Decision(
