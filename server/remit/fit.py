@@ -136,11 +136,8 @@ class _Fitting:
 
     def _problem(self, field: str, message: str, *, warning: bool = False) -> Misfit:
         entry = entry_for(self.loaded.config, self.tool.name, field) or self.tool.name
-        message = (
-            f"{self.tool.name}: {message}"
-            if self.tool.name not in (entry, message[: len(entry)])
-            else message
-        )
+        if entry.endswith("*"):  # it is about several tools
+            message = f"{self.tool.name}: {message}"
         return Misfit(problem=self.loaded.problem(("tools", entry, field), message), warning=warning)
 
     def _output_of(self, lookup: Lookup | None) -> Schema | None:

@@ -55,7 +55,7 @@ def check(config_path: Path, as_json: bool, offline: bool) -> int:
         if tools:
             shown(tools, as_json=False)
         for warning in warnings:
-            click.echo(f"warning: {warning}")
+            click.echo(warning)
         report(problems, "No problem found.")
     return 1 if problems else 0
 
@@ -106,7 +106,8 @@ def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | N
 
 
 def _configured(problem: config_problems.Problem, *, warning: bool = False) -> Finding:
-    return Finding(text=str(problem), file=problem.file, line=problem.line, warning=warning)
+    text = f"warning: {problem}" if warning else str(problem)
+    return Finding(text=text, file=problem.file, line=problem.line, warning=warning)
 
 
 def _ruled(problem: remit_rbac.Problem) -> Finding:

@@ -76,7 +76,9 @@ class Server:
     help="The configuration to play on.",
 )
 def demo(as_json: bool, once: bool, folder: Path | None, example: Path) -> int:
-    """Watch an agent being governed: refunds, an approval, an undo, a budget, the kill switch, the audit.
+    """Watch an agent being governed, on an example that runs here.
+
+    It plays refunds, an approval, an undo, a budget, the kill switch and the audit.
 
     Everything is real and runs here: Remit over HTTP, two MCP servers behind it, an agent with a key. Then
     Remit goes on serving, for agents of your own, until Ctrl-C.

@@ -128,9 +128,9 @@ def shown(tools: Sequence[ExportedTool], *, as_json: bool) -> None:
 
     def viewers(tool: ExportedTool) -> str:
         names = [f"{it.tenant}/{it.agent}" if several else it.agent for it in tool.visible_to]
-        return ", ".join(names[:_VIEWERS_MAX]) + (
-            f" and {len(names) - _VIEWERS_MAX} more" if len(names) > _VIEWERS_MAX else ""
-        )
+        if len(names) > _VIEWERS_MAX:
+            names[_VIEWERS_MAX:] = [f"and {len(names) - _VIEWERS_MAX} more"]
+        return ", ".join(names)
 
     def undo(tool: ExportedTool) -> str:
         return f"{tool.undo}, {span(tool.undo_within_s)}" if tool.undo and tool.undo_within_s else ""
