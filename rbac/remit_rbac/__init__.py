@@ -2,6 +2,9 @@
 
 policy = load_files(None, [Path("policy.csv")])
 decision = policy.decide(Question(tenant="acme", agent="agent:refunder", user="user:alice", ...))
+
+Rows from databases and Casbin adapters come from `remit_rbac.sources`, and pycasbin as the engine from
+`remit_rbac.stock`; both are left out here because of what they import.
 """
 
 from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, compile_expression
@@ -11,7 +14,6 @@ from remit_rbac.index import Row
 from remit_rbac.loading import GUARDRAILS, load_files, load_layers, load_rows, load_text
 from remit_rbac.policy import Policy
 from remit_rbac.problems import CODES, PolicyError, Problem
-from remit_rbac.sources import adapter_rows, table_rows
 
 __all__ = [
     "CODES",
@@ -31,12 +33,10 @@ __all__ = [
     "RowError",
     "Rung",
     "Subjects",
-    "adapter_rows",
     "compile_expression",
     "load_files",
     "load_layers",
     "load_rows",
     "load_text",
     "near_misses",
-    "table_rows",
 ]

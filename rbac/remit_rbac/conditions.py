@@ -72,7 +72,7 @@ def compile_node(text: str, node: Node, *, within: str = "", kind: Kind = "any")
     With `within`, the only root, `evaluate` takes what that root stands for instead of all roots. With
     `kind` `boolean`, it gives True or False or raises EvaluationError.
     """
-    demands = Demands(within)
+    demands = _Demands(within)
     found, run = _compile(node, demands)
     if kind == "boolean":
         _expect("boolean", found, node, demands)
@@ -139,7 +139,7 @@ def _constant(value: Any) -> Run:
 # From here on: the tree to closures. Each function returns what the node gives and how to get it.
 
 
-class Demands:
+class _Demands:
     """What is learnt on the way through one tree: the kinds that are asked of each path."""
 
     def __init__(self, within: str) -> None:
@@ -147,7 +147,7 @@ class Demands:
         self.found: dict[Keys, set[Kind]] = {}
 
 
-def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
+def _compile(node: Node, demands: _Demands) -> tuple[Kind, Run]:
     match node:
         case syntax.Literal(value):
             return kind_of(value), _constant(value)
@@ -178,19 +178,19 @@ def _compile(node: Node, demands: Demands) -> tuple[Kind, Run]:
             return _call(node, demands)
 
 
-def _compile_as(wanted: Kind, node: Node, demands: Demands) -> Run:
+def _compile_as(wanted: Kind, node: Node, demands: _Demands) -> Run:
     kind, run = _compile(node, demands)
     _expect(wanted, kind, node, demands)
     return run
 
 
-def _expect(wanted: Kind, found: Kind, node: Node, demands: Demands) -> None:
+def _expect(wanted: Kind, found: Kind, node: Node, demands: _Demands) -> None:
     if "any" not in (wanted, found) and found != wanted:
         raise ExpressionError(f"expected a {wanted}, found a {found}", node.column)
     _demand(node, wanted, demands)
 
 
-def _demand(node: Node, kind: Kind, demands: Demands) -> None:
+def _demand(node: Node, kind: Kind, demands: _Demands) -> None:
     if isinstance(node, syntax.Path) and kind not in ("any", "null"):
         demands.found.setdefault(node.keys, set()).add(kind)
 
@@ -228,7 +228,7 @@ def _shown(keys: Keys) -> str:
     return ".".join(str(key) for key in keys)
 
 
-def _logic(node: syntax.Logic, demands: Demands) -> Run:
+def _logic(node: syntax.Logic, demands: _Demands) -> Run:
     runs = [_compile_as("boolean", operand, demands) for operand in node.operands]
     decisive = node.operator == "or"
 
@@ -244,7 +244,7 @@ def _logic(node: syntax.Logic, demands: Demands) -> Run:
     return run
 
 
-def _comparison(node: syntax.Comparison, demands: Demands) -> Run:
+def _comparison(node: syntax.Comparison, demands: _Demands) -> Run:
     kind_left, left = _compile(node.first, demands)
     node_left = node.first
     links: list[tuple[Callable[[Any, Any], bool], Run]] = []
@@ -277,7 +277,9 @@ def _against(compare: Callable[[Any, Any], bool], left: Run, value: Any) -> Run:
     return lambda scope: compare(left(scope), value)
 
 
-def _check_comparable(name: str, left: tuple[Node, Kind], right: tuple[Node, Kind], demands: Demands) -> None:
+def _check_comparable(
+    name: str, left: tuple[Node, Kind], right: tuple[Node, Kind], demands: _Demands
+) -> None:
     (node_left, kind_left), (node_right, kind_right) = left, right
     if name in ("in", "not in"):
         if kind_right == "text":
@@ -304,7 +306,7 @@ def _check_comparable(name: str, left: tuple[Node, Kind], right: tuple[Node, Kin
     _demand(node_right, kind_left, demands)
 
 
-def _arithmetic(node: syntax.Arithmetic, demands: Demands) -> tuple[Kind, Run]:
+def _arithmetic(node: syntax.Arithmetic, demands: _Demands) -> tuple[Kind, Run]:
     compute = _COMPUTE[node.operator]
     (kind_left, left), (kind_right, right) = _compile(node.left, demands), _compile(node.right, demands)
     kind: Kind = "number"
@@ -316,7 +318,7 @@ def _arithmetic(node: syntax.Arithmetic, demands: Demands) -> tuple[Kind, Run]:
     return kind, lambda scope: compute(left(scope), right(scope))
 
 
-def _call(node: syntax.Call, demands: Demands) -> tuple[Kind, Run]:
+def _call(node: syntax.Call, demands: _Demands) -> tuple[Kind, Run]:
     function = FUNCTIONS[node.name]
     if not function.arity_min <= len(node.arguments) <= function.arity_max:
         raise ExpressionError(f"{node.name} takes {function.arity}", node.column)

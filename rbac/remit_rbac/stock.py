@@ -4,6 +4,14 @@
 index against, and for those who want Casbin's own code to decide. It reads every row, answers one
 question at a time, and denies a question when any row it reads raises. Delegation, duties and what is
 visible are not Casbin's, so they come from the policy itself. This is the only user of `casbin`.
+
+The two give the same answers on the same files, but where
+- a condition cannot be answered (a missing attribute, a value of another type, NaN, no boolean): pycasbin
+  raises or guesses; `Policy` takes an allow as not matching and a deny as matching;
+- an argument is named like a method of `dict`: pycasbin reads the method, `Policy` the argument;
+- a text in quotes holds `!`, `&&`, `||`, `r.` or `p.`: pycasbin rewrites it, `Policy` takes it as written
+  (and warns);
+- a subject is no `agent:` or `user:`, or a name holds `*` or cannot be seen: `Policy` denies.
 """
 
 from __future__ import annotations

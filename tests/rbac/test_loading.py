@@ -13,13 +13,13 @@ from remit_rbac import (
     CODES,
     PolicyError,
     Rung,
-    adapter_rows,
     load_files,
     load_layers,
     load_rows,
     load_text,
 )
 from remit_rbac.model import SHIPPED
+from remit_rbac.sources import adapter_rows
 
 ALLOW = "p, *, acme, pay.refund, execute, 1 == 1, allow"
 

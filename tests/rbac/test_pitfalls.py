@@ -17,8 +17,9 @@ from casbin.persist.adapters.string_adapter import StringAdapter
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine
 from tests.rbac.build import a_policy, ask, refused
 
-from remit_rbac import Policy, PolicyError, Rung, load_rows, load_text, table_rows
+from remit_rbac import Policy, PolicyError, Rung, load_rows, load_text
 from remit_rbac.model import SHIPPED
+from remit_rbac.sources import table_rows
 
 ALLOW = "p, *, acme, pay.refund, execute, 1 == 1, allow"
 
