@@ -340,7 +340,7 @@ def expected_by_rows(world: World, request: tuple[Any, ...], ours: Answer) -> tu
     """
     in_doubt = {error.row.text for error in ours.errors}
     about = [row for row in world.stock.rows("p") if world.stock.matches("p", _always(row), request)]
-    always = [row for row in about if row == _always(row)]
+    always = [row for row in about if "r." not in row[4] and world.stock.matches("p", row, request)]
     hopeless = not any(row[5] == "allow" for row in about) or any(row[5] == "deny" for row in always)
     allows: set[str] = set()
     denies: set[str] = set()
