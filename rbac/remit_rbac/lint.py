@@ -66,8 +66,8 @@ class _Places:
     def rule(self, ptype: str, rule: Rule) -> Line:
         return self.lines[ptype, *rule.values]
 
-    def link(self, graph: str, member: str, group: str, domain: str = "") -> Line | None:
-        return self.lines.get((graph, member, group, domain) if domain else (graph, member, group))
+    def link(self, graph: str, member: str, group: str, domain: str) -> Line:
+        return self.lines[graph, member, group, domain]
 
 
 def _broken(policy: Policy, constraint: Constraint, at: _Places) -> Iterator[Problem]:
@@ -98,21 +98,19 @@ def _broken(policy: Policy, constraint: Constraint, at: _Places) -> Iterator[Pro
             offenders = sorted(name for name, roles in held.items() if len(roles) > constraint.count)
             message = f"has more of these roles than {stated} allows"
         for name in offenders:
-            line = _grant(policy, name, constraint.roles, tenant, at)
-            if line is not None:
-                yield line.problem(
-                    "constraint", f"in {tenant}, {name}: {message}", "take a role away", value=1
-                )
+            yield _grant(policy, name, constraint.roles, tenant, at).problem(
+                "constraint", f"in {tenant}, {name}: {message}", "take a role away", value=1
+            )
 
 
-def _grant(policy: Policy, name: str, roles: Collection[str], tenant: str, at: _Places) -> Line | None:
-    """The last row that gives the name one of the roles, directly or through another role."""
+def _grant(policy: Policy, name: str, roles: Collection[str], tenant: str, at: _Places) -> Line:
+    """The last row that gives the name one of the roles, which it has, directly or through another."""
     graph = policy.graphs["g"]
-    found: Line | None = None
-    for group in graph.direct(name, tenant):
-        if not graph.closure(group, tenant).isdisjoint(roles):
-            found = at.link("g", name, group, tenant) or found
-    return found
+    return [
+        at.link("g", name, group, tenant)
+        for group in graph.direct(name, tenant)
+        if not graph.closure(group, tenant).isdisjoint(roles)
+    ][-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +215,7 @@ def _overlaps(policy: Policy, at: _Places) -> Iterator[Problem]:
 
 
 def _idle_roles(policy: Policy, at: _Places) -> Iterator[Problem]:
+    """Roles and tool groups that are named and empty, or filled and never named."""
     members, graph = policy.graphs["g"], policy.graphs.get("g2")
     named: set[tuple[str, str]] = set()
     for ptype, rules in policy.rules.items():
@@ -235,12 +234,13 @@ def _idle_roles(policy: Policy, at: _Places) -> Iterator[Problem]:
                     "group-empty", f"no tool is in {tool}", "add a g2 row", level="warning"
                 )
     named.update((subject, tenant) for tenant in members.domains for subject in _acted_for(policy, tenant))
+    named.update((role, "*") for constraint in policy.model.constraints for role in constraint.roles)
     for tenant in members.domains:
         for role in sorted(name for name in members.names(tenant) if name.startswith("role:")):
             used = any({(held, tenant), (held, "*")} & named for held in members.closure(role, tenant))
-            line = next((at.link("g", name, role, tenant) for name in members.givers(role, tenant)), None)
-            if not used and line is not None:
-                yield line.problem(
+            givers = members.givers(role, tenant)
+            if givers and not used:
+                yield at.link("g", givers[0], role, tenant).problem(
                     "role-unused", f"no rule names {role} in {tenant}", "delete the row", level="warning"
                 )
 
@@ -262,9 +262,8 @@ def _idle_agents(policy: Policy, at: _Places) -> Iterator[Problem]:
             continue
         for agent in policy.subjects(tenant).agents:
             groups = policy.graphs["g"].direct(agent, tenant)
-            line = at.link("g", agent, groups[0], tenant) if groups else None
-            if line is not None and not delegations.direct(agent, tenant):
-                yield line.problem(
+            if groups and not delegations.direct(agent, tenant):
+                yield at.link("g", agent, groups[0], tenant).problem(
                     "agent-without-user",
                     f"{agent} acts for nobody in {tenant}, so it can do nothing there",
                     f"add g3, {agent}, user:<id>, {tenant}",

@@ -298,7 +298,7 @@ def _constraint(entry: Entry) -> Constraint:
             values = [item.value for item in items if isinstance(item, syntax.Literal)]
             roles = tuple(value for value in values if isinstance(value, str))
             if roles and len(roles) == len(items):
-                return Constraint(kind="sodMax", roles=roles, count=count, at=entry)
+                return Constraint(kind="sodMax", roles=tuple(dict.fromkeys(roles)), count=count, at=entry)
         case _:
             pass
     raise _NotUnderstoodError(
