@@ -12,14 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from remit_rbac.conditions import FUNCTIONS, Expression, ExpressionError, compile_node, paths_of
-from remit_rbac.lines import Line
+from remit_rbac.lines import STORED_LENGTH_MAX, Line
 from remit_rbac.problems import Problem
 from remit_rbac.syntax import parse
 
 ACTIONS = ("execute", "recommend", "advise", "approve", "undo", "list")
-#: What Casbin's database adapters keep of a column.
-VALUE_LENGTH_MAX = 255
-
 #: The columns of each row type. The model must define them so.
 COLUMNS = {
     "p": ("sub", "dom", "tool", "act", "cond", "eft"),
@@ -201,8 +198,8 @@ def _misfit(line: Line, number: int, column: str) -> Problem | None:
         )
     if form.pattern.fullmatch(text) is None:
         return line.problem(form.code, form.message, form.fix, value=number)
-    if len(text) > VALUE_LENGTH_MAX:
-        message = f"longer than {VALUE_LENGTH_MAX} characters"
+    if len(text) > STORED_LENGTH_MAX:
+        message = f"longer than {STORED_LENGTH_MAX} characters"
         return line.problem("long-value", message, "use a shorter name", value=number)
     if not unicodedata.is_normalized("NFC", text):
         message = "this name is not in Unicode normal form C"

@@ -14,6 +14,9 @@ from typing import Literal
 from remit_rbac.index import Row
 from remit_rbac.problems import Problem
 
+#: The width of a column in the tables of Casbin's database adapters. Some databases cut what is longer.
+STORED_LENGTH_MAX = 255
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -73,6 +76,9 @@ def read_values(rows: Iterable[Sequence[str]], source: str) -> tuple[list[Line],
         if any(value != value.strip() or "\n" in value for value in values):
             message = "a value has spaces around it, or a line end in it"
             problems.append(_problem(row, 1, "untrimmed-value", message, "store it without them"))
+        elif any(len(value) >= STORED_LENGTH_MAX for value in values):
+            message = f"a value is {STORED_LENGTH_MAX} characters long or longer, so it may have been cut"
+            problems.append(_problem(row, 1, "long-value", message, "split the rule, or keep it in a file"))
         else:
             _add(row, lines, problems)
     return lines, problems

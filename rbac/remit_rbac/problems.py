@@ -31,7 +31,7 @@ CODES = {
     "bad-role": "Not role:<name>.",
     "bad-group": "Not grp:<name>.",
     "bad-delegation": "Not an agent, or not somebody an agent can act for.",
-    "long-value": "Longer than the 255 characters that Casbin's database adapters keep.",
+    "long-value": "As long as the 255 characters that Casbin's database adapters keep, or longer.",
     "not-nfc": "The name is not in Unicode normal form C, so it may look equal and never match.",
     "untrimmed-value": "The stored value has spaces around it, which change its meaning when it is reloaded.",
     "bad-condition": "The condition is not an expression of the language, or can never be answered.",

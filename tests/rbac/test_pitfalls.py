@@ -358,6 +358,10 @@ def test_p14_a_table_is_read_in_order_and_loses_nothing():
         (["p", "*", "acme", "pay.refund", "execute", "1 == 1", "deny "], "untrimmed-value"),
         (["p", "*", "acme", "pay.refund", "execute", "1 == 1", ""], "column-count"),
         (["p", "*", "acme", None, "execute", "1 == 1", "deny"], "empty-column"),
+        (
+            ["p", "*", "acme", "pay.x", "execute", "r.args.a == 1" + " || r.args.b == 1" * 16, "deny"],
+            "long-value",
+        ),
         (["p", "*", "acme", "pay.refund", "execute", "r.args.a == 'x, y'", "deny"], "column-count"),
     ],
 )
