@@ -287,6 +287,7 @@ class Journal:
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
         `frees_key`: nothing was done, so the client may use its idempotency key again.
+        Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
         """
 
         def change() -> None:
@@ -357,6 +358,8 @@ class Journal:
                 await self._writer.write(self._owed[0], must=True)
             except StoreUnavailable:
                 return
+            except WrongState:
+                pass  # a person has resolved it meanwhile
             self._owed.popleft()
 
     async def _write_or_owe(self, change: Callable[[], None], *, durable: bool = True) -> None:
@@ -889,14 +892,16 @@ async def open_journal(
     Takes over the calls of processes that died: reads end as failed, anything else is in doubt.
     Raises RemitError when the file cannot be used.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    await anyio.to_thread.run_sync(upgrade, path)
     stream = uuid7(clock())
-    liveness = _hold_liveness(_liveness_path(path, stream))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await anyio.to_thread.run_sync(upgrade, path)
+        liveness = _hold_liveness(_liveness_path(path, stream))
         ledger = Ledger(path, stream=stream, clock=clock, relaxed=relaxed)
+    except OSError as error:
+        raise RemitError(f"the audit database {path} cannot be used: {error.strerror}") from None
     except sqlite3.Error as error:
-        raise RemitError(f"the audit database {path} cannot be opened: {error}") from None
+        raise RemitError(f"the audit database {path} cannot be used: {error}") from None
     writer = Writer(ledger, queue_max=queue_max)
     journal = Journal(ledger, writer, liveness, path)
 

@@ -32,7 +32,7 @@ from remit.checks.arguments import misfit
 from remit.checks.containment import stopped
 from remit.checks.permission import permission
 from remit.config import Config, Effect
-from remit.errors import StoreBusy, StoreUnavailable
+from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.ids import Clock, uuid7
 from remit.journal import Admitted, Approved, Journal, Repeated, UndoEnd
 from remit.model import (
@@ -203,8 +203,9 @@ async def _run(
     with telemetry.stage("settle", call):
         try:
             return await _settle(call, call_id, decision, reply, before, on)
-        except StoreUnavailable:
-            # The effect happened and its record is owed: the journal writes it as soon as it can.
+        except (StoreUnavailable, WrongState):
+            # The effect happened. Its record is owed, and the journal writes it as soon as it can; or the
+            # call was given up for dead while this process slept, and stands as others concluded.
             return InDoubt(call_id=call_id, code="unrecorded", message=_UNRECORDED)
         except BaseException:
             # Cut short while the undo was proved, or a bug: what is not recorded by now is in doubt.
@@ -277,7 +278,7 @@ async def _settle(
 
 
 async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: Services) -> None:
-    with suppress(StoreUnavailable):  # it is owed then
+    with suppress(StoreUnavailable, WrongState):  # it is owed then, or was concluded by others
         await on.journal.settle(
             call,
             call_id=call_id,

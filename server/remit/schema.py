@@ -55,6 +55,7 @@ def _migrate(path: Path) -> None:
     from alembic import command
     from alembic.config import Config
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
 
     settings = Config()
     settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
@@ -63,5 +64,7 @@ def _migrate(path: Path) -> None:
         with engine.connect() as connection:
             settings.attributes["connection"] = connection
             command.upgrade(settings, "head")
+    except SQLAlchemyError as error:
+        raise RemitError(f"the audit database {path} cannot be brought up to date: {error}") from None
     finally:
         engine.dispose()

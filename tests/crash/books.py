@@ -37,7 +37,8 @@ _NEXT: dict[str, frozenset[str]] = {
     "call.dispatched": frozenset({"call.succeeded", "call.failed", "call.in_doubt"}),
     "call.succeeded": frozenset(),
     "call.failed": frozenset(),
-    "call.in_doubt": frozenset({"call.succeeded", "call.failed"}),
+    "call.in_doubt": frozenset({"call.succeeded", "call.failed", "call.resolved"}),
+    "call.resolved": frozenset(),
 }
 _LAST = {
     "denied": {"call.denied"},
@@ -46,8 +47,8 @@ _LAST = {
     "expired": {"approval.expired"},
     "withdrawn": {"approval.withdrawn"},
     "dispatched": {"call.dispatched"},
-    "succeeded": {"call.succeeded"},
-    "failed": {"call.failed"},
+    "succeeded": {"call.succeeded", "call.resolved"},
+    "failed": {"call.failed", "call.resolved"},
     "in_doubt": {"call.in_doubt"},
 }
 
@@ -158,7 +159,7 @@ _UNDO_CALL = {
 def _undos(db: sqlite3.Connection) -> Iterator[str]:
     for row in db.execute(
         "SELECT undos.call_id, undos.state, calls.state AS call_state, back.state AS back_state,"
-        " back.of_call FROM undos JOIN calls ON calls.id = undos.call_id"
+        " back.of_call, calls.resolution FROM undos JOIN calls ON calls.id = undos.call_id"
         " LEFT JOIN calls AS back ON back.id = undos.undo_call"
     ):
         expected = _UNDO_CALL.get(row["state"])
@@ -166,7 +167,8 @@ def _undos(db: sqlite3.Connection) -> Iterator[str]:
             yield f"the undo of {row['call_id']} is {row['state']}, its own call {row['back_state']}"
         if row["back_state"] is not None and row["of_call"] != row["call_id"]:
             yield f"the undo of {row['call_id']} is another call's"
-        if row["state"] == "registered" and row["call_state"] not in ("dispatched", "in_doubt"):
+        settled = row["call_state"] not in ("dispatched", "in_doubt") and row["resolution"] is None
+        if row["state"] == "registered" and settled:
             yield f"call {row['call_id']} is {row['call_state']}, its undo is only registered"
         if row["call_state"] not in ("dispatched", "in_doubt", "succeeded", "failed"):
             yield f"call {row['call_id']} is {row['call_state']} and has an undo"

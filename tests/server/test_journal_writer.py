@@ -1,0 +1,229 @@
+"""The writer thread: one commit for all that wait, and one faulty change hurts no other."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import anyio
+import pytest
+from tests.server.builders import until
+
+from remit.errors import StoreBusy, StoreUnavailable
+from remit.writer import Writer
+
+
+class Transactions:
+    """Stands for the ledger: counts transactions, and fails when told to."""
+
+    def __init__(self) -> None:
+        self.committed: list[list[str]] = []
+        self.durable: list[bool] = []
+        self.began = 0
+        self.idled = threading.Event()
+        self.closed = False
+        self.failing: Exception | None = None
+        self.idling: Exception | None = None
+        #: Cleared: the next commit waits.
+        self.may_commit = threading.Event()
+        self.may_commit.set()
+        self._written: list[str] = []
+
+    @contextmanager
+    def transaction(self, *, durable: bool) -> Generator[None]:
+        self.began += 1
+        self._written = []
+        if self.failing:
+            raise self.failing
+        yield
+        self.may_commit.wait(10)
+        self.committed.append(self._written)
+        self.durable.append(durable)
+
+    def idle(self) -> None:
+        self.idled.set()
+        if self.idling:
+            raise self.idling
+
+    def close(self) -> None:
+        self.closed = True
+        if self.failing:
+            raise self.failing
+
+    def change(self, name: str, fails: Exception | None = None) -> Callable[[], str]:
+        def run() -> str:
+            if fails:
+                raise fails
+            self._written.append(name)
+            return name
+
+        return run
+
+
+@asynccontextmanager
+async def a_writer(
+    store: Transactions, *, queue_max: int = 100, idle_s: float = 30
+) -> AsyncGenerator[Writer]:
+    writer = Writer(store, queue_max=queue_max, idle_s=idle_s)
+    try:
+        yield writer
+    finally:
+        store.may_commit.set()
+        with anyio.CancelScope(shield=True), anyio.fail_after(10):
+            await writer.stop()
+
+
+async def at_once(store: Transactions, writer: Writer, *changes: Callable[[], Any], **more: Any) -> list[Any]:
+    """The changes wait together while an earlier commit is under way."""
+    store.may_commit.clear()
+    before = store.began
+    first = asyncio.ensure_future(writer.write(store.change("first")))
+    await until(lambda: store.began > before)
+    rest = [asyncio.ensure_future(writer.write(change, **more)) for change in changes]
+    await asyncio.sleep(0)
+    store.may_commit.set()
+    with anyio.fail_after(10):
+        return (await asyncio.gather(first, *rest, return_exceptions=True))[1:]
+
+
+async def test_what_waits_is_committed_at_once_and_in_order() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        names = [f"c{n}" for n in range(50)]
+        assert await at_once(store, writer, *(store.change(name) for name in names)) == names
+    assert store.committed == [["first"], names]
+
+
+async def test_a_faulty_change_fails_alone() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        changes = [store.change(str(n), ValueError("mine") if n == 3 else None) for n in range(6)]
+        results = await at_once(store, writer, *changes)
+    assert [str(result) for result in results] == ["0", "1", "2", "mine", "4", "5"]
+    assert isinstance(results[3], ValueError)
+    assert store.committed == [["first"], ["0"], ["1"], ["2"], ["4"], ["5"]]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [sqlite3.IntegrityError("CHECK"), sqlite3.ProgrammingError("bindings"), KeyError("x"), OverflowError()],
+)
+async def test_a_fault_of_a_change_reaches_who_made_it_as_it_is(fault: Exception) -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        with pytest.raises(type(fault)):
+            await writer.write(store.change("x", fault))
+        assert await writer.write(store.change("y")) == "y"
+
+
+async def test_a_statement_that_is_wrong_is_the_fault_of_its_change() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        try:
+            sqlite3.connect(":memory:").execute("SELECT nothing FROM nowhere")
+        except sqlite3.OperationalError as error:
+            wrong = error
+        results = await at_once(store, writer, store.change("a"), store.change("b", wrong))
+    assert results[0] == "a"
+    assert results[1] is wrong
+
+
+@pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk full"), sqlite3.DatabaseError("malformed")])
+async def test_when_the_store_fails_all_that_wait_hear_it_at_once(fault: Exception) -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        store.may_commit.clear()
+        first = asyncio.ensure_future(writer.write(store.change("first")))
+        await until(lambda: store.began)
+        rest = [asyncio.ensure_future(writer.write(store.change(str(n)))) for n in range(40)]
+        await asyncio.sleep(0)
+        store.failing = fault
+        store.may_commit.set()
+        assert await first == "first"
+        for result in await asyncio.gather(*rest, return_exceptions=True):
+            assert isinstance(result, StoreUnavailable)
+        assert store.began == 2
+        store.failing = None
+        assert await writer.write(store.change("again")) == "again"
+
+
+async def test_a_full_queue_is_said_at_once_and_what_must_be_written_still_is() -> None:
+    store = Transactions()
+    async with a_writer(store, queue_max=2) as writer:
+        store.may_commit.clear()
+        first = asyncio.ensure_future(writer.write(store.change("first")))
+        await until(lambda: store.began)
+        waiting = [asyncio.ensure_future(writer.write(store.change(str(n)))) for n in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreBusy):
+            await writer.write(store.change("late"))
+        owed = asyncio.ensure_future(writer.write(store.change("owed"), must=True))
+        await asyncio.sleep(0)
+        store.may_commit.set()
+        assert await asyncio.gather(first, *waiting, owed) == ["first", "0", "1", "owed"]
+
+
+async def test_one_durable_change_makes_its_transaction_durable() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        await writer.write(store.change("a"), durable=False)
+        await at_once(store, writer, store.change("b"), store.change("c"), durable=False)
+        await writer.write(store.change("d"))
+    assert store.durable == [False, True, False, True]
+
+
+async def test_a_caller_that_is_cancelled_learns_what_was_written_first() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        answers: list[str] = []
+
+        async def write() -> None:
+            answers.append(await writer.write(store.change("mine")))
+
+        store.may_commit.clear()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            await until(lambda: store.began)
+            tasks.cancel_scope.cancel()
+            store.may_commit.set()
+        assert answers == ["mine"]
+
+
+async def test_an_idle_writer_looks_and_survives_what_it_sees() -> None:
+    store = Transactions()
+    store.idling = sqlite3.OperationalError("disk I/O error")
+    async with a_writer(store, idle_s=0.01) as writer:
+        assert await asyncio.to_thread(store.idled.wait, 10)
+        store.idled.clear()
+        assert await asyncio.to_thread(store.idled.wait, 10)
+        assert await writer.write(store.change("a")) == "a"
+
+
+async def test_stopping_writes_what_waits_and_takes_no_more() -> None:
+    store = Transactions()
+    writer = Writer(store, queue_max=10)
+    store.may_commit.clear()
+    waiting = [asyncio.ensure_future(writer.write(store.change(str(n)))) for n in range(5)]
+    await asyncio.sleep(0)
+    stopping = asyncio.ensure_future(writer.stop())
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await writer.write(store.change("late"), must=True)
+    store.may_commit.set()
+    with anyio.fail_after(10):
+        await stopping
+    assert await asyncio.gather(*waiting) == ["0", "1", "2", "3", "4"]
+    assert store.closed
+
+
+async def test_a_store_that_fails_to_close_is_let_go() -> None:
+    store = Transactions()
+    writer = Writer(store, queue_max=10)
+    store.failing = sqlite3.OperationalError("disk I/O error")
+    with anyio.fail_after(10):
+        await writer.stop()
+    assert store.closed
