@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Gate, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.builders import Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
 
 from remit.model import Done, InDoubt, Refused, Remedy
 from remit_adapters.base import AdapterError
@@ -171,14 +171,14 @@ async def test_a_call_settles_in_the_window_that_admitted_it(tmp_path: Path) -> 
 async def test_a_budget_changed_within_its_window_counts_at_once(
     tmp_path: Path, limits: tuple[int, int], overrun: int
 ) -> None:
-    before, after = limits
-    async with a_remit(tmp_path, budgets=[a_budget(before, unit="calls")]) as remit:
+    (before, after), clock = limits, Clock()
+    async with a_remit(tmp_path, clock=clock, budgets=[a_budget(before, unit="calls")]) as remit:
         for _ in range(5):
             await remit.call("shop.look", {"thing": "pen"})
-    async with a_remit(tmp_path, budgets=[a_budget(after, unit="calls")]) as remit:
+    async with a_remit(tmp_path, clock=clock, budgets=[a_budget(after, unit="calls")]) as remit:
         outcome = await remit.call("shop.look", {"thing": "pen"})
         assert isinstance(outcome, Refused if overrun else Done)
-    async with a_remit(tmp_path, budgets=[a_budget(20, unit="calls")]) as remit:
+    async with a_remit(tmp_path, clock=clock, budgets=[a_budget(20, unit="calls")]) as remit:
         await remit.done("shop.look", {"thing": "pen"})
         assert balance(remit, "calls")["overrun"] == 0
 
