@@ -56,7 +56,11 @@ NOT_RUN = (
     "remit demo",
 )
 #: How a reader comes to where the page begins; the tests are there already.
-ON_THE_WAY = (". .venv/bin/activate", "cp -r configs/acme ~/acme && cd ~/acme")
+ON_THE_WAY = (
+    ". .venv/bin/activate",
+    "cp -r configs/acme ~/acme && cd ~/acme",
+    "sqlite3 -readonly remit.db",
+)
 
 
 class Page:
@@ -133,9 +137,17 @@ class Page:
                 raise AssertionError("say what this is: sends, gets, or nothing")
 
     def sql(self, block: Block) -> None:
-        with closing(sqlite3.connect(f"{self.scene.database.as_uri()}?mode=ro", uri=True)) as db:
-            rows = db.execute(block.text).fetchall()
-        assert rows or block.words == ("nothing",), "the query finds nothing"
+        match block.words:
+            case ("writes", name):
+                with closing(sqlite3.connect(self.scene.folder / name)) as db:
+                    db.executescript(block.text)
+            case () | ("nothing",):
+                where = f"{self.scene.database.as_uri()}?mode=ro"
+                with _inside(self.scene.folder), closing(sqlite3.connect(where, uri=True)) as db:
+                    rows = db.execute(block.text).fetchall()
+                assert rows or block.words, "the query finds nothing"
+            case _:
+                raise AssertionError("say what this is: writes and a file, nothing found, or nothing")
 
     def sh(self, block: Block) -> None:
         for line in block.text.splitlines():
@@ -225,7 +237,7 @@ def _completed(text: str) -> str:
 
 
 @contextmanager
-def _inside(folder: str) -> Iterator[None]:
+def _inside(folder: str | Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -20,6 +19,7 @@ from remit import tables
 from remit.config import Config
 from remit.fit import context_names
 from remit_rbac.conditions import FUNCTIONS
+from remit_rbac.decisions import Code
 from remit_rbac.forms import ACTIONS
 
 _ROW = re.compile(r"^\| `([^`]+)` \| ([^|]*) \|", re.MULTILINE)
@@ -50,7 +50,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
             path += "[]"
         elif inner and _is_mapping(field):
             path += ".<name>" if prefix == "" else ".<unit>"
-        if not inner or not field.is_required() and _default(field) in ("none",):
+        if not inner or _default(field) == "none":
             yield path, _default(field)
         for each in inner:
             yield from settings(each, f"{path}.")
@@ -119,19 +119,58 @@ def test_every_context_attribute_is_listed() -> None:
 def refusal_codes() -> set[str]:
     """The codes that the product gives to verdicts, read from its source."""
     found: set[str] = set()
-    for path in (ROOT / "server/remit").rglob("*.py"):
+    for path in [*(ROOT / "server/remit").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]:
         if "cli" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
                 case ast.Call(func=ast.Name(id="_no"), args=[ast.Constant(value=str(code)), *_]):
                     found.add(code)
-                case ast.keyword(arg="code", value=value):
+                case ast.keyword(arg="code", value=value) | ast.Assign(
+                    targets=[ast.Name(id="code")], value=value
+                ):
                     found |= {
                         each.value
                         for each in ast.walk(value)
-                        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                        if isinstance(each, ast.Constant) and isinstance(each.value, str) and each.value
                     }
                 case _:
                     pass
     return found
+
+
+def test_every_code_that_an_agent_can_meet_is_listed() -> None:
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", read("docs/agents.md")))
+    assert refusal_codes() - named == set()
+
+
+def test_the_policy_codes_are_listed() -> None:
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", read("docs/agents.md")))
+    assert set(get_args(Code)) - named == set()
+
+
+def test_every_table_and_its_columns_are_listed() -> None:
+    listed = section("docs/audit.md", "Tables")
+    missing = [
+        f"{table.name}.{column.name}"
+        for table in tables.metadata.sorted_tables
+        for column in table.columns
+        if f"`{column.name}`" not in _about(listed, table.name)
+    ]
+    assert missing == []
+
+
+def _about(text: str, table: str) -> str:
+    found = re.search(rf"^### {table}\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def test_every_state_of_a_call_is_listed() -> None:
+    assert first_column(section("docs/audit.md", "States")) == list(tables.STATES)
+
+
+def test_every_kind_of_event_is_listed() -> None:
+    source = (ROOT / "server/remit/journal.py").read_text("utf-8")
+    kinds = set(re.findall(r'"((?:call|approval|stream|key|switch)\.[a-z_]+)"', source))
+    kinds |= {"call.succeeded", "call.failed", "approval.approve", "approval.reject", "switch.on", "switch.off"}
+    assert set(first_column(section("docs/audit.md", "Events"))) == kinds
