@@ -24,6 +24,8 @@ REFUSED = -31001
 SOURCE_FAILED = -31002
 _SERVER_INFO = "io.modelcontextprotocol/serverInfo"
 _POLL_S = 15
+#: How much of a name that means nothing is repeated to whoever sent it.
+_SAID_BACK_MAX = 256
 
 
 def to_wire(call: Call, outcome: Outcome) -> dict[str, Any]:
@@ -52,11 +54,11 @@ def unknown(operation: Operation, name: str) -> MCPError:
     """The one answer to what does not exist and to what the caller may not see."""
     match operation:
         case Operation.TOOL:
-            return MCPError(INVALID_PARAMS, f"Unknown tool: {name}")
+            return MCPError(INVALID_PARAMS, f"Unknown tool: {name[:_SAID_BACK_MAX]}")
         case Operation.PROMPT:
-            return MCPError(INVALID_PARAMS, f"Unknown prompt: {name}")
+            return MCPError(INVALID_PARAMS, f"Unknown prompt: {name[:_SAID_BACK_MAX]}")
         case Operation.RESOURCE:
-            return MCPError(INVALID_PARAMS, "Resource not found", {"uri": name})
+            return MCPError(INVALID_PARAMS, "Resource not found", {"uri": name[:_SAID_BACK_MAX]})
         case Operation.COMPLETE:
             return MCPError(INVALID_PARAMS, "Nothing by that name can be completed")
 

@@ -27,7 +27,7 @@ from mcp.shared.inbound import NAME_BEARING_METHODS, decode_header_value
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from remit.front.strict import DEFAULT, INVALID_REQUEST, Limits, Malformed, decode, envelope
+from remit.front.strict import DEFAULT, INVALID_REQUEST, Limits, Malformed, decode, envelope, id_of
 from remit.identity import IdentityUnavailable, Principal, Unauthenticated, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -211,11 +211,12 @@ class Guard:
             return await body(scope, receive, send)
 
         # 4. meaning
+        message: Any = None
         try:
             message = decode(body, self._settings.limits)
             kind = envelope(message)
         except Malformed as error:
-            return await _error(400, error.code, error.message)(scope, receive, send)
+            return await _error(400, error.code, error.message, id_of(message))(scope, receive, send)
         if kind != "response" and not _agree(headers, message):
             return await _error(
                 400,

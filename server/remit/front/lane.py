@@ -136,17 +136,16 @@ class StdioLane:
     def take(self, message: Json, tasks: TaskGroup, write: Callable[[bytes], None]) -> bool:
         """Whether the message goes the short way; then `write` gets its answer, in time."""
         if message.get("method") == "notifications/cancelled":
-            params = cast("Mapping[str, Any]", message.get("params") or {})
-            call = self._under_way.get(params.get("requestId"))
+            cancelled = cast("Mapping[str, Any]", message.get("params") or {}).get("requestId")
+            call = self._under_way.get(cancelled) if isinstance(cancelled, (str, int)) else None
             if call is not None:
                 call.cancel()
             return call is not None
         if self._modern is None:
             # The SDK decides the era of a connection by its first request: it must see that one.
             if "id" in message and "method" in message:
-                params = cast("Mapping[str, Any]", message.get("params") or {})
-                meta = cast("Mapping[str, Any]", params.get("_meta") or {})
-                self._modern = f"{_PREFIX}protocolVersion" in meta
+                meta: Any = cast("Mapping[str, Any]", message.get("params") or {}).get("_meta")
+                self._modern = isinstance(meta, dict) and f"{_PREFIX}protocolVersion" in meta
             return False
         plain = self._lane.take(message, self._principal, None) if self._modern else None
         if plain is None or plain.id in self._under_way:

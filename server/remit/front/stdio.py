@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
-from remit.front.strict import DEFAULT, Malformed, decode, envelope
+from remit.front.strict import DEFAULT, Malformed, decode, envelope, id_of
 from remit_adapters.base import Json
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
@@ -70,18 +70,17 @@ def _decoded(line: bytes) -> dict[str, Any] | bytes | None:
         value = decode(line)
         envelope(value)
     except Malformed as error:
-        return _refusal(value, error.code, error.message)
+        return _refusal(id_of(value), error.code, error.message)
     return value
 
 
 def _typed(value: dict[str, Any]) -> t.JSONRPCMessage:
+    if "error" in value:
+        value = {"id": None, **value}  # who could not read our id may leave it out; the SDK's type may not
     return t.jsonrpc_message_adapter.validate_python(value, by_name=False)
 
 
-def _refusal(value: Any, code: int, message: str) -> bytes:
-    request_id = value.get("id") if isinstance(value, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - JSON
-    if not isinstance(request_id, (str, int)) or isinstance(request_id, bool):
-        request_id = None
+def _refusal(request_id: str | int | None, code: int, message: str) -> bytes:
     return (
         orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}})
         + b"\n"

@@ -170,6 +170,12 @@ def envelope(message: Any) -> Kind:
     return "request"
 
 
+def id_of(message: Any) -> str | int | None:
+    """The id with which to answer a decoded message that is refused; None where none could be read."""
+    found: Any = cast("dict[str, Any]", message).get("id") if type(message) is dict else None
+    return found if type(found) in (str, int) else None
+
+
 def _response(members: dict[str, Any]) -> Kind:
     """Check an answer to a request of ours, as clients of the 2025 revisions send them."""
     answers = type(members.get("id")) in (str, int)
