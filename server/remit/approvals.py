@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from remit.calls import redacted
+from remit.context import at_vote, lasting
 from remit.errors import RemitError
 from remit.journal import Approved, Repeated, Waiting
 from remit.model import Call, Charge, Pending, Refused, Remedy, UndoPlan, Verdict
@@ -44,15 +45,20 @@ class Request:
 
 
 async def ask(
-    call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None, on: Services
+    call: Call,
+    verdict: Verdict,
+    charges: Sequence[Charge],
+    plan: UndoPlan | None,
+    context: Json,
+    on: Services,
 ) -> Approved | Repeated | Pending | Refused:
     """Approved when people have agreed to exactly this call; otherwise what the agent is told.
 
     Repeated when the call was made before and people need not be asked.
     """
-    shown = _shown(call, verdict, charges, plan)
+    shown = _shown(call, verdict, charges, plan, context)
     votes = _votes_needed(verdict)
-    eligible = _eligible(call.principal.tenant, call.tool.name, call.arguments, shown["context"], call, on)
+    eligible = _eligible(call, context, on)
     if len(eligible) < votes:
         nobody = replace(
             verdict,
@@ -109,7 +115,7 @@ async def answer(
         request.tenant,
         request.tool,
         request.arguments,
-        request.context,
+        at_vote(request.context, on.clock(), on.config),
         exclude=(request.agent, request.user),
     ):
         raise NotAllowed(f"policy does not let {user} decide this: an approver of {request.tool} must")
@@ -118,11 +124,9 @@ async def answer(
     )
 
 
-def _eligible(
-    tenant: str, tool: str, arguments: Any, context: Any, call: Call, on: Services
-) -> tuple[str, ...]:
+def _eligible(call: Call, context: Json, on: Services) -> tuple[str, ...]:
     asking = (call.principal.agent, call.principal.user)
-    able = on.policy.approvers(tenant, tool, arguments, context, exclude=asking)
+    able = on.policy.approvers(call.principal.tenant, call.tool.name, call.arguments, context, exclude=asking)
     return tuple(user for user in able if user not in asking)
 
 
@@ -135,7 +139,9 @@ def _votes_needed(verdict: Verdict) -> int:
     return needed
 
 
-def _shown(call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None) -> dict[str, Any]:
+def _shown(
+    call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None, context: Json
+) -> dict[str, Any]:
     """Everything an approver decides on, from typed fields only; the agent's own words come last."""
     return {
         "agent": call.principal.agent,
@@ -149,7 +155,7 @@ def _shown(call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPl
         "cost": {charge.unit: charge.amount for charge in charges},
         "why_asked": verdict.reason,
         "policy_version": verdict.policy_version,
-        "context": {"effect": call.tool.effect.value, "tenant": call.principal.tenant},
+        "context": lasting(context),
         "claim": dict(call.claim),
     }
 

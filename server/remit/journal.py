@@ -97,6 +97,7 @@ class Undoable:
     state: str
     plan: Json
     result: Json | None
+    before: Any
     expires_us: int
     resource: str | None
     residue: str | None
@@ -609,10 +610,11 @@ class Journal:
             row = self._ledger.one(
                 "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource,"
                 " undos.residue,"
-                " payloads.body AS arguments, answers.body AS answer"
+                " payloads.body AS arguments, answers.body AS answer, images.body AS image"
                 " FROM calls JOIN undos ON undos.call_id = calls.id"
                 " JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'"
                 " LEFT JOIN payloads AS answers ON answers.call_id = calls.id AND answers.kind = 'result'"
+                " LEFT JOIN payloads AS images ON images.call_id = calls.id AND images.kind = 'before'"
                 " WHERE calls.id = ?",
                 (call_id,),
             )
@@ -629,6 +631,7 @@ class Journal:
                 state=row["undo_state"],
                 plan=orjson.loads(row["plan"]),
                 result=orjson.loads(row["answer"]) if row["answer"] is not None else None,
+                before=orjson.loads(row["image"]) if row["image"] is not None else None,
                 expires_us=row["expires_us"],
                 resource=row["resource"],
                 residue=row["residue"],

@@ -90,8 +90,9 @@ class Undoing:
 
     tool: Tool
     arguments: Arguments
-    #: What the source answered to it.
+    #: What the source answered to it, and what was read before it.
     result: Any
+    before: Any = None
     #: What stays behind although it works.
     residue: str | None = None
     #: By a person's order, although something changed since.

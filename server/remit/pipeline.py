@@ -15,10 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import anyio
 import anyio.lowlevel
@@ -32,6 +30,7 @@ from remit.checks.arguments import misfit
 from remit.checks.containment import stopped
 from remit.checks.permission import permission
 from remit.config import Config, Effect
+from remit.context import context_of
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.ids import Clock, uuid7
 from remit.journal import Admitted, Approved, Journal, Repeated, UndoEnd
@@ -76,6 +75,8 @@ class Decision:
     plan: UndoPlan | None = None
     #: Why there is no way back although the tool declares one.
     no_way_back: str | None = None
+    #: What policy saw as `r.ctx`.
+    context: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
@@ -105,13 +106,14 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     approved: Approved | None = None
     if verdict.rung is Rung.APPROVE:
-        answer = await approvals.ask(call, verdict, decision.charges, decision.plan, on)
+        answer = await approvals.ask(call, verdict, decision.charges, decision.plan, decision.context, on)
         if isinstance(answer, Repeated):
             return await _repeat(call, answer, on)
         if not isinstance(answer, Approved):
             return answer
         approved = answer
-    before, refusal = await _capture(call, on, verdict)
+    call_id = approved.call_id if approved else call.id
+    before, refusal = await _capture(call, call_id, on, verdict)
     if refusal:
         await on.journal.refuse(call, refusal)
         return Refused(call_id=call.id, verdict=refusal)
@@ -135,7 +137,6 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
     telemetry.held(decision.charges)
 
     # 3. execute, 4. settle
-    call_id = approved.call_id if approved else call.id
     return await _run(call, call_id, admitted, decision, before, on, caller)
 
 
@@ -148,7 +149,8 @@ def decide(call: Call, on: Services) -> Decision:
     except EvaluationError:
         return Decision(verdict=_NO_PRICE)
     plan, no_way_back = _plan(call, on)
-    verdict = permission(call, on.policy, context_of(call, on.config, estimates, undo_ready=plan is not None))
+    context = context_of(call, on.config, estimates, undo_ready=plan is not None)
+    verdict = permission(call, on.policy, context)
     if no_way_back and verdict.rung is not Rung.DENY:
         verdict = replace(
             verdict, rung=Rung.DENY, code="no_way_back", reason=no_way_back, remedy=Remedy.CHANGE
@@ -158,6 +160,7 @@ def decide(call: Call, on: Services) -> Decision:
         charges=charges(on.config.budgets, call, estimates, call.received_us),
         plan=plan,
         no_way_back=no_way_back,
+        context=context,
     )
 
 
@@ -301,7 +304,7 @@ async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
     """Answer a call that was let out before from its record; never send it again."""
     if earlier.reply is not None:
         return Done(call_id=earlier.call_id, reply=earlier.reply, cost={}, undo=None, repeated=True)
-    verdict = _IN_DOUBT if earlier.state == "in_doubt" else _UNDER_WAY
+    verdict = {"in_doubt": _IN_DOUBT, "dispatched": _UNDER_WAY}.get(earlier.state, _ENDED)
     await on.journal.refuse(call, verdict)
     return Refused(call_id=call.id, verdict=verdict)
 
@@ -349,11 +352,13 @@ def _resource(call: Call, roots: Mapping[str, Any]) -> str | None:
         return None  # it needs the result: asked again when that is known
 
 
-async def _capture(call: Call, on: Services, verdict: Verdict) -> tuple[bytes | None, Verdict | None]:
+async def _capture(
+    call: Call, call_id: str, on: Services, verdict: Verdict
+) -> tuple[bytes | None, Verdict | None]:
     """The before-image that the undo will need, or the refusal when it cannot be read."""
     if call.tool.before is None or call.kind != "call":
         return None, None
-    reply = await _read(call, call.tool.before, {"args": call.arguments}, "before", on)
+    reply = await _read(call, call_id, call.tool.before, {"args": call.arguments}, "before", on)
     if reply is None:
         return None, replace(
             verdict,
@@ -372,8 +377,13 @@ async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> Undo
     rule = call.undoing.tool.undo
     if rule is None or rule.verify is None or rule.expect is None:
         return "done"
-    mine = {**roots, "args": call.undoing.arguments, "original": call.undoing.result}
-    reply = await _read(call, rule.verify, mine, "verify", on)
+    mine = {
+        **roots,
+        "args": call.undoing.arguments,
+        "before": call.undoing.before,
+        "original": call.undoing.result,
+    }
+    reply = await _read(call, call.id, rule.verify, mine, "verify", on)
     if reply is None:
         return "indeterminate"
     try:
@@ -383,9 +393,9 @@ async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> Undo
 
 
 async def _read(
-    call: Call, lookup: Lookup, roots: Mapping[str, Any], kind: Any, on: Services
+    call: Call, call_id: str, lookup: Lookup, roots: Mapping[str, Any], kind: Any, on: Services
 ) -> Reply | None:
-    """A governed read that serves `call`; None when it gave no answer."""
+    """A governed read that serves the call recorded as `call_id`; None when it gave no answer."""
     tool = on.catalog.tools.get(lookup.tool)
     if tool is None or tool.effect is not Effect.READ:
         return None
@@ -398,7 +408,7 @@ async def _read(
         call,
         id=uuid7(now),
         kind=kind,
-        of_call=call.id,
+        of_call=call_id,
         undoing=None,
         tool=tool,
         arguments=arguments,
@@ -450,24 +460,6 @@ def _amount(value: Any) -> int:
 def estimates_of(call: Call) -> Mapping[str, int]:
     """What to hold for the call, by unit. Raises EvaluationError when its arguments do not tell."""
     return {price.unit: _amount(price.estimate(args=call.arguments)) for price in call.tool.prices}
-
-
-def context_of(
-    call: Call, config: Config, estimates: Mapping[str, int], *, undo_ready: bool
-) -> Mapping[str, Any]:
-    """What rules see as `r.ctx`: what the server knows; only `claim` is the agent's word."""
-    here = datetime.fromtimestamp(call.received_us / 1_000_000, UTC).astimezone(ZoneInfo(config.zone))
-    return {
-        **config.context,
-        "tenant": call.principal.tenant,
-        "run": call.run,
-        "hour": here.hour,
-        "weekday": here.isoweekday(),
-        "effect": call.tool.effect.value,
-        "undo_ready": undo_ready,
-        "price": estimates,
-        "claim": call.claim,
-    }
 
 
 def _says_failed(call: Call, roots: Mapping[str, Any]) -> bool:
@@ -557,6 +549,13 @@ _IN_DOUBT = Verdict(
     reason="An equal call was sent before and nobody knows whether it took effect, so it is not sent again. "
     "Read the current state to find out, or have an operator resolve it.",
     remedy=Remedy.ASK,
+)
+_ENDED = Verdict(
+    rung=Rung.DENY,
+    code="already_ended",
+    reason="An equal call has been made before, and its answer is not kept. Do not send it again: read the "
+    "current state.",
+    remedy=Remedy.STOP,
 )
 _UNDER_WAY = Verdict(
     rung=Rung.DENY,

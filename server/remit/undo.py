@@ -58,6 +58,11 @@ def _undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *,
         at_us=on.clock(),
         of_call=entry.call_id,
         undoing=Undoing(
-            tool=original, arguments=entry.arguments, result=result, residue=entry.residue, forced=force
+            tool=original,
+            arguments=entry.arguments,
+            result=result,
+            before=entry.before,
+            residue=entry.residue,
+            forced=force,
         ),
     )

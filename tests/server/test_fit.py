@@ -13,8 +13,8 @@ from tests.server.acme import CONFIG, a_call, a_place, serving
 from remit.catalog import build, rules_for
 from remit.cli.exported import ask
 from remit.config_file import load
+from remit.context import context_of
 from remit.fit import context_names, misfits
-from remit.pipeline import context_of
 from remit_adapters.base import Offer
 
 Definitions = tuple[dict[str, Any], ...]

@@ -190,7 +190,8 @@ def _call(
 
 
 def _context(call: Call, config: Config) -> Mapping[str, Any]:
-    from remit.pipeline import context_of, estimates_of
+    from remit.context import context_of
+    from remit.pipeline import estimates_of
     from remit_rbac import EvaluationError
 
     try:
