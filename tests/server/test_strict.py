@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +193,9 @@ def test_the_decoder_and_a_plain_reference_agree_on_mangled_messages(random_: ra
     ],
     ids=["5 MiB", "deep", "open", "deep objects", "80k keys", "500k numbers", "colons", "slashes", "quotes"],
 )
+@pytest.mark.timeout(20)  # work that grows faster than the input does not end in time
 def test_hostile_input_is_refused_for_little_work(data: bytes):
-    start = time.process_time()
     refusal(data)
-    # CPU time, and far above what it takes: this catches work that grows faster than the input.
-    assert time.process_time() - start < 0.5
 
 
 REQUEST = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {}}
