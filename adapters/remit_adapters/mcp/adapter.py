@@ -155,7 +155,8 @@ class McpAdapter:
                     if losses > 1:
                         self._set_health("down", lost.message)
                         # Jitter, lest many sources of one host come back at the same moment.
-                        await anyio.sleep(min(0.1 * 2**losses, _BACKOFF_S_MAX) * random.uniform(0.5, 1.0))  # noqa: S311
+                        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
+                        await anyio.sleep(min(0.1 * 2**losses, _BACKOFF_S_MAX) * jitter)
         finally:
             self._owner = None
             self._set_health("stopped", self._health.detail)
