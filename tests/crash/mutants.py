@@ -1,0 +1,187 @@
+"""Deliberate faults in durability. Each must be caught by the crash tests, or these prove nothing.
+
+A mutant is a function that changes the running program; it is called in a process that is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from remit import journal, pipeline
+from remit.journal import Journal
+from remit.ledger import Ledger
+from remit_adapters.base import AdapterError
+
+
+def intent_after_the_effect() -> None:
+    """The source is asked before anything is written."""
+    admit = Journal.admit
+
+    async def late(self: Journal, call: Any, *args: Any, **more: Any) -> Any:
+        if _ADAPTERS and call.tool.effect != "read":
+            request = pipeline._request(call, call.id, 5.0)
+            with suppress(AdapterError):
+                call_reply[call.id] = await _ADAPTERS[call.tool.source].run(request)
+        return await admit(self, call, *args, **more)
+
+    call_reply: dict[str, Any] = {}
+    run = pipeline._run
+
+    async def only_settle(
+        call: Any, call_id: str, admitted: Any, decision: Any, before: Any, on: Any, caller: Any
+    ) -> Any:
+        if call.id in call_reply:
+            return await pipeline._settle(call, call_id, decision, call_reply[call.id], before, on)
+        return await run(call, call_id, admitted, decision, before, on, caller)
+
+    decide = pipeline.decide
+
+    def noting(call: Any, on: Any) -> Any:
+        _ADAPTERS.update(on.adapters)
+        return decide(call, on)
+
+    pipeline.decide = noting
+    pipeline._run = only_settle
+    Journal.admit = late
+
+
+_ADAPTERS: dict[str, Any] = {}
+
+
+def success_before_the_effect() -> None:
+    """What is recorded is what was hoped for."""
+    settle, run = Journal.settle, pipeline._run
+
+    async def early(
+        call: Any, call_id: str, admitted: Any, decision: Any, before: Any, on: Any, caller: Any
+    ) -> Any:
+        await settle(
+            on.journal, call, call_id=call_id, state="succeeded", costs={}, reply=b"{}", error=None, plan=None
+        )
+        return await run(call, call_id, admitted, decision, before, on, caller)
+
+    async def nothing(self: Journal, *args: Any, **more: Any) -> None: ...
+
+    pipeline._run = early
+    Journal.settle = nothing
+
+
+def dead_left_alone() -> None:
+    """Nobody looks for what a dead process left."""
+    journal._take_over_the_dead = lambda ledger, path: None
+
+
+def doubt_given_up_for_failure() -> None:
+    """What was under way is taken not to have happened, and its money is given back."""
+    execute = Ledger.execute
+
+    def failing(self: Ledger, sql: str, parameters: Any = ()) -> int:
+        if "error_code = 'interrupted'" in sql:
+            parameters = ("failed", *parameters[1:])
+        return execute(self, sql, parameters)
+
+    Ledger.execute = failing
+    leave = journal._leave_behind
+
+    def release(ledger: Ledger, call: Any, incarnation: str) -> None:
+        leave(ledger, {**dict(call), "effect": "read"}, incarnation)
+
+    journal._leave_behind = release
+
+
+def holds_of_the_doubtful_released() -> None:
+    leave = journal._leave_behind
+
+    def release(ledger: Ledger, call: Any, incarnation: str) -> None:
+        leave(ledger, call, incarnation)
+        journal.balances.resolve(ledger, call["id"], {})
+
+    journal._leave_behind = release
+
+
+def sweep_without_its_event() -> None:
+    leave, event = journal._leave_behind, Ledger.event
+
+    def silent(ledger: Ledger, call: Any, incarnation: str) -> None:
+        Ledger.event = lambda self, *args, **more: None
+        leave(ledger, call, incarnation)
+        Ledger.event = event
+
+    journal._leave_behind = silent
+
+
+def keys_forgotten() -> None:
+    """Idempotency keys are kept in memory only."""
+    journal._key = lambda call: None
+
+
+def doubt_forgotten() -> None:
+    """An equal call is sent again although one is in doubt."""
+    one = Ledger.one
+
+    def blind(self: Ledger, sql: str, parameters: Any = ()) -> Any:
+        return None if "state = 'in_doubt' LIMIT 1" in sql else one(self, sql, parameters)
+
+    Ledger.one = blind
+
+
+def undo_not_marked() -> None:
+    """Letting an undo out does not use up the plan; only its outcome does."""
+    execute = Ledger.execute
+
+    def unmarked(self: Ledger, sql: str, parameters: Any = ()) -> int:
+        if "SET state = 'running'" in sql or "SET state = 'indeterminate'" in sql:
+            return 0
+        return execute(self, sql.replace("AND undo_call = ?", "AND ? <> ''"), parameters)
+
+    Ledger.execute = unmarked
+
+
+def approval_not_used_up() -> None:
+    """An approval is marked as used when its call has ended, not when it is let out."""
+    use = Journal._use_approval
+
+    def keep(self: Journal, call: Any, approved: Any, *args: Any) -> Any:
+        refusal = use(self, call, approved, *args)
+        self._ledger.execute("UPDATE approvals SET state = 'approved' WHERE id = ?", (approved.approval_id,))
+        return refusal
+
+    Journal._use_approval = keep
+
+
+def commits_in_halves() -> None:
+    """What was gathered is committed before the balances that belong to it."""
+    flush = Ledger._flush
+
+    def halves(self: Ledger, seq_before: int) -> None:
+        self.write_out()
+        self._db.execute("COMMIT")
+        self._db.execute("BEGIN IMMEDIATE")
+        between()
+        flush(self, seq_before)
+
+    Ledger._flush = halves
+
+
+def between() -> None:
+    """Between the two halves of a transaction that should have none."""
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    mutant.__name__: mutant
+    for mutant in (
+        intent_after_the_effect,
+        success_before_the_effect,
+        dead_left_alone,
+        doubt_given_up_for_failure,
+        holds_of_the_doubtful_released,
+        sweep_without_its_event,
+        keys_forgotten,
+        doubt_forgotten,
+        undo_not_marked,
+        approval_not_used_up,
+        commits_in_halves,
+    )
+}
