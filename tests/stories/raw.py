@@ -196,6 +196,12 @@ def rows(config: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in db.execute(sql, parameters)]
 
 
+def change(config: Path, sql: str) -> None:
+    """Change the audit database of a Remit that does not run."""
+    with closing(sqlite3.connect(config.parent / "remit.db")) as db, db:
+        db.execute(sql)
+
+
 def header(answer: Answer, name: str) -> str:
     (found,) = re.findall(rb"(?im)^%s: (\S+)\s*$" % name.encode(), answer.raw)
     return found.decode()

@@ -6,6 +6,7 @@ gets one plain sentence, the source hears nothing, and the next good request is 
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -43,6 +44,8 @@ class Place:
     session: str
     stdio: dict[str, Stdio]
     log: Path
+    #: How the source behind all of them is configured.
+    source: dict[str, Any]
 
     def calls(self) -> int:
         return self.log.read_bytes().count(b"\n")
@@ -61,8 +64,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for name in ("http", "stdio-stateless", "stdio-session")
     ]
     with ExitStack() as stack:
-        http = stack.enter_context(raw.http(configs[0]))
+        # Started first, for they come up while the rest is made.
         stateless, session = (stack.enter_context(raw.stdio(config)) for config in configs[1:])
+        expired_key = raw.a_key(configs[0])
+        raw.change(configs[0], "UPDATE api_keys SET expires_us = 1")
+        http = stack.enter_context(raw.http(configs[0]))
         session.ask(json.dumps(raw.HELLO).encode())
         session.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         hello = http.send(json.dumps(raw.HELLO).encode(), http.headers())
@@ -74,10 +80,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(
             http=http,
             other_key=raw.a_key(configs[0], "agent:other"),
-            expired_key=raw.a_key(configs[0], "agent:tester"),
+            expired_key=expired_key,
             session=found,
             stdio={"stateless": stateless, "session": session},
             log=log,
+            source=shop,
         )
 
 
@@ -428,3 +435,247 @@ def test_arguments_that_do_not_fit_are_explained_to_the_agent(case: Any, door: D
         }
     ]
     assert result["_meta"]["dev.remit/verdict"]["code"] == "invalid_arguments"
+
+
+def envelope_without(key: str) -> str:
+    meta = {name: value for name, value in ENVELOPE.items() if not name.endswith(key)}
+    return CALL.replace("$META", json.dumps(meta)[1:-1])
+
+
+def envelope_with(key: str, value: Any) -> str:
+    meta = {**ENVELOPE, f"io.modelcontextprotocol/{key}": value}
+    return CALL.replace("$META", json.dumps(meta)[1:-1])
+
+
+NO_ENVELOPE = (
+    "params._meta must be an object carrying the required 'io.modelcontextprotocol/protocolVersion' and "
+    "'io.modelcontextprotocol/clientCapabilities' envelope keys"
+)
+MISSING = "params._meta is missing the required envelope key(s): io.modelcontextprotocol/"
+DISAGREE = "The headers Mcp-Method and Mcp-Name must repeat what the body says."
+TWO_COPIES = "A header that may be sent once was sent twice."
+NO_TYPE = "Send the header Content-Type: application/json."
+NO_HOST = "This server does not answer to that Host name."
+NO_ORIGIN = "Requests from that Origin are not accepted."
+NO_CREDENTIAL = "Send an API key or access token in the header Authorization: Bearer."
+FUTURE = CALL.replace("$META", json.dumps(ENVELOPE)[1:-1].replace(MODERN, "2027-01-01"))
+
+#: What each request of the stateless revision must carry: what is wrong, what is sent, code, sentence.
+ENVELOPES: list[tuple[str, str, int, str]] = [
+    ("no _meta", CALL.replace(',"_meta":{$META}', ""), PARAMS, NO_ENVELOPE),
+    ("a _meta that is a text", CALL.replace("{$META}", '"x"'), PARAMS, NO_ENVELOPE),
+    ("a _meta that is a number", CALL.replace("{$META}", "5"), PARAMS, NO_ENVELOPE),
+    ("no version", envelope_without("protocolVersion"), PARAMS, MISSING + "protocolVersion"),
+    ("no capabilities", envelope_without("clientCapabilities"), PARAMS, MISSING + "clientCapabilities"),
+    ("capabilities that are a number", envelope_with("clientCapabilities", 5), PARAMS, INVALID),
+    ("a client that is a number", envelope_with("clientInfo", 5), PARAMS, INVALID),
+    ("a log level that there is not", envelope_with("logLevel", "zebra"), PARAMS, INVALID),
+]
+
+
+@pytest.mark.parametrize("case", ENVELOPES, ids=lambda case: case[0])
+@pytest.mark.parametrize("transport", [HttpDoor, StdioDoor])
+def test_an_envelope_that_lacks_something_is_refused(
+    case: Any, transport: type[HttpDoor | StdioDoor], place: Place
+) -> None:
+    _, text, code, message = case
+    answer = answered(transport(place, "stateless"), place, text)
+    error = answer.message["error"]
+    assert (answer.message["id"], error["code"], error["message"]) == (7, code, message)
+
+
+#: Over HTTP: what is wrong, the headers that are changed, status, code, sentence; None for no JSON-RPC.
+HEADERS: list[tuple[str, dict[str, str | None], int, int | None, str]] = [
+    ("another method in the header", {"mcp_method": "tools/list"}, 400, MISMATCH, DISAGREE),
+    ("another case of the method", {"mcp_method": "Tools/Call"}, 400, MISMATCH, DISAGREE),
+    ("another name in the header", {"mcp_name": "remit.status"}, 400, MISMATCH, DISAGREE),
+    ("a name that is no base64", {"mcp_name": "=?base64?!!!?="}, 400, MISMATCH, DISAGREE),
+    (
+        "no method in the headers",
+        {"mcp_method": None},
+        400,
+        MISMATCH,
+        "mcp-method header does not match the request body's method",
+    ),
+    (
+        "no name in the headers",
+        {"mcp_name": None},
+        400,
+        MISMATCH,
+        "mcp-name header does not match the request body's 'name' parameter",
+    ),
+    (
+        "a version that there is not",
+        {"mcp_protocol_version": "latest"},
+        400,
+        MISMATCH,
+        "mcp-protocol-version header does not match the request envelope's protocol version",
+    ),
+    ("no type", {"content_type": None}, 415, REQUEST, NO_TYPE),
+    ("a type that any page may post", {"content_type": "text/plain"}, 415, REQUEST, NO_TYPE),
+    ("a type that begins alike", {"content_type": "application/json-seq"}, 415, REQUEST, NO_TYPE),
+    ("another host", {"host": "evil.example"}, 421, REQUEST, NO_HOST),
+    ("no host", {"host": None}, 421, REQUEST, NO_HOST),
+    ("another port", {"host": "127.0.0.1:1"}, 421, REQUEST, NO_HOST),
+    ("a page of another origin", {"origin": "https://evil.example"}, 403, REQUEST, NO_ORIGIN),
+    ("a page of no origin", {"origin": "null"}, 403, REQUEST, NO_ORIGIN),
+    ("no credential", {"authorization": None}, 401, None, NO_CREDENTIAL),
+    ("another kind of credential", {"authorization": "Basic YTpi"}, 401, None, NO_CREDENTIAL),
+    ("a key that never was", {"authorization": "Bearer rk_a_b"}, 401, None, "The credential is not valid."),
+    ("nothing acceptable", {"accept": "text/html"}, 406, None, ""),
+    ("a compressed body", {"content_encoding": "gzip"}, 400, PARSE, NO_TEXT),
+]
+
+
+@pytest.mark.parametrize("case", HEADERS, ids=lambda case: case[0])
+def test_headers_that_are_wrong_are_refused(case: Any, place: Place) -> None:
+    _, changes, status, code, sentence = case
+    body = written(CALL, "stateless")
+    good = {"mcp_protocol_version": MODERN, "mcp_method": "tools/call", "mcp_name": "shop.pay"}
+    before = place.calls()
+    sent = gzip.compress(body) if "content_encoding" in changes else body
+    answer = place.http.send(sent, place.http.headers(**{**good, **changes}))
+    assert answer.status == status
+    assert not INSIDE.search(answer.raw)
+    if code is not None:
+        assert (answer.message["error"]["code"], answer.message["error"]["message"]) == (code, sentence)
+    elif sentence:
+        assert answer.message["error_description"] == sentence
+    assert place.calls() == before
+    assert place.http.send(body, place.http.headers(**good)).status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["host", "authorization", "content-type", "mcp-method", "mcp-name", "mcp-protocol-version"],
+)
+def test_a_header_that_decides_something_is_not_taken_twice(name: str, place: Place) -> None:
+    body, before = written(CALL, "stateless"), place.calls()
+    headers = HttpDoor(place, "stateless").headers(body)
+    answer = place.http.send(body, [*headers, (name, dict(headers)[name])])
+    assert (answer.status, answer.message["error"]["code"]) == (400, REQUEST)
+    assert answer.message["error"]["message"] == TWO_COPIES
+    assert place.calls() == before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/mcp", 405),
+        ("PUT", "/mcp", 405),
+        ("OPTIONS", "/mcp", 405),
+        ("TRACE", "/mcp", 405),
+        ("POST", "/", 404),
+        ("POST", "/mcp/", 404),
+        ("POST", "/MCP", 404),
+        ("POST", "//mcp", 404),
+        ("POST", "/mcp/../mcp", 404),
+        ("POST", "/etc/passwd", 404),
+    ],
+)
+def test_there_is_one_method_at_one_path(method: str, path: str, status: int, place: Place) -> None:
+    body, before = written(CALL, "stateless"), place.calls()
+    answer = place.http.send(body, HttpDoor(place, "stateless").headers(body), method=method, path=path)
+    assert answer.status == status
+    assert not INSIDE.search(answer.raw)
+    assert place.calls() == before
+
+
+def test_a_key_that_has_expired_is_refused_and_says_so(place: Place) -> None:
+    answer = place.http.send(
+        written(CALL, "session"), place.http.headers(authorization=f"Bearer {place.expired_key}")
+    )
+    assert answer.status == 401
+    assert answer.message["error_description"] == "The API key has expired; ask for a new one."
+
+
+def test_a_version_that_is_not_spoken_is_answered_with_those_that_are(place: Place) -> None:
+    answer = place.http.send(
+        written(FUTURE, "stateless"),
+        place.http.headers(mcp_protocol_version="2027-01-01", mcp_method="tools/call", mcp_name="shop.pay"),
+    )
+    assert (answer.status, answer.message["id"]) == (400, 7)
+    assert answer.message["error"] == {
+        "code": -32022,
+        "message": "Unsupported protocol version",
+        "data": {"supported": [MODERN], "requested": "2027-01-01"},
+    }
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_a_session_of_another_agent_is_answered_like_one_that_never_was(method: str, place: Place) -> None:
+    def asked(session: str) -> Answer:
+        headers = place.http.headers(
+            mcp_session_id=session,
+            mcp_protocol_version=SESSION,
+            authorization=f"Bearer {place.other_key}",
+        )
+        return place.http.send(written(CALL, "session"), headers, method=method)
+
+    before = place.calls()
+    answer = asked(place.session)
+    assert (answer.status, answer.message["error"]["message"]) == (404, "Session not found")
+    assert answer == asked("0" * 32)
+    assert place.calls() == before
+    answered(HttpDoor(place, "session"), place, a_call('{"amount":"7"}'))  # its owner still has it
+
+
+def test_a_call_before_the_handshake_is_refused(place: Place) -> None:
+    before = place.calls()
+    answer = place.http.send(written(CALL, "session"), place.http.headers(mcp_protocol_version=SESSION))
+    assert (answer.status, answer.message["error"]["code"]) == (400, REQUEST)
+    assert answer.message["error"]["message"] == "Bad Request: Missing session ID"
+    assert place.calls() == before
+
+
+#: Messages that nobody answers.
+UNANSWERED = [
+    '{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":99}}',
+    '{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":{}}}',
+    '{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":[7]}}',
+    '{"jsonrpc":"2.0","method":"notifications/cancelled"}',
+    '{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":[],"progress":"x"}}',
+    '{"jsonrpc":"2.0","method":"notifications/zebra","params":{"_meta":5}}',
+    '{"jsonrpc":"2.0","method":"tools/call","params":{"name":"shop.pay","arguments":{}}}',
+    '{"jsonrpc":"2.0","error":{"code":1,"message":"x"}}',
+    '{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}',
+]
+
+
+@pytest.mark.parametrize("text", UNANSWERED)
+def test_what_asks_for_nothing_is_not_answered_and_does_nothing(text: str, door: Door, place: Place) -> None:
+    before = place.calls()
+    if isinstance(door, StdioDoor):
+        place.stdio[door.era].send(text.encode())  # the answer to the next line is the next to come
+    else:
+        answer = door.ask(text.encode())
+        assert (answer.status, answer.message) == (202, None)
+    assert place.calls() == before
+    answered(door, place, a_call('{"amount":"7"}'))
+
+
+def test_an_oversized_progress_token_stays_here(door: Door, place: Place) -> None:
+    token = "t" * 100_000
+    answer = door.ask(written(a_call(meta=f'"progressToken":"{token}",'), door.era))
+    assert answer.message["result"]["content"] == [{"type": "text", "text": "ok"}]
+    assert token.encode() not in place.log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ('{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"shop.pay","_meta":5}}', PARAMS),
+        ('{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"shop.pay"}}', PARAMS),
+    ],
+    ids=["an envelope of a number", "a call before the handshake"],
+)
+def test_a_pipe_that_begins_badly_still_takes_a_handshake(
+    first: str, code: int, place: Place, tmp_path: Path
+) -> None:
+    before = place.calls()
+    with raw.stdio(raw.configured({"shop": place.source}, tmp_path)) as pipe:
+        answer = pipe.ask(first.encode())
+        assert (answer.message["id"], answer.message["error"]["code"]) == (7, code)
+        assert place.calls() == before
+        assert "capabilities" in pipe.ask(json.dumps(raw.HELLO).encode()).message["result"]
+        assert pipe.ask(written(CALL, "session")).message["result"]["content"]

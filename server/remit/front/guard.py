@@ -217,6 +217,9 @@ class Guard:
             kind = envelope(message)
         except Malformed as error:
             return await _error(400, error.code, error.message, id_of(message))(scope, receive, send)
+        if kind == "response" and message.get("id") is None:
+            # An error about no request of ours: noted by nobody, as on a pipe.
+            return await Response(status_code=202)(scope, receive, send)
         if kind != "response" and not _agree(headers, message):
             return await _error(
                 400,

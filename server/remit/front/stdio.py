@@ -62,21 +62,20 @@ async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming
 
 
 def _decoded(line: bytes) -> dict[str, Any] | bytes | None:
-    """The message that `line` is, or the refusal to answer it with; None for an empty line."""
+    """The message that `line` is, or the refusal to answer it with; None where there is nothing to do."""
     if not line.strip():
         return None
     value: Any = None
     try:
         value = decode(line)
-        envelope(value)
+        if envelope(value) == "response" and value.get("id") is None:
+            return None  # about no request of ours
     except Malformed as error:
         return _refusal(id_of(value), error.code, error.message)
     return value
 
 
 def _typed(value: dict[str, Any]) -> t.JSONRPCMessage:
-    if "error" in value:
-        value = {"id": None, **value}  # who could not read our id may leave it out; the SDK's type may not
     return t.jsonrpc_message_adapter.validate_python(value, by_name=False)
 
 
