@@ -1,9 +1,9 @@
 """Where a page is run: a copy of Acme's folder, a shell in it, and an agent that Remit serves there.
 
 A plain `remit` command is run in this process, through its own entry point, since a page has many and each
-would load everything again; any other command goes to bash. The agent is a client over stdio that speaks the
-stateless revision by hand: what a page shows is what goes over the wire. Whoever enters `a_scene` gets a fresh
-folder and an empty home, and nothing runs after it is left.
+would load everything again; any other command goes to bash. The agent is a client over stdio that speaks
+the stateless revision by hand: what a page shows is what goes over the wire. Whoever enters `a_scene` gets a
+fresh folder and an empty home, and nothing runs after it is left.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.docs.pages import ROOT
 
 from remit.cli import main
@@ -36,6 +37,13 @@ _CLIENT = {
     f"{_META}clientCapabilities": {},
     f"{_META}clientInfo": {"name": "a-page", "version": "1"},
 }
+
+
+def acme() -> dict[str, Any]:
+    """Acme's configuration without the server that is somebody else's: pages would only wait for it."""
+    config: dict[str, Any] = yaml.safe_load((ACME / "remit.yaml").read_text("utf-8"))
+    del config["sources"]["time"], config["tools"]["time.*"]
+    return config
 
 
 class Agent:
@@ -83,6 +91,7 @@ class Scene:
         home.mkdir()
         ignored = shutil.ignore_patterns("*.db*", "__pycache__")
         shutil.copytree(ACME, self.folder, ignore=ignored)
+        (self.folder / "remit.yaml").write_text(json.dumps(acme()), "utf-8")
         tools = str(Path(sys.executable).parent)
         self._environment = {
             "PATH": f"{tools}:{os.environ['PATH']}",
@@ -113,7 +122,7 @@ class Scene:
         return code, said
 
     def _here(self, words: list[str]) -> tuple[int, str]:
-        said = io.StringIO()
+        said, code = io.StringIO(), object()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             for name in [name for name in os.environ if name.startswith(("REMIT_", "XDG_"))]:

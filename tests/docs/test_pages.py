@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import click
 import pytest
 import yaml
 from tests.docs.likeness import Differs, Seen
-from tests.docs.pages import ROOT, RUN, Block, blocks, read
-from tests.docs.scene import ACME, Scene, a_scene
+from tests.docs.pages import ROOT, RUN, Block, blocks, prose, read
+from tests.docs.scene import ACME, Scene, a_scene, acme
 
 from remit.app import adapter
 from remit.catalog import build
@@ -152,7 +153,7 @@ class Page:
     def sh(self, block: Block) -> None:
         for line in block.text.splitlines():
             command = line.partition(" # ")[0].strip()
-            assert not command or command in (*NOT_RUN, *ON_THE_WAY), f"{command!r} is not among what is not run"
+            assert not command or command in (*NOT_RUN, *ON_THE_WAY), f"{command!r} is not listed above"
 
     def text(self, block: Block) -> None:
         """A picture, or words."""
@@ -170,9 +171,7 @@ class Page:
 
     def _fits(self, text: str) -> None:
         """Put entries of `tools` in the place of Acme's own, and hold them against what Acme offers."""
-        config: dict[str, Any] = yaml.safe_load((ACME / "remit.yaml").read_text("utf-8"))
-        # One server less to start, each time that the page goes on.
-        del config["sources"]["time"], config["tools"]["time.*"]
+        config = acme()
         config["tools"] |= yaml.safe_load(text)["tools"]
         self.scene.write("remit.yaml", json.dumps(config))
         loaded = load(self.scene.folder / "remit.yaml")
@@ -186,13 +185,14 @@ def what_acme_offers() -> Mapping[str, Offer]:
     loaded = load(ACME / "remit.yaml")
 
     async def ask() -> Offer:
+        source = adapter("acme", loaded.config.sources["acme"], loaded)
         async with anyio.create_task_group() as tasks:
-            source = adapter("acme", loaded.config.sources["acme"], loaded)
-            await source.start(tasks, lambda event: None)
-            offer = await source.offer()
-            await source.stop()
-            tasks.cancel_scope.cancel()
-        return offer
+            try:
+                await source.start(tasks, lambda event: None)
+                return await source.offer()
+            finally:
+                await source.stop()
+                tasks.cancel_scope.cancel()
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -258,9 +258,7 @@ def test_what_a_page_shows_is_what_happens(name: str, tmp_path: Path) -> None:
 
 
 def test_every_block_says_in_which_language_it_is() -> None:
-    assert [
-        block.place for name in RUN for block in blocks(name) if block.language not in KINDS
-    ] == []
+    assert [block.place for name in RUN for block in blocks(name) if block.language not in KINDS] == []
 
 
 def test_every_command_that_is_not_run_exists() -> None:
@@ -271,10 +269,35 @@ def test_every_command_that_is_not_run_exists() -> None:
 
 
 def test_no_page_talks_of_what_is_still_to_be_done() -> None:
-    pending = re.compile(r"\b(TODO|FIXME|XXX|TBD|coming soon|work in progress)\b", re.IGNORECASE)
+    pending = re.compile(r"\b(TBD|coming soon|work in progress|to be done)\b", re.IGNORECASE)
     assert [
         f"{name}:{number}: {line}"
         for name in RUN
         for number, line in enumerate(read(name).splitlines(), 1)
         if pending.search(line)
     ] == []
+
+
+def test_every_command_that_a_page_names_exists() -> None:
+    assert [
+        f"{name}: {command}: {why}"
+        for name in RUN
+        for command in re.findall(r"`(remit(?: [^`]+)?)`", prose(name))
+        if (why := unknown(shlex.split(command)[1:]))
+    ] == []
+
+
+def unknown(words: list[str]) -> str | None:
+    """What of a command there is not."""
+    command: click.Command = cli
+    for word in words:
+        if word.startswith("-"):
+            options = {each for option in command.params for each in (*option.opts, *option.secondary_opts)}
+            if word not in options:
+                return f"it has no option {word}"
+        elif isinstance(command, click.Group):
+            found = command.get_command(click.Context(command), word)
+            if found is None:
+                return f"there is no {word}"
+            command = found
+    return None

@@ -99,9 +99,9 @@ def test_every_setting_is_listed_with_its_default() -> None:
 
 
 def test_every_function_of_the_language_is_listed() -> None:
-    assert sorted(re.findall(r"^\| `(\w+)\(", section("docs/policy.md", "Functions"), re.MULTILINE)) == sorted(
-        FUNCTIONS
-    )
+    assert sorted(
+        re.findall(r"^\| `(\w+)\(", section("docs/policy.md", "Functions"), re.MULTILINE)
+    ) == sorted(FUNCTIONS)
 
 
 def test_every_action_is_listed() -> None:
@@ -126,8 +126,9 @@ def refusal_codes() -> set[str]:
             match node:
                 case ast.Call(func=ast.Name(id="_no"), args=[ast.Constant(value=str(code)), *_]):
                     found.add(code)
-                case ast.keyword(arg="code", value=value) | ast.Assign(
-                    targets=[ast.Name(id="code")], value=value
+                case (
+                    ast.keyword(arg="code", value=value)
+                    | ast.Assign(targets=[ast.Name(id="code")], value=value)
                 ):
                     found |= {
                         each.value
@@ -172,5 +173,12 @@ def test_every_state_of_a_call_is_listed() -> None:
 def test_every_kind_of_event_is_listed() -> None:
     source = (ROOT / "server/remit/journal.py").read_text("utf-8")
     kinds = set(re.findall(r'"((?:call|approval|stream|key|switch)\.[a-z_]+)"', source))
-    kinds |= {"call.succeeded", "call.failed", "approval.approve", "approval.reject", "switch.on", "switch.off"}
+    kinds |= {
+        "call.succeeded",
+        "call.failed",
+        "approval.approve",
+        "approval.reject",
+        "switch.on",
+        "switch.off",
+    }
     assert set(first_column(section("docs/audit.md", "Events"))) == kinds
