@@ -34,6 +34,17 @@ from remit_adapters.mcp import McpAdapter
 
 KILLED = 137
 _START_S = 60
+#: What serving needs. Installed packages only: the process that is forked does not know this folder.
+_PRELOADED = [
+    "remit.front.serving",
+    "remit.front.guard",
+    "remit.tables",
+    "remit_adapters.mcp",
+    "mcp.server.streamable_http_manager",
+    "alembic.command",
+    "aiohttp",
+    "uvloop",
+]
 Moment = Literal["before commit", "after commit", "before run", "after run", "before answer", "after answer"]
 
 
@@ -49,9 +60,9 @@ class Death:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forked:
-    """One such process. `url` is None when it died before it served."""
+    """One such process. `url` is empty when it died before it served."""
 
-    url: str | None
+    url: str
     process: ForkServerProcess
 
     def kill(self) -> None:
@@ -70,7 +81,7 @@ class Forked:
 async def fork(place: Place, death: Death | None = None, fault: str | None = None) -> Forked:
     """Serve `place` until `death`; returns once it serves, or has died."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "remit.tables", "mcp.server.streamable_http_manager"])
+    context.set_forkserver_preload(_PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
         target=_serve, args=(place.config, place.folder / "remit.stderr", death, fault, theirs), daemon=True
@@ -84,7 +95,7 @@ async def fork(place: Place, death: Death | None = None, fault: str | None = Non
         try:
             return Forked(url=ours.recv(), process=process)
         except EOFError:
-            return Forked(url=None, process=process)
+            return Forked(url="", process=process)
 
 
 def _serve(config: Path, log: Path, death: Death | None, fault: str | None, tell: Connection) -> None:

@@ -29,7 +29,7 @@ async def cut_everywhere(
         while True:
             death = Death(moment=moment, number=number)
             process = await fork(place, death, fault)
-            if process.url is not None:
+            if process.url:
                 if flaws := disagreements(place, clients.told, living=1):
                     process.kill()
                     await process.wait()

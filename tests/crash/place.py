@@ -39,6 +39,8 @@ class Place:
     folder: Path
     #: One API key for each agent.
     keys: tuple[str, ...]
+    #: Remit starts Acme, so Acme ends with it.
+    starts_acme: bool
 
     @property
     def config(self) -> Path:
@@ -91,7 +93,7 @@ async def a_place(folder: Path, *, agents: int = 3, acme_url: str | None = None)
             )
             await journal.add_key(record, by="local")
             keys.append(plaintext)
-    return Place(folder=folder, keys=tuple(keys))
+    return Place(folder=folder, keys=tuple(keys), starts_acme=acme_url is None)
 
 
 def _config(acme_url: str | None) -> dict[str, Any]:

@@ -19,10 +19,11 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 from tests.crash import books
@@ -54,12 +55,53 @@ class Report:
     flaws: list[str] = field(default_factory=list)
 
 
+class Life(Protocol):
+    """One process of Remit's that serves at `url`."""
+
+    @property
+    def url(self) -> str: ...
+
+    def kill(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    async def wait(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
-    """One process of Remit's that serves."""
+class Spawned:
+    """The real command."""
 
     url: str
     process: asyncio.subprocess.Process
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    async def wait(self) -> int:
+        return await self.process.wait()
+
+
+async def spawn(place: Place) -> Spawned:
+    """Start `remit serve` in `place`; returns once it serves."""
+    with (place.folder / "remit.stderr").open("a") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *place.serve(), cwd=place.folder, stdout=asyncio.subprocess.PIPE, stderr=stderr
+        )
+    assert process.stdout is not None
+    line = b""
+    try:
+        async with asyncio.timeout(_START_S):
+            line = await process.stdout.readline()
+    finally:
+        if not line:
+            process.kill()
+            await process.wait()
+    assert line, (place.folder / "remit.stderr").read_text()[-4000:]
+    return Spawned(url=json.loads(line)["url"], process=process)
 
 
 async def campaign(
@@ -68,6 +110,7 @@ async def campaign(
     kills: int,
     seed: int,
     servers: int = 1,
+    start: Callable[[Place], Awaitable[Life]] = spawn,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Kill `kills` times in `place`. Ends early at the first kill after which something is wrong."""
@@ -75,19 +118,19 @@ async def campaign(
     report = Report(kills=0, servers=servers, seed=seed)
     clients = Clients(place, rng)
     began = time.monotonic()
-    async with _lives(place, servers) as lives:
+    async with _lives(place, servers, start) as lives:
         while report.kills < kills and not report.flaws:
             report.in_flight += await _kill_one(lives, clients, rng)
             report.kills += 1
             report.flaws += books.flaws(place.records)  # also while nobody has taken over yet
-            lives.append(await _start(place))
+            lives.append(await start(place))
             report.flaws += disagreements(place, clients.told, living=servers)
             if report.kills % _VERIFY_EVERY == 0:
                 report.flaws += await _verified(place)
             progress(report.kills)
     report.flaws += disagreements(place, clients.told, living=0)
     report.flaws += await _verified(place)
-    if not await acme_is_gone(place):
+    if place.starts_acme and not await acme_is_gone(place):
         report.flaws.append("a process of Acme's is left although no Remit is")
     report.seconds = round(time.monotonic() - began, 1)
     report.answers, report.resent = clients.told.answers, clients.told.resent
@@ -108,8 +151,8 @@ async def _kill_one(lives: list[Life], clients: Clients, rng: random.Random) -> 
         # Not waiting for anything: the moment is drawn, so that it falls anywhere into a call.
         await asyncio.sleep(rng.uniform(0, 0.03))
         under_way = clients.in_flight > 0
-        victim.process.kill()
-        await victim.process.wait()
+        victim.kill()
+        await victim.wait()
         if lives:
             await clients.answers(rng.randint(1, 20))
         stop.set()
@@ -117,36 +160,20 @@ async def _kill_one(lives: list[Life], clients: Clients, rng: random.Random) -> 
 
 
 @asynccontextmanager
-async def _lives(place: Place, servers: int) -> AsyncGenerator[list[Life]]:
+async def _lives(
+    place: Place, servers: int, start: Callable[[Place], Awaitable[Life]]
+) -> AsyncGenerator[list[Life]]:
     """Servers that are up; whoever takes one out or adds one leaves the rest to be stopped in order."""
     lives: list[Life] = []
     try:
         while len(lives) < servers:
-            lives.append(await _start(place))
+            lives.append(await start(place))
         yield lives
     finally:
         for life in lives:
-            life.process.terminate()
+            life.terminate()
         for life in lives:
-            await life.process.wait()
-
-
-async def _start(place: Place) -> Life:
-    with (place.folder / "remit.stderr").open("a") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *place.serve(), cwd=place.folder, stdout=asyncio.subprocess.PIPE, stderr=stderr
-        )
-    assert process.stdout is not None
-    line = b""
-    try:
-        async with asyncio.timeout(_START_S):
-            line = await process.stdout.readline()
-    finally:
-        if not line:
-            process.kill()
-            await process.wait()
-    assert line, (place.folder / "remit.stderr").read_text()[-4000:]
-    return Life(url=json.loads(line)["url"], process=process)
+            await life.wait()
 
 
 async def _verified(place: Place) -> list[str]:

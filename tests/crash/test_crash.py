@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from tests.crash.place import a_place
+from tests.crash.at_point import FAULTS, Moment, fork
+from tests.crash.every_point import cut_everywhere
+from tests.crash.place import ACME_COMMAND, Place, a_place
 from tests.crash.run import campaign
+from tests.interop.running import serving
+
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
+
+
+@asynccontextmanager
+async def beside_acme(folder: Path, *, agents: int = 3) -> AsyncGenerator[Place]:
+    """A place whose Acme is a server of its own, and outlives every Remit."""
+    with serving([*ACME_COMMAND, "--http", "127.0.0.1:0"], folder) as url:
+        yield await a_place(folder, agents=agents, acme_url=url)
 
 
 async def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path) -> None:
-    report = await campaign(await a_place(tmp_path), kills=4, seed=1)
+    report = await campaign(await a_place(tmp_path), kills=1, seed=1)
     assert report.flaws == []
-    assert report.in_flight
     assert report.refunds
 
 
 async def test_one_process_goes_on_while_another_on_the_same_records_is_killed(tmp_path: Path) -> None:
-    report = await campaign(await a_place(tmp_path), kills=2, seed=2, servers=2)
+    async with beside_acme(tmp_path) as place:
+        report = await campaign(place, kills=6, seed=2, servers=2, start=fork)
     assert report.flaws == []
     assert report.in_flight
+
+
+async def test_an_answer_that_was_given_is_true_wherever_the_process_died(tmp_path: Path) -> None:
+    async with beside_acme(tmp_path, agents=1) as place:
+        deaths, flaws = await cut_everywhere(place, ["before answer", "after answer"])
+    assert flaws == []
+    assert len(deaths) > 8
+
+
+@pytest.mark.slow
+async def test_a_server_that_dies_at_any_point_leaves_the_truth(tmp_path: Path) -> None:
+    async with beside_acme(tmp_path, agents=1) as place:
+        deaths, flaws = await cut_everywhere(place, MOMENTS)
+    assert flaws == []
+    assert {death.moment for death in deaths} == set(MOMENTS)
 
 
 @pytest.mark.slow
@@ -30,3 +60,11 @@ async def test_two_hundred_kills_lose_nothing(tmp_path: Path, kills: int, server
     assert report.flaws == []
     assert report.calls["in_doubt"]
     assert report.cancelled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_that_was_put_in_is_found(tmp_path: Path, fault: str) -> None:
+    async with beside_acme(tmp_path, agents=1) as place:
+        _, flaws = await cut_everywhere(place, MOMENTS, fault=fault)
+    assert flaws
