@@ -7,7 +7,6 @@ block is run is said by its fence; `tests/README.md` tells how.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sqlite3
@@ -31,7 +30,7 @@ from tests.docs.scene import ACME, Scene, a_scene, acme
 from remit.app import adapter
 from remit.catalog import build
 from remit.cli import cli
-from remit.config_file import load
+from remit.config_file import Loaded, load
 from remit.config_problems import ConfigError
 from remit.fit import misfits
 from remit_adapters.base import Offer
@@ -155,6 +154,12 @@ class Page:
             command = line.partition(" # ")[0].strip()
             assert not command or command in (*NOT_RUN, *ON_THE_WAY), f"{command!r} is not listed above"
 
+    def python(self, block: Block) -> None:
+        self.scene.write("example.py", block.text)
+        code, said = self.scene.run("python example.py")
+        if code:
+            raise Differs(said)
+
     def text(self, block: Block) -> None:
         """A picture, or words."""
 
@@ -182,31 +187,30 @@ class Page:
 @cache
 def what_acme_offers() -> Mapping[str, Offer]:
     """Asked once: its tools do not depend on how they are configured."""
-    loaded = load(ACME / "remit.yaml")
+    found = load(ACME / "remit.yaml")
+    offers: dict[str, Offer] = {}
 
-    async def ask() -> Offer:
-        source = adapter("acme", loaded.config.sources["acme"], loaded)
+    async def ask(loaded: Loaded) -> None:
         async with anyio.create_task_group() as tasks:
-            try:
-                await source.start(tasks, lambda event: None)
-                return await source.offer()
-            finally:
-                await source.stop()
-                tasks.cancel_scope.cancel()
+            source = adapter("acme", loaded.config.sources["acme"], loaded)
+            await source.start(tasks, lambda event: None)
+            offers["acme"] = await source.offer()
+            await source.stop()
+            tasks.cancel_scope.cancel()
 
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        source = loaded.config.sources["acme"]
-        command = [str(Path(folder, word)) if word.endswith(".db") else word for word in source.command or ()]
-        source = source.model_copy(update={"command": tuple(command), "cwd": ACME})
-        loaded = replace(loaded, config=loaded.config.model_copy(update={"sources": {"acme": source}}))
-        return {"acme": anyio.run(ask)}
+    with tempfile.TemporaryDirectory() as folder:
+        server = (sys.executable, str(ACME / "acme_server.py"), "--db", f"{folder}/acme.db")
+        acme_alone = found.config.sources["acme"].model_copy(update={"command": server})
+        config = found.config.model_copy(update={"sources": {"acme": acme_alone}})
+        anyio.run(ask, replace(found, config=config))
+    return offers
 
 
 KINDS: Mapping[str, Callable[[Page, Block], None]] = {
     "console": Page.console,
     "csv": Page.csv,
     "json": Page.json,
+    "python": Page.python,
     "sh": Page.sh,
     "sql": Page.sql,
     "text": Page.text,

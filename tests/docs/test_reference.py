@@ -42,6 +42,12 @@ def first_column(text: str) -> list[str]:
     ]
 
 
+def rows(text: str) -> list[tuple[str, list[str]]]:
+    """The first `name` of each row of the tables in a text, and the names in its second column."""
+    found = re.findall(r"^\| `([^`|]+)` \| ([^|]*) \|", text, re.MULTILINE)
+    return [(name, re.findall(r"`([^`]+)`", second)) for name, second in found]
+
+
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Each setting below a model as a dotted name, and its default as somebody would write it."""
     for name, field in model.model_fields.items():
