@@ -1,0 +1,186 @@
+"""Where the processor time of a governed call goes inside Remit, measured without a network.
+
+`front and pipeline` is everything from a decoded message to the bytes of its answer, with a journal and a
+source that answer at once. `journal` is the two transactions of a call on a real SQLite file, by how many
+calls wait together; its fsyncs are real. What `benchmarks.gateway` shows beyond these two is HTTP (or the
+pipe) on both sides.
+
+    python -m benchmarks.stages [--quick] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.targets.launch import write_remit_files
+from remit import catalog
+from remit.app import load_policy
+from remit.calls import new_call
+from remit.checks.containment import stopped
+from remit.config_file import load
+from remit.front.lane import Lane
+from remit.front.server import Front
+from remit.identity import Principal
+from remit.ids import now_us
+from remit.journal import Admitted, Journal, open_journal
+from remit.pipeline import Services, decide
+from remit_adapters.base import Caller, Offer, Reply, Request
+
+PRINCIPAL = Principal(tenant="bench", agent="agent:load", user="user:owner", auth="api_key")
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+OFFER = Offer(tools=tuple({"name": name, "inputSchema": SCHEMA} for name in ("echo", "report", "take_back")))
+REPLY = Reply(body={"content": [{"type": "text", "text": "text"}], "isError": False})
+VERSION = "2026-07-28"
+MESSAGE = {
+    "jsonrpc": "2.0",
+    "id": "call",
+    "method": "tools/call",
+    "params": {
+        "name": "down.echo",
+        "arguments": {"text": "text"},
+        "_meta": {
+            "io.modelcontextprotocol/protocolVersion": VERSION,
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": {"name": "stages", "version": "1"},
+        },
+    },
+}
+HEADERS = {"mcp-protocol-version": VERSION, "mcp-method": "tools/call", "mcp-name": "down.echo"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    stage: str
+    together: int
+    calls: int
+    cpu_us: float
+    calls_per_s: float
+
+
+class NoJournal:
+    """Says yes at once and writes nothing."""
+
+    switches: frozenset[Any] = frozenset()
+
+    async def admit(self, *_: object, **__: object) -> Admitted:
+        return Admitted(deadline_us=now_us() + 60_000_000)
+
+    async def settle(self, *_: object, **__: object) -> None: ...
+
+
+class Echo:
+    async def run(self, request: Request, caller: Caller) -> Reply:
+        return REPLY
+
+
+class Ready:
+    """As much of an App as a front asks for, already started."""
+
+    def __init__(self, on: Services) -> None:
+        self.services_now = on
+        self.config = on.config
+
+    def listen(self, listener: object) -> None: ...
+
+
+def services(folder: Path, journal: Any) -> Services:
+    write_remit_files(["http://127.0.0.1:1/mcp"], folder)
+    config = load(folder / "remit.yaml").config
+    return Services(
+        config=config,
+        journal=journal,
+        policy=load_policy(config),
+        catalog=catalog.build(config, {"down": OFFER}),
+        adapters={"down": Echo()},  # pyright: ignore[reportArgumentType] - only `run` is called
+        clock=now_us,
+        secret=b"s" * 32,
+        in_flight={},
+    )
+
+
+async def measured(stage: str, calls: int, together: int, one: Callable[[], Awaitable[object]]) -> Row:
+    async def some() -> None:
+        for _ in range(calls // together):
+            await one()
+
+    await one()
+    cpu, wall = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(some() for _ in range(together)))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    done = calls // together * together
+    return Row(
+        stage=stage,
+        together=together,
+        calls=done,
+        cpu_us=round(cpu / done * 1e6, 1),
+        calls_per_s=round(done / wall, 1),
+    )
+
+
+async def front_and_pipeline(folder: Path, calls: int) -> Row:
+    on = services(folder, NoJournal())
+    app: Any = Ready(on)
+    lane = Lane(app, Front(app))
+
+    async def one() -> None:
+        plain = lane.take(MESSAGE, PRINCIPAL, HEADERS)
+        assert plain is not None
+        await lane.answer(plain)
+
+    return await measured("front and pipeline", calls, 1, one)
+
+
+async def journal(folder: Path, calls: int, together: int) -> Row:
+    opened: Journal = await open_journal(folder / f"stage-{together}.db", role="benchmark")
+    on = services(folder, opened)
+
+    async def one() -> None:
+        call = new_call(
+            tool=on.catalog.tools["down.echo"],
+            arguments={"text": "text"},
+            principal=PRINCIPAL,
+            run="default",
+            secret=on.secret,
+            at_us=now_us(),
+        )
+        decision = decide(call, on)
+        await opened.admit(call, decision.verdict, decision.charges, decision.plan, stopped=stopped)
+        costs: Mapping[str, int] = {charge.unit: charge.amount for charge in decision.charges}
+        await opened.settle(
+            call, call_id=call.id, state="succeeded", costs=costs, reply=b"{}", error=None, plan=decision.plan
+        )
+
+    try:
+        return await measured("journal", calls, together, one)
+    finally:
+        await opened.close()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="Where the processor time of a governed call goes.")
+    parser.add_argument("--quick", action="store_true", help="a few seconds; rougher numbers")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    asked = parser.parse_args()
+    scale = 1 if asked.quick else 5
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = [await front_and_pipeline(folder, 2_000 * scale)]
+        rows += [await journal(folder, 400 * scale * few, few) for few in (1, 4, 16)]
+    if asked.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return
+    print(f"{'stage':20} {'together':>8} {'calls':>7} {'CPU µs/call':>12} {'calls/s':>10}")
+    for row in rows:
+        print(f"{row.stage:20} {row.together:8} {row.calls:7} {row.cpu_us:12} {row.calls_per_s:10}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
