@@ -9,13 +9,15 @@ import fcntl
 import json
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import yaml
+from tests.interop.running import serving
 
 from remit.app import App
 from remit.cli.acting import journal_of
@@ -117,6 +119,13 @@ def _stock(path: Path) -> None:
             orders,
         )
         db.commit()
+
+
+@asynccontextmanager
+async def beside_acme(folder: Path, *, agents: int = 3) -> AsyncGenerator[Place]:
+    """A place whose Acme is a server of its own, and outlives every Remit."""
+    with serving([*ACME_COMMAND, "--http", "127.0.0.1:0"], folder) as url:
+        yield await a_place(folder, agents=agents, acme_url=url)
 
 
 async def acme_is_gone(place: Place, *, within_s: float = 20) -> bool:

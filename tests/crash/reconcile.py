@@ -35,6 +35,7 @@ def disagreements(place: Place, told: Told, *, living: int) -> list[str]:
         *_audit(place.records),
         *_left_open(records, living),
         *_refunds(calls, refunds, Counter(place.sent())),
+        *_wanted_once(refunds),
         *_undos(undos, calls, refunds),
         *_balances(records, calls, refunds),
         *_orders(acme),
@@ -75,6 +76,13 @@ def _refunds(
             yield f"call {call['id']} succeeded, and there is no refund"
         if call["state"] not in ("succeeded", "in_doubt") and call["id"] in refunds:
             yield f"call {call['id']} is {call['state']}, and there is a refund"
+
+
+def _wanted_once(refunds: Mapping[str, sqlite3.Row]) -> Iterator[str]:
+    """Agents give every refund another reason, and ask again for it only under the same key."""
+    for reason, times in Counter(row["reason"] for row in refunds.values()).items():
+        if times > 1:
+            yield f"an agent wanted one refund because {reason!r}, and Acme made {times}"
 
 
 def _undos(
@@ -132,16 +140,17 @@ def _promises(
             yield f"an agent was told that {call_id} succeeded; it is {_state(calls, call_id)}"
         if call_id not in refunds or refunds[call_id]["refund_id"] != refund_id:
             yield f"an agent was told of refund {refund_id}, and Acme has no such refund for {call_id}"
-    expected = {
-        "failed": told.failed,
-        "denied": told.refused,
-        "awaiting_approval": told.waiting,
-        "in_doubt": told.in_doubt,
-    }
-    for state, call_ids in expected.items():
+    expected = [
+        (("failed",), told.failed),
+        (("denied",), told.refused),
+        # Nobody votes here, so its time may run out.
+        (("awaiting_approval", "expired"), told.waiting),
+        (("in_doubt",), told.in_doubt),
+    ]
+    for states, call_ids in expected:
         for call_id in call_ids:
-            if _state(calls, call_id) != state:
-                yield f"an agent was told that {call_id} is {state}; it is {_state(calls, call_id)}"
+            if _state(calls, call_id) not in states:
+                yield f"an agent was told that {call_id} is {states[0]}; it is {_state(calls, call_id)}"
     for call_id in told.undone:
         if call_id not in undos or undos[call_id]["state"] != "done":
             yield f"an agent was told that {call_id} is undone, and the records do not say so"

@@ -1,6 +1,6 @@
 """Kill Remit in the middle of its work, again and again, and see after each restart what was lost.
 
-    python -m tests.crash.run --kills 200 [--servers 2] [--seed S] [--json]
+    python -m tests.crash.run --kills 200 [--servers 2] [--seed S] [--forked] [--json]
 
 A real `remit serve` stands in front of Acme; agents refund, look and take back, several at once; at a moment
 that nobody chose, SIGKILL. The next life is started on what is left, and `reconcile.py` compares Acme's
@@ -22,13 +22,15 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import anyio
 from tests.crash import books
+from tests.crash.at_point import fork
 from tests.crash.clients import Clients
-from tests.crash.place import Place, a_place, acme_is_gone
+from tests.crash.place import Place, a_place, acme_is_gone, beside_acme
 from tests.crash.reconcile import disagreements
 
 _START_S = 60
@@ -195,6 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--servers", type=int, default=1, help="Remit processes on one database")
     parser.add_argument("--seed", type=int, default=None, help="draws what the agents do and when it ends")
+    parser.add_argument(
+        "--forked", action="store_true", help="many kills in little time: fork what has been imported already"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.randrange(2**32)
@@ -205,10 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\r{kills} of {options.kills} kills", end="", file=sys.stderr, flush=True)
 
     async def run() -> Report:
-        place = await a_place(folder)
-        return await campaign(
-            place, kills=options.kills, seed=seed, servers=options.servers, progress=progress
-        )
+        kill = partial(campaign, kills=options.kills, seed=seed, servers=options.servers, progress=progress)
+        if not options.forked:
+            return await kill(await a_place(folder))
+        async with beside_acme(folder) as place:
+            return await kill(place, start=fork)
 
     report = anyio.run(run)
     if options.json:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from tests.crash.at_point import FAULTS, Moment, fork
 from tests.crash.every_point import cut_everywhere
-from tests.crash.place import ACME_COMMAND, Place, a_place
+from tests.crash.place import a_place, beside_acme
 from tests.crash.run import campaign
-from tests.interop.running import serving
 
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
-
-
-@asynccontextmanager
-async def beside_acme(folder: Path, *, agents: int = 3) -> AsyncGenerator[Place]:
-    """A place whose Acme is a server of its own, and outlives every Remit."""
-    with serving([*ACME_COMMAND, "--http", "127.0.0.1:0"], folder) as url:
-        yield await a_place(folder, agents=agents, acme_url=url)
 
 
 async def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path) -> None:
