@@ -11,9 +11,11 @@ import hashlib
 import hmac
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -33,6 +35,8 @@ from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
 from remit_rbac import Policy, load_files
 
 _log = logging.getLogger("remit.app")
+#: A client may start Remit by its full path: programs installed beside it are found all the same.
+_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 #: Seconds between two looks for outcomes that are owed and approvals whose time is up. A late look allows
 #: nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
@@ -217,7 +221,7 @@ def adapter(name: str, source: McpSource, loaded: Loaded) -> Adapter:
     else:
         target = StdioTarget(
             command=tuple(source.command or ()),
-            env={key: _value(value, loaded) for key, value in source.env.items()},
+            env={"PATH": _PATH, **{key: _value(value, loaded) for key, value in source.env.items()}},
             cwd=str(source.cwd or loaded.folder),
         )
     return McpAdapter(

@@ -224,6 +224,7 @@ class Lookup(Strict):
 
 
 class Verify(Lookup):
+    args: Mapping[str, Annotated[str | int, expression("args", "result", "before", "original")]] = {}
     #: Over the read's `result`; also `args`, `before`. True means that the undo took hold.
     expect: Annotated[str, expression("args", "result", "before", "original")]
 

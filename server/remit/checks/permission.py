@@ -25,6 +25,11 @@ _REASONS: Mapping[str, tuple[str, Remedy]] = {
         "Policy forbids this call as it stands. Do not try it again in another form; tell your user.",
         Remedy.STOP,
     ),
+    "unknown_duty": (
+        "A policy rule asks for something with this call that this gateway does not know how to do, so the "
+        "call is refused. Tell your user: an operator must change the rule.",
+        Remedy.STOP,
+    ),
     "rule_error": (
         "A policy rule could not be evaluated for these arguments, so the call is refused. "
         "Check that every argument is present and of the right type.",
@@ -37,6 +42,10 @@ _NO_RULE_OTHER = (
     Remedy.CHANGE,
 )
 _NO_RULE = ("No rule allows you this. Stop and tell your user what you would need.", Remedy.STOP)
+
+
+#: The duties that are carried out. A rule that asks for another is not met by leaving it undone.
+_DUTIES = frozenset({"approvals", "redact"})
 
 
 def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdict:
@@ -61,7 +70,11 @@ def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdic
             ctx=context,
         )
     )
-    if decision.rung is Rung.EXECUTE:
+    rung, code = decision.rung, decision.code
+    if rung is not Rung.DENY and any(duty.name not in _DUTIES for duty in decision.duties):
+        rung, code = Rung.DENY, "unknown_duty"
+        reason, remedy = _REASONS[code]
+    elif rung is Rung.EXECUTE:
         reason, remedy = _ALLOWED, Remedy.STOP
     elif decision.code in _REASONS:
         reason, remedy = _REASONS[decision.code]
@@ -70,8 +83,8 @@ def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdic
     else:
         reason, remedy = _NO_RULE
     return Verdict(
-        rung=decision.rung,
-        code=decision.code,
+        rung=rung,
+        code=code,
         reason=reason,
         remedy=remedy,
         duties=decision.duties,

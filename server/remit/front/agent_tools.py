@@ -15,9 +15,10 @@ import orjson
 from remit.arguments import checker
 from remit.calls import new_call
 from remit.errors import RemitError
+from remit.front.answers import VERDICT
 from remit.front.visible import Views
 from remit.identity import Principal
-from remit.model import Done, Refused
+from remit.model import Done, Refused, Remedy
 from remit.pipeline import Services, decide, describe
 from remit.undo import undo
 
@@ -62,10 +63,13 @@ async def _undo(
     if isinstance(outcome, Done) and not outcome.reply.is_error:
         return _result({"undone": arguments["call_id"], "by_call": outcome.call_id, **outcome.undone})
     if isinstance(outcome, Refused):
-        return _error(outcome.verdict.reason, code=outcome.verdict.code)
+        verdict = outcome.verdict
+        return _error(verdict.reason, verdict.code, remedy=verdict.remedy, call_id=outcome.call_id)
     if isinstance(outcome, Done):
-        return _error("The source refused the undo: read the current state.", code="undo_failed")
-    return _error("The undo did not end cleanly: read the current state.", code="undo_in_doubt")
+        text, code = "The source refused the undo: read the current state.", "undo_failed"
+    else:
+        text, code = "The undo did not end cleanly: read the current state.", "undo_in_doubt"
+    return _error(text, code, remedy=Remedy.ASK, call_id=outcome.call_id)
 
 
 async def _withdraw(
@@ -145,7 +149,7 @@ async def answer(
 ) -> dict[str, Any]:
     """Run one of these tools. What goes wrong is told to the agent in a sentence."""
     if problem := _PROBLEMS[name](arguments):
-        return _error(f"The arguments do not fit the tool: {problem}.", code="invalid_arguments")
+        return _error(f"The arguments do not fit the tool: {problem}.", "invalid_arguments")
     try:
         return await AGENT_TOOLS[name].answer(arguments, principal, run, on, views)
     except RemitError as error:
@@ -162,10 +166,15 @@ def _result(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _error(text: str, *, code: str = "refused") -> dict[str, Any]:
+def _error(
+    text: str, code: str = "refused", *, remedy: Remedy = Remedy.CHANGE, call_id: str | None = None
+) -> dict[str, Any]:
+    verdict = {"verdict": "deny", "code": code, "remedy": remedy.value}
+    if call_id:
+        verdict["call_id"] = call_id
     return {
         "resultType": "complete",
         "content": [{"type": "text", "text": text}],
         "isError": True,
-        "_meta": {"dev.remit/verdict": {"verdict": "deny", "code": code}},
+        "_meta": {VERDICT: verdict},
     }
