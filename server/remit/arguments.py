@@ -68,8 +68,9 @@ def _closed(schema: Any, depth: int, seen: list[int]) -> Any:
     source = cast("Mapping[str, Any]", schema)
     copy: dict[str, Any] = {}
     for key, value in source.items():
-        if key in _BRANCHES:
-            # A branch sees only a part of the object: closing it would refuse what its siblings allow.
+        if key in _BRANCHES or key in _DEFINITIONS:
+            # A branch sees only a part of the object, and so may what refers to a definition: closing it
+            # would refuse what its siblings allow.
             copy[key] = _measured(value, depth + 1, seen)
         elif key in _MAPS and isinstance(value, Mapping):
             entries = cast("Mapping[str, Any]", value)
@@ -94,7 +95,7 @@ def _closed(schema: Any, depth: int, seen: list[int]) -> Any:
 
 def _measured(value: Any, depth: int, seen: list[int]) -> Any:
     """`value` unchanged, its size counted."""
-    seen[0] += 1
+    seen[0] += isinstance(value, Mapping)
     if depth > _DEPTH_MAX or seen[0] > _SUBSCHEMAS_MAX:
         raise SchemaRefused(f"the schema is deeper than {_DEPTH_MAX} or larger than {_SUBSCHEMAS_MAX} parts")
     parts: list[Any] = []
@@ -108,5 +109,6 @@ def _measured(value: Any, depth: int, seen: list[int]) -> Any:
 
 
 _BRANCHES = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "not", "dependentSchemas"})
+_DEFINITIONS = frozenset({"$defs", "definitions"})
 _MAPS = frozenset({"properties", "patternProperties"})
 _NESTED = frozenset({"items", "prefixItems", "additionalProperties", "contains"})

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from remit import config
 from remit.arguments import Problem, SchemaRefused, anything, checker
@@ -106,10 +107,10 @@ def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
     looks_like: dict[str, str] = {}
     for source, offer in offers.items():
         prefix = prefix_of(settings, source)
-        for definition in offer.tools:
-            own_name = str(definition.get("name", ""))
+        for definition in _formed("Tool", source, prefix, offer.tools, flaws):
+            own_name: str = definition["name"]
             name = exported(prefix, own_name)
-            if not _NAME.fullmatch(name):
+            if not own_name or not _NAME.fullmatch(name):
                 flaws.append(
                     Flaw(source=source, name=name, what="its name is not A-Z a-z 0-9 _ . - (1 to 128)")
                 )
@@ -131,18 +132,19 @@ def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
                     Flaw(source=source, name=name, what="a tool must not have the name of an operation")
                 )
             tools[name] = _operation(settings, source, name, operation)
-        for definition in offer.prompts:
-            own_name = str(definition.get("name", ""))
+        for definition in _formed("Prompt", source, prefix, offer.prompts, flaws):
+            own_name = definition["name"]
             name = exported(prefix, own_name)
             prompts[name] = Prompt(
                 name=name, source=source, own_name=own_name, definition={**definition, "name": name}
             )
         resources += [
-            Resource(source=source, uri=str(it.get("uri", "")), definition=it) for it in offer.resources
+            Resource(source=source, uri=it["uri"], definition=it)
+            for it in _formed("Resource", source, prefix, offer.resources, flaws)
         ]
         templates += [
-            Resource(source=source, uri=str(it.get("uriTemplate", "")), definition=it)
-            for it in offer.resource_templates
+            Resource(source=source, uri=it["uriTemplate"], definition=it)
+            for it in _formed("ResourceTemplate", source, prefix, offer.resource_templates, flaws)
         ]
     for tool in tools.values():
         flaws += _dangling(tool, tools)
@@ -155,6 +157,30 @@ def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
         subscribes=frozenset(source for source, offer in offers.items() if offer.subscribes),
         flaws=tuple(flaws),
     )
+
+
+def _formed(
+    kind: Literal["Tool", "Prompt", "Resource", "ResourceTemplate"],
+    source: str,
+    prefix: str,
+    definitions: Sequence[Json],
+    flaws: list[Flaw],
+) -> Iterator[Json]:
+    """The definitions that have the form of their kind; one without it would spoil every source's list."""
+    if not definitions:
+        return
+    import mcp_types  # here, for it takes long to load and nobody needs it before a source is connected
+
+    form: type[BaseModel] = getattr(mcp_types, kind)
+    for definition in definitions:
+        try:
+            form.model_validate(definition, by_name=False)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            name = exported(prefix, str(definition.get("name", "")))
+            flaws.append(Flaw(source=source, name=name, what=f"its {where} is not what MCP says it must be"))
+        else:
+            yield definition
 
 
 def rules_for(settings: Config, name: str) -> ToolRules:

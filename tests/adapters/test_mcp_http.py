@@ -334,7 +334,7 @@ async def test_a_compressed_answer_is_refused_unread(kind: str) -> None:
 
 async def test_every_request_of_the_stateless_revision_carries_its_headers() -> None:
     async def answer(request: web.Request, message: dict[str, Any]) -> web.Response:
-        return result(message)
+        return result(message, contents=[])
 
     async with scripted(answer) as script, connected(HttpTarget(url=script.url)) as adapter:
         await adapter.run(a_call("grüße"))

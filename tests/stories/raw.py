@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
@@ -100,15 +100,14 @@ class Http:
 
 
 def _message(raw: bytes) -> Any:
-    """The one JSON-RPC message in a body, bare or as an event."""
+    """The last JSON-RPC message in a body, bare or as an event: what comes before it are notifications."""
+    found = None
     for line in [raw, *raw.splitlines()]:
         text = line.removeprefix(b"data:").strip()
         if text.startswith(b"{"):
-            try:
-                return json.loads(text)
-            except ValueError:
-                continue
-    return None
+            with suppress(ValueError):
+                found = json.loads(text)
+    return found
 
 
 class Stdio:

@@ -1,7 +1,7 @@
 """`McpAdapter`: one MCP server as a source.
 
 It knows what the methods mean and in which revision they are spoken; how the bytes travel is the business
-of `stdio` and `http`. It validates nothing that a source says and lists nothing unless told to. One task,
+of `stdio` and `http`. An answer must have its form (`forms`); what it holds is not judged here. One task,
 started by `start` in the application's group, owns the connection: makes it and makes it again.
 
 Source: MCP 2025-06-18, 2025-11-25 and 2026-07-28.
@@ -34,6 +34,7 @@ from remit_adapters.base import (
 )
 from remit_adapters.mcp.changes import Changes
 from remit_adapters.mcp.exchange import QUESTIONS, Exchange, Relay, may_ask, put, relayed_capabilities
+from remit_adapters.mcp.forms import check
 from remit_adapters.mcp.headers import Mirror, mirror
 from remit_adapters.mcp.negotiation import OUTAGES, discover, initialize
 from remit_adapters.mcp.targets import HttpTarget, StdioTarget
@@ -340,23 +341,27 @@ class McpAdapter:
             ) from None
 
     async def _pages(self, link: Link, method: str, member: str) -> tuple[Json, ...]:
+        try:
+            # One bound for all pages: a source may not keep the gateway waiting page by page.
+            async with asyncio.timeout(self._connect_timeout_s):
+                return await self._all_pages(link, method, member)
+        except TimeoutError:
+            raise AdapterError(
+                "The source did not list what it offers in time.", no_effect=True, code="timeout"
+            ) from None
+        except AdapterError as error:
+            # One capability stands for resources and templates alike; many sources have only one of them.
+            if _is_rpc(error, METHOD_NOT_FOUND):
+                return ()
+            raise
+
+    async def _all_pages(self, link: Link, method: str, member: str) -> tuple[Json, ...]:
         entries: list[Json] = []
         params: Message = {}
         for _ in range(_PAGES_MAX):
             if link.version == MODERN:
                 params["_meta"] = stamped({}, self._client, {})
-            try:
-                async with asyncio.timeout(self._connect_timeout_s):
-                    page = await link.request(method, params)
-            except TimeoutError:
-                raise AdapterError(
-                    "The source did not list what it offers in time.", no_effect=True, code="timeout"
-                ) from None
-            except AdapterError as error:
-                # One capability stands for resources and templates alike; many sources have only one of them.
-                if _is_rpc(error, METHOD_NOT_FOUND):
-                    return ()
-                raise
+            page = await link.request(method, params)
             found: Any = page.get(member)
             if not isinstance(found, list):
                 raise invalid(f"its {member} is not a list")
@@ -406,10 +411,11 @@ class McpAdapter:
             async with asyncio.timeout(request.deadline_s):
                 return await self._through(work)
         except TimeoutError:
+            within = f"within {round(request.deadline_s, 1):g} s"
             raise AdapterError(
-                f"The source did not answer within {request.deadline_s:g} s; whether it acted is unknown."
+                f"The source did not answer {within}; whether it acted is unknown."
                 if sent
-                else f"The source was not free within {request.deadline_s:g} s; nothing was sent.",
+                else f"The source was not free {within}; nothing was sent.",
                 no_effect=not sent,
                 code="timeout",
             ) from None
@@ -420,8 +426,12 @@ class McpAdapter:
         pause_s = 0.05
         for _ in range(_ROUNDS_MAX):
             body = await self._send(link, request, caller, responses, state)
-            kind: Any = body.get("resultType", "complete") if link.version == MODERN else "complete"
+            if link.version != MODERN:
+                # Not a word of the older revisions: a newer client must not read a question into it.
+                body.pop("resultType", None)
+            kind: Any = body.get("resultType", "complete")
             if kind == "complete":
+                check(request.operation, body)
                 return Reply(body=body, is_error=body.get("isError") is True)
             if kind != "input_required" or request.operation is Operation.COMPLETE:
                 raise invalid("its kind is unknown")
@@ -442,6 +452,10 @@ class McpAdapter:
 
     def _asked(self, body: Message, caller: Caller) -> dict[str, tuple[str, Json]]:
         """The questions in an InputRequiredResult, each one allowed to reach the caller."""
+        if not isinstance(body.get("inputRequests", {}), dict) or not isinstance(
+            body.get("requestState", ""), str
+        ):
+            raise invalid("what it asks for has no form")
         questions: dict[str, tuple[str, Json]] = {}
         for key, question in member(body, "inputRequests").items():
             method: Any = cast("Json", question).get("method") if isinstance(question, dict) else None

@@ -94,7 +94,7 @@ class Changes:
             watched = self._watched | {uri} if on else self._watched - {uri}
             if link.version != MODERN:
                 await link.request("resources/subscribe" if on else "resources/unsubscribe", {"uri": uri})
-            elif on and uri not in (await self._listen_anew(link, watched)).get("resourceSubscriptions", ()):
+            elif on and not _names(await self._listen_anew(link, watched), uri):
                 raise AdapterError("The source does not let this resource be watched.", no_effect=True)
             elif not on:
                 await self._listen_anew(link, watched)
@@ -155,3 +155,9 @@ class Changes:
                     await anyio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         finally:
             stream.ended.set()
+
+
+def _names(honoured: Json, uri: str) -> bool:
+    """Whether the source agreed to tell of `uri`."""
+    found: Any = honoured.get("resourceSubscriptions")
+    return isinstance(found, list) and uri in found

@@ -54,8 +54,11 @@ def may_ask(relay: frozenset[Relay], caller: Caller, method: str, params: Json) 
     declared: Any = caller.capabilities.get(kind)
     if not isinstance(declared, Mapping):
         return False
+    if method != "elicitation/create":
+        return True
+    mode: Any = params.get("mode", "form")
     # An elicitation capability without members means forms only (MCP, client/elicitation).
-    return method != "elicitation/create" or params.get("mode", "form") in (declared or {"form": {}})
+    return isinstance(mode, str) and mode in (declared or {"form": {}})
 
 
 def unasked_reply(method: str) -> Message:
@@ -91,11 +94,11 @@ class InFlight(Generic[T]):
             self._abandoned[request_id] = anyio.current_time() + _ABANDONED_S
 
     def get(self, request_id: Any) -> T | None:
-        return self._waiting.get(request_id) if isinstance(request_id, int) else None
+        return self._waiting.get(request_id) if type(request_id) is int else None  # true is no id
 
     def answered(self, request_id: Any) -> T | None:
         """Who waits for the answer to this request, if anybody; from now on the source has done with it."""
-        if isinstance(request_id, int):
+        if type(request_id) is int:
             self._abandoned.pop(request_id, None)
         return self.get(request_id)
 

@@ -50,6 +50,9 @@ NEGOTIATION: Final = frozenset({"initialize", "server/discover"})
 
 
 _SAID_MAX: Final = 500
+#: Levels of arrays and objects in a message. Writers of JSON give up at about twice this depth, and what
+#: cannot be written again can be neither recorded nor passed on.
+_DEPTH_MAX: Final = 128
 
 
 class Hear(Protocol):
@@ -120,12 +123,30 @@ def encode(message: Json) -> bytes:
         ) from error
 
 
-def decode(data: bytes | bytearray | memoryview) -> Message:
+def decode(data: bytes) -> Message:
     """One JSON-RPC message. Raises ValueError for anything else."""
-    message: Any = orjson.loads(data)
-    if not isinstance(message, dict):
+    found: Any = orjson.loads(data)
+    if not isinstance(found, dict):
         raise ValueError("a JSON-RPC message is an object")
-    return cast("Message", message)
+    message = cast("Message", found)
+    if not isinstance(message.get("method", ""), str):
+        raise ValueError("the method of a JSON-RPC message is a string")
+    if data.count(b"[") + data.count(b"{") > _DEPTH_MAX and _is_deep(message):
+        raise ValueError(f"a message is not nested deeper than {_DEPTH_MAX} levels")
+    return message
+
+
+def _is_deep(message: Message) -> bool:
+    """Goes level by level, so deep messages cost no stack."""
+    level: list[Any] = [message]
+    for _ in range(_DEPTH_MAX):
+        below: list[Any] = []
+        for node in level:
+            below += cast("Message", node).values() if isinstance(node, dict) else node
+        level = [node for node in below if isinstance(node, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def member(message: Json, name: str) -> Json:
@@ -154,7 +175,7 @@ def rejection(error: Any, *, refused: bool = False) -> AdapterError:
     said = printable(str(rpc.get("message", "")), _SAID_MAX)
     return AdapterError(
         f"The source refused the request: {said}" if said else "The source refused the request.",
-        no_effect=refused or code in REFUSED_BEFORE_ACTING,
+        no_effect=refused or (isinstance(code, int) and code in REFUSED_BEFORE_ACTING),
         code="rpc_error",
         rpc=rpc,
     )

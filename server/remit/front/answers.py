@@ -76,6 +76,11 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
     meta.pop(_SERVER_INFO, None)  # the source is not who answers here
     body["_meta"] = {**meta, RECEIPT: receipt}
     body.setdefault("resultType", "complete")
+    if call.tool.operation is Operation.TOOL:
+        body.setdefault("content", [])  # required, and left out by many beside structuredContent
+    if call.tool.operation is Operation.RESOURCE:
+        body.setdefault("ttlMs", 0)  # required since 2026-07-28, and unknown to sources of before
+        body["cacheScope"] = "private"  # whatever the source says: who may read it is decided here
     return body
 
 

@@ -156,7 +156,10 @@ class Front:
     async def _list_tools(self, ctx: Context, params: Any) -> Result:
         on, principal = await self._who(ctx)
         own = [tool.definition for tool in self._agent_tools]
-        return _listed("tools", [*self._views.of(principal, on).tools, *own])
+        tools = [*self._views.of(principal, on).tools, *own]
+        if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            tools = [_as_before(tool) for tool in tools]
+        return _listed("tools", tools)
 
     async def _list_resources(self, ctx: Context, params: Any) -> Result:
         on, principal = await self._who(ctx)
@@ -234,7 +237,12 @@ class Front:
             # The stateless revision says per request what the older ones say once.
             level = self._sessions.of(ctx).level
             raw = {**raw, "_meta": {**_meta_of(raw), f"{_RESERVED}logLevel": level}} if level else raw
-        return await self.governed(raw, tool, arguments, principal, on, caller)
+        result = await self.governed(raw, tool, arguments, principal, on, caller)
+        if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS and not isinstance(
+            result.get("structuredContent", {}), Mapping
+        ):
+            del result["structuredContent"]  # the older revisions know only objects; the text says the same
+        return result
 
     async def governed(
         self,
@@ -308,8 +316,9 @@ class Front:
             await on.adapters[tool.source].subscribe(uri, True)
         except AdapterError as error:
             rpc = error.rpc or {}
+            code: Any = rpc.get("code")
             raise MCPError(
-                int(rpc.get("code", t.INTERNAL_ERROR)), str(rpc.get("message", error.message))
+                code if type(code) is int else t.INTERNAL_ERROR, str(rpc.get("message", error.message))
             ) from None
 
     async def _set_level(self, ctx: Context, params: t.SetLevelRequestParams) -> Result:
@@ -324,12 +333,15 @@ class Front:
             self._events.send_nowait(event)
         except anyio.WouldBlock:
             _log.warning("too many changes at once: clients learn of some when they next ask")
+        except anyio.ClosedResourceError:
+            pass  # nobody is served any more
 
     async def tell_clients(self) -> None:
         """Announce changes to every client, until cancelled. Runs beside whatever serves."""
-        async for event in self._to_tell:
-            await self._bus.publish(_announcement(event))
-            await self._sessions.announce(event)
+        with self._events, self._to_tell:
+            async for event in self._to_tell:
+                await self._bus.publish(_announcement(event))
+                await self._sessions.announce(event)
 
     # Who asks, and what the asking client can do for a source.
 
@@ -411,6 +423,14 @@ def internal_error(method: str) -> None:
 
 def _meta_of(raw: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", (raw or {}).get("_meta") or {})
+
+
+def _as_before(definition: Json) -> Json:
+    """A tool as the older revisions know it: they have no form for output that is not an object."""
+    schema: Any = definition.get("outputSchema")
+    if schema is None or (isinstance(schema, Mapping) and cast("Json", schema).get("type") == "object"):
+        return definition
+    return {name: value for name, value in definition.items() if name != "outputSchema"}
 
 
 def _listed(member: str, entries: Any) -> Result:

@@ -1,0 +1,51 @@
+"""Whether an answer has the form that its operation has in MCP.
+
+An answer of another form is of no use to any client, and nobody can say what it means: it is no answer. What
+the specification does not name passes; nothing is changed. No state.
+
+Source: MCP 2026-07-28, schema; the same types in the older revisions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from remit_adapters.base import Json, Operation
+from remit_adapters.mcp.wire import invalid
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def check(operation: Operation, body: Json) -> None:
+    """Raise AdapterError `invalid_answer` unless `body` is a result of this operation."""
+    from pydantic import ValidationError
+
+    # Many servers leave `content` out beside `structuredContent`, and clients read that as empty.
+    filled: Json = {"content": [], **body} if operation is Operation.TOOL else body
+    try:
+        _form(operation).model_validate(filled, by_name=False)
+    except ValidationError as error:
+        where = ".".join(
+            str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"][:2]
+        )
+        raise invalid(f"its {where or 'result'} is not of the form that MCP gives it") from None
+    is_error: Any = body.get("isError", False)
+    if type(is_error) is not bool:
+        raise invalid("its isError is neither true nor false")
+
+
+@cache
+def _form(operation: Operation) -> type[BaseModel]:
+    import mcp_types  # here, for a process that connects to no MCP server need not load it
+
+    match operation:
+        case Operation.TOOL:
+            return mcp_types.CallToolResult
+        case Operation.RESOURCE:
+            return mcp_types.ReadResourceResult
+        case Operation.PROMPT:
+            return mcp_types.GetPromptResult
+        case Operation.COMPLETE:
+            return mcp_types.CompleteResult
