@@ -8,7 +8,7 @@ call is let out. Silence is refusal.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from remit.calls import redacted
 from remit.context import at_vote, lasting
 from remit.errors import RemitError
 from remit.journal import Approved, Repeated, Waiting
-from remit.model import Call, Charge, Pending, Refused, Remedy, UndoPlan, Verdict
+from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
 from remit_rbac import Rung
 
@@ -47,7 +47,7 @@ class Request:
 async def ask(
     call: Call,
     verdict: Verdict,
-    charges: Sequence[Charge],
+    cost: Mapping[str, int],
     plan: UndoPlan | None,
     context: Json,
     on: Services,
@@ -56,7 +56,7 @@ async def ask(
 
     Repeated when the call was made before and people need not be asked.
     """
-    shown = _shown(call, verdict, charges, plan, context)
+    shown = _shown(call, verdict, cost, plan, context)
     votes = _votes_needed(verdict)
     eligible = _eligible(call, context, on)
     if len(eligible) < votes:
@@ -140,7 +140,7 @@ def _votes_needed(verdict: Verdict) -> int:
 
 
 def _shown(
-    call: Call, verdict: Verdict, charges: Sequence[Charge], plan: UndoPlan | None, context: Json
+    call: Call, verdict: Verdict, cost: Mapping[str, int], plan: UndoPlan | None, context: Json
 ) -> dict[str, Any]:
     """Everything an approver decides on, from typed fields only; the agent's own words come last."""
     return {
@@ -152,7 +152,7 @@ def _shown(
         "arguments": orjson.loads(call.arguments_json),
         "effect": call.tool.effect.value,
         "undo": {"tool": plan.tool, "residue": plan.residue} if plan else None,
-        "cost": {charge.unit: charge.amount for charge in charges},
+        "cost": cost,
         "why_asked": verdict.reason,
         "policy_version": verdict.policy_version,
         "context": lasting(context),

@@ -71,6 +71,8 @@ class Decision:
     """Everything that deciding found out: a verdict, and what admitting would write."""
 
     verdict: Verdict
+    #: What the call may cost, by unit; `charges` is that on every account it pays from.
+    estimates: Mapping[str, int] = field(default_factory=dict[str, int])
     charges: tuple[Charge, ...] = ()
     plan: UndoPlan | None = None
     #: Why there is no way back although the tool declares one.
@@ -106,7 +108,7 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     approved: Approved | None = None
     if verdict.rung is Rung.APPROVE:
-        answer = await approvals.ask(call, verdict, decision.charges, decision.plan, decision.context, on)
+        answer = await approvals.ask(call, verdict, decision.estimates, decision.plan, decision.context, on)
         if isinstance(answer, Repeated):
             return await _repeat(call, answer, on)
         if not isinstance(answer, Approved):
@@ -157,6 +159,7 @@ def decide(call: Call, on: Services) -> Decision:
         )
     return Decision(
         verdict=verdict,
+        estimates=estimates,
         charges=charges(on.config.budgets, call, estimates, call.received_us),
         plan=plan,
         no_way_back=no_way_back,
@@ -259,7 +262,7 @@ async def _settle(
     undo_state: UndoEnd | None = None
     if call.kind == "undo":
         undo_state = "failed" if failed else await _took_hold(call, roots, on)
-    costs = {CALLS: 1} if no_effect else _costs(call, decision.charges, roots, failed=failed)
+    costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
     await on.journal.settle(
         call,
         call_id=call_id,
@@ -434,19 +437,14 @@ def before_value(before: bytes | None) -> Any:
 
 
 def _costs(
-    call: Call, held: tuple[Charge, ...], roots: Mapping[str, Any], *, failed: bool
+    call: Call, estimates: Mapping[str, int], roots: Mapping[str, Any], *, failed: bool
 ) -> Mapping[str, int]:
-    """What the call really cost, by unit. Where that cannot be told, what was held: never less."""
-    estimates = {charge.unit: charge.amount for charge in held}
-    costs: dict[str, int] = {}
+    """What the call really cost, by unit. Where that cannot be told, what it was held to cost: never less."""
+    costs = dict(estimates)
     for price in call.tool.prices:
-        try:
-            if price.actual is None or failed:
-                costs[price.unit] = estimates.get(price.unit, _amount(price.estimate(**roots)))
-            else:
+        if price.actual is not None and not failed:
+            with suppress(EvaluationError):
                 costs[price.unit] = _amount(price.actual(**roots))
-        except EvaluationError:
-            costs[price.unit] = estimates.get(price.unit, 0)
     return costs
 
 
@@ -485,7 +483,7 @@ def describe(decision: Decision) -> Mapping[str, Any]:
         "verdict": verdict.rung.name.lower(),
         "code": verdict.code,
         "reason": verdict.reason,
-        "cost": {charge.unit: charge.amount for charge in decision.charges},
+        "cost": decision.estimates,
         "undo": {"tool": decision.plan.tool, "until_us": decision.plan.expires_us} if decision.plan else None,
     }
 

@@ -50,7 +50,7 @@ async def test_an_allowed_call_is_made_once_and_recorded_with_its_answer(tmp_pat
 
 
 async def test_advice_says_what_would_happen_and_nothing_does(tmp_path: Path) -> None:
-    async with a_remit(tmp_path, budgets=[BUDGET]) as remit:
+    async with a_remit(tmp_path) as remit:
         outcome = await remit.refused("shop.buy", {"thing": "car", "price": 4000})
         assert outcome.verdict.rung is Rung.ADVISE
         assert outcome.advice is not None

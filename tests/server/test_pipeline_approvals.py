@@ -129,7 +129,7 @@ async def test_an_approval_is_for_one_agent_and_one_policy(tmp_path: Path) -> No
 
 
 async def test_what_the_agent_says_about_its_call_does_not_make_it_another(tmp_path: Path) -> None:
-    async with a_remit(tmp_path, budgets=[BUDGET]) as remit:
+    async with a_remit(tmp_path) as remit:
         pending = await asked(remit, claim={"why": "one"})
         again = await asked(remit, claim={"why": "two"})
         assert again.approval_id == pending.approval_id
