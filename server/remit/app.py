@@ -37,8 +37,8 @@ from remit_rbac import Policy, load_files
 _log = logging.getLogger("remit.app")
 #: A client may start Remit by its full path: programs installed beside it are found all the same.
 _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-#: Seconds between two looks for outcomes that are owed and approvals whose time is up. A late look allows
-#: nothing: time is also checked where an approval is used.
+#: Seconds between two looks for outcomes that are owed, approvals whose time is up, and processes that died.
+#: A late look allows nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
 
 
@@ -190,6 +190,7 @@ class App:
             with suppress(StoreUnavailable):
                 await journal.catch_up()
                 await journal.expire()
+                await journal.take_over()
 
 
 def load_policy(settings: Config) -> Policy:

@@ -363,6 +363,10 @@ class Journal:
                 pass  # a person has resolved it meanwhile
             self._owed.popleft()
 
+    async def take_over(self) -> None:
+        """Conclude for processes that died since what they left open, as opening the file does."""
+        await self._writer.write(lambda: _take_over_the_dead(self._ledger, self.path))
+
     async def _write_or_owe(self, change: Callable[[], None], *, durable: bool = True) -> None:
         """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
         try:

@@ -67,6 +67,7 @@ incarnations = Table(
     # The newest event of the stream: what a truncated stream is found by.
     Column("last_seq", BigInteger, nullable=False, server_default="0"),
     Column("head", String(64), nullable=False),
+    Index("ix_incarnations_live", "id", sqlite_where=text("state = 'live'")),
 )
 
 #: Append-only. `hash` covers the previous event's hash and the exact bytes of `body`.

@@ -80,6 +80,21 @@ async def test_a_sleeper_that_answers_late_is_told_that_nobody_knows(tmp_path: P
         assert len(sleeper.source.sent) == 1
 
 
+async def test_who_lives_on_takes_over_from_who_died_beside_it(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as living, a_remit(tmp_path, clock=living.clock) as dying:
+        dying.source.on["send"] = Gate()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dying.call, "shop.send", {"text": "hi"})
+            await dying.source.reached()
+            await living.on.journal.take_over()
+            assert living.rows("SELECT state FROM calls") == [{"state": "dispatched"}]
+            dying.die()
+            await living.on.journal.take_over()
+            assert living.rows("SELECT state FROM calls") == [{"state": "in_doubt"}]
+            assert (await living.refused("shop.send", {"text": "hi"})).verdict.code == "in_doubt"
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_living_process_keeps_its_calls(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as one:
         gate = Gate()
