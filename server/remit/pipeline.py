@@ -457,7 +457,14 @@ def _amount(value: Any) -> int:
 
 def estimates_of(call: Call) -> Mapping[str, int]:
     """What to hold for the call, by unit. Raises EvaluationError when its arguments do not tell."""
-    return {price.unit: _amount(price.estimate(args=call.arguments)) for price in call.tool.prices}
+    # The gateway's own reads are none of the calls that an agent is allowed: an undo is proved also when
+    # that was its last.
+    free = (CALLS,) if call.kind in ("before", "verify") else ()
+    return {
+        price.unit: _amount(price.estimate(args=call.arguments))
+        for price in call.tool.prices
+        if price.unit not in free
+    }
 
 
 def _says_failed(call: Call, roots: Mapping[str, Any]) -> bool:

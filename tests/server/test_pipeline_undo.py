@@ -263,7 +263,8 @@ async def test_an_undo_that_the_world_does_not_show_is_not_called_done(
 
 async def test_a_proof_needs_no_right_of_the_agent_and_no_budget(tmp_path: Path) -> None:
     policy = POLICY.replace("p, role:clerk, acme, shop.look, execute, 1 == 1, allow\n", "")
-    async with a_remit(tmp_path, policy=policy, tools=VERIFIED) as remit:
+    budgets = [{"scope": "agent", "unit": "calls", "window": "total", "limit": 2}]
+    async with a_remit(tmp_path, policy=policy, tools=VERIFIED, budgets=budgets) as remit:
         call_id = await bought(remit)
         remit.source.on["look"] = {"owner": "shop"}
         outcome = await taken_back(remit, call_id)
@@ -390,6 +391,14 @@ async def test_a_tool_that_vanished_since_cannot_take_the_call_back_now(tmp_path
             await taken_back(remit, call_id)
         remit.on.catalog = catalog
         assert isinstance(await taken_back(remit, call_id), Done)
+
+
+async def test_a_before_image_costs_the_agent_none_of_its_calls(tmp_path: Path) -> None:
+    budgets = [{"scope": "agent", "unit": "calls", "window": "total", "limit": 1}]
+    async with a_remit(tmp_path, budgets=budgets) as remit:
+        remit.source.on["look"] = {"value": 7}
+        await remit.done("shop.set", {"thing": "lamp", "value": 9})
+        assert remit.one("SELECT held, posted FROM accounts") == {"held": 0, "posted": 1}
 
 
 async def test_an_undo_is_paid_for_like_any_call(tmp_path: Path) -> None:
