@@ -597,12 +597,18 @@ class Journal:
         await self._writer.write(change)
 
     async def key(self, key_id: str) -> KeyRecord | None:
-        """Read beside the writer: whoever knocks with made-up keys must not take its time."""
+        """Read beside the writer: whoever knocks with made-up keys must not take its time.
+
+        Raises StoreUnavailable.
+        """
 
         def read() -> KeyRecord | None:
-            with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as db:
-                db.row_factory = sqlite3.Row
-                row = db.execute("SELECT * FROM api_keys WHERE id = ?", (key_id,)).fetchone()
+            try:
+                with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as db:
+                    db.row_factory = sqlite3.Row
+                    row = db.execute("SELECT * FROM api_keys WHERE id = ?", (key_id,)).fetchone()
+            except sqlite3.Error as error:
+                raise StoreUnavailable(f"the audit database cannot be read: {error}") from None
             return KeyRecord(**dict(row)) if row else None
 
         return await anyio.to_thread.run_sync(read)

@@ -10,7 +10,17 @@ import anyio
 import mcp_types as t
 import pytest
 from mcp import MCPError
-from tests.server.builders import POLICY, SHOP, Gate, ScriptedSource, a_definition, a_reply, tools, until
+from tests.server.builders import (
+    POLICY,
+    SHOP,
+    Gate,
+    ScriptedSource,
+    a_definition,
+    a_reply,
+    full_disk,
+    tools,
+    until,
+)
 from tests.server.fronts import ERAS, Served, names, served, texts
 
 from remit.front.server import Front
@@ -549,6 +559,36 @@ async def handshake(remit: Served, key: str) -> dict[str, str]:
     session = {"mcp_session_id": greeted.headers["mcp-session-id"], "mcp_protocol_version": "2025-11-25"}
     await remit.post({"jsonrpc": "2.0", "method": "notifications/initialized"}, key, **session)
     return session
+
+
+async def test_while_keys_cannot_be_read_nobody_passes_and_everybody_may_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path, monkeypatch, policy=POLICY) as remit:
+        key = await remit.key()
+        away = tmp_path / "away"
+        remit.path.rename(away)
+        refused = await remit.post(message("tools/list", {}), key)
+        away.rename(remit.path)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert str(tmp_path) not in refused.text
+        async with remit.client() as client:
+            assert (await client.list_tools()).tools
+
+
+async def test_while_nothing_can_be_recorded_agents_are_told_so_and_then_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, era: str
+) -> None:
+    shop = ScriptedSource()
+    async with served(tmp_path, monkeypatch, shop, policy=POLICY) as remit, remit.client(era) as client:
+        with full_disk(remit.path):
+            result = await client.call_tool("shop.send", {"text": "hi"})
+            assert result.meta is not None
+            assert result.meta[VERDICT]["code"] == "audit_unavailable"
+            assert shop.sent == []
+            assert (await client.list_tools()).tools
+        assert not (await client.call_tool("shop.send", {"text": "hi"})).is_error
 
 
 # Remit's own tools.

@@ -27,6 +27,7 @@ from mcp.shared.inbound import NAME_BEARING_METHODS, decode_header_value
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from remit.errors import StoreUnavailable
 from remit.front.strict import DEFAULT, INVALID_REQUEST, Limits, Malformed, decode, envelope, id_of
 from remit.identity import IdentityUnavailable, Principal, Unauthenticated, fingerprint
 
@@ -56,7 +57,10 @@ _ONCE: Final = frozenset(
 
 class Authenticator(Protocol):
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
-        """Raises `Unauthenticated`, and `IdentityUnavailable`. Header names are in lower case."""
+        """Raises `Unauthenticated`; `IdentityUnavailable` and `StoreUnavailable` when it cannot know.
+
+        Header names are in lower case.
+        """
         ...
 
 
@@ -268,12 +272,12 @@ class Guard:
                 self._lockout.failed(address, headers)
                 logger.warning("a credential was refused from %s: %s", address, fingerprint(headers))
             return self._challenge(401, "invalid_token" if "authorization" in headers else None, str(error))
-        except IdentityUnavailable as error:
+        except (IdentityUnavailable, StoreUnavailable) as error:
             logger.error("nobody can be identified: %s", error)
             return _error(
                 503,
                 INVALID_REQUEST,
-                "Access tokens cannot be checked now; try again soon.",
+                "Credentials cannot be checked now; try again soon.",
                 headers={"retry-after": "5"},
             )
         self._lockout.passed(address, headers)
