@@ -1,0 +1,72 @@
+"""The same front over a pipe: `remit serve --stdio` as a client starts it, in both eras, in front of Acme."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client, MCPError, StdioServerParameters
+from tests.crash import books
+from tests.server import acme
+from tests.server.builders import rows
+from tests.server.fronts import ERAS, names, texts
+
+VERDICT, RECEIPT = "dev.remit/verdict", "dev.remit/receipt"
+
+
+def a_server(config: Path, **environment: str) -> StdioServerParameters:
+    command = ["-m", "remit", "serve", "--stdio", "--config", str(config)]
+    return StdioServerParameters(command=sys.executable, args=command, env=environment, cwd=config.parent)
+
+
+@pytest.mark.parametrize("era", ERAS, ids=["modern", "legacy"])
+async def test_an_agent_at_the_end_of_a_pipe_is_governed_like_any_other(tmp_path: Path, era: str) -> None:
+    config = acme.a_place(tmp_path)
+    async with Client(a_server(config), mode=era, cache=None) as client:
+        listed = names((await client.list_tools()).tools)
+        assert {"acme.refund", "acme.get_order", "remit.undo"} <= listed
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await client.call_tool("acme.nothing", {})
+        assert await refunded(client, 500_000) == "no_rule"
+        assert await refunded(client, 40_000) == "pending_approval"
+        made = await client.call_tool("acme.refund", acme.refund_of("ord-1001", 8000))
+        assert made.meta is not None
+        call_id = made.meta[RECEIPT]["call_id"]
+        undone = await client.call_tool("remit.undo", {"call_id": call_id})
+        assert undone.structured_content is not None
+        assert undone.structured_content["state"] == "done"
+        order = await client.call_tool("acme.get_order", {"order_id": "ord-1001"})
+        assert '"refunded_minor": 0' in texts(order)
+        assert (await client.list_resources()).resources
+    runs = rows(
+        tmp_path / "remit.db", "SELECT DISTINCT run, agent, user, auth FROM calls WHERE kind = 'call'"
+    )
+    (who,) = runs
+    assert who["run"].startswith("process-")
+    assert (who["agent"], who["user"], who["auth"]) == ("agent:support-bot", "user:alice", "stdio")
+    assert rows(tmp_path / "remit.db", "SELECT id FROM calls WHERE state = 'dispatched'") == []
+    assert books.flaws(tmp_path / "remit.db") == []
+    # In order or not: the client may end the process before it has closed its books.
+    states = {row["state"] for row in rows(tmp_path / "remit.db", "SELECT state FROM incarnations")}
+    assert states <= {"closed", "live"}
+
+
+async def refunded(client: Client, amount_minor: int) -> Any:
+    result = await client.call_tool("acme.refund", acme.refund_of("ord-1002", amount_minor))
+    assert result.is_error
+    assert result.meta is not None
+    return result.meta[VERDICT]["code"]
+
+
+async def test_the_environment_says_who_speaks_over_a_pipe_when_it_is_set(tmp_path: Path) -> None:
+    server = a_server(acme.a_place(tmp_path), REMIT_AGENT="agent:nobody")
+    async with Client(server, mode=ERAS[0], cache=None) as client:
+        assert {
+            name for name in names((await client.list_tools()).tools) if name.startswith("acme.")
+        } == set()
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await client.call_tool("acme.refund", acme.refund_of("ord-1001", 8000))
+    (tried,) = rows(tmp_path / "remit.db", "SELECT agent, code FROM calls")
+    assert tried == {"agent": "agent:nobody", "code": "not_visible"}
