@@ -57,7 +57,6 @@ class App:
         self._settled = anyio.Event()
         self._offers: dict[str, Offer] = {}
         self._listeners: list[Callable[[Event], None]] = []
-        self._tasks: TaskGroup | None = None
 
     async def services(self) -> Services:
         """What calls are governed with, as soon as the start is done. Raises what the start raised."""
@@ -95,7 +94,6 @@ class App:
                 tasks.cancel_scope.cancel()
 
     async def _start(self, tasks: TaskGroup, sources: Collection[str] | None) -> None:
-        self._tasks = tasks
         try:
             # A client that started this process waits for its first answer: what is slow to load or to
             # make goes beside the event loop.

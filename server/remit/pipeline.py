@@ -75,8 +75,6 @@ class Decision:
     estimates: Mapping[str, int] = field(default_factory=dict[str, int])
     charges: tuple[Charge, ...] = ()
     plan: UndoPlan | None = None
-    #: Why there is no way back although the tool declares one.
-    no_way_back: str | None = None
     #: What policy saw as `r.ctx`.
     context: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -162,7 +160,6 @@ def decide(call: Call, on: Services) -> Decision:
         estimates=estimates,
         charges=charges(on.config.budgets, call, estimates, call.received_us),
         plan=plan,
-        no_way_back=no_way_back,
         context=context,
     )
 
