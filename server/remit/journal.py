@@ -212,6 +212,7 @@ class Journal:
         plan: UndoPlan | None,
         *,
         stopped: Callable[[Call, frozenset[Switch]], Verdict | None],
+        touches: str | None = None,
         approved: Approved | None = None,
         before: bytes | None = None,
     ) -> Admitted | Repeated | Verdict:
@@ -245,6 +246,8 @@ class Journal:
                 balances.hold(self._ledger, call_id, charge)
             if plan:
                 self._ledger.insert("undos", _undo_row(call_id, plan, "registered"))
+            if touches is not None:
+                self._ledger.insert("touches", (touches, call_id))
             if before is not None:
                 self._ledger.insert("payloads", (call_id, "before", os.urandom(16), before))
             if call.kind == "undo":
@@ -281,12 +284,14 @@ class Journal:
         error: tuple[str, str] | None,
         plan: UndoPlan | None,
         undo_state: UndoEnd | None = None,
+        touches: str | None = None,
         frees_key: bool = False,
     ) -> None:
         """Record how the call ended: post `costs` (by unit) and release the rest, bind the undo.
 
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
+        `touches` is what only the answer told that the call touched.
         `frees_key`: nothing was done, so the client may use its idempotency key again.
         Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
         """
@@ -306,6 +311,8 @@ class Journal:
             if reply is not None and call.tool.effect is not Effect.READ:
                 ledger.insert("payloads", (call_id, "result", salt, reply))
             spent = balances.resolve(ledger, call_id, costs)
+            if touches is not None:
+                ledger.insert("touches", (touches, call_id))
             if plan:
                 ledger.execute(
                     "UPDATE undos SET state = ?, plan = ?, resource = ? WHERE call_id = ?",
@@ -798,10 +805,12 @@ class Journal:
             code = "undo_expired"
         elif not forced and row["resource"] is not None:
             later = self._ledger.one(
-                "SELECT later.call_id FROM undos AS later JOIN calls AS l ON l.id = later.call_id"
-                " JOIN calls AS o ON o.id = ? WHERE later.resource = ? AND later.call_id <> o.id"
-                " AND l.tenant = o.tenant AND (l.dispatched_us, l.id) > (o.dispatched_us, o.id)"
-                " AND later.state NOT IN ('done', 'void') LIMIT 1",
+                "SELECT l.id FROM touches JOIN calls AS l ON l.id = touches.call_id"
+                " JOIN calls AS o ON o.id = ? LEFT JOIN undos ON undos.call_id = l.id"
+                " WHERE touches.resource = ? AND l.id <> o.id AND l.tenant = o.tenant"
+                " AND (l.dispatched_us, l.id) > (o.dispatched_us, o.id)"
+                " AND l.state IN ('dispatched', 'in_doubt', 'succeeded')"
+                " AND undos.state IS NOT 'done' LIMIT 1",
                 (call.of_call, row["resource"]),
             )
             if later is not None:

@@ -75,6 +75,8 @@ class Decision:
     estimates: Mapping[str, int] = field(default_factory=dict[str, int])
     charges: tuple[Charge, ...] = ()
     plan: UndoPlan | None = None
+    #: What the call touches; None also while only its answer can tell.
+    touches: str | None = None
     #: What policy saw as `r.ctx`.
     context: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -126,6 +128,7 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
             decision.charges,
             decision.plan,
             stopped=stopped,
+            touches=decision.touches,
             approved=approved,
             before=before,
         )
@@ -148,7 +151,8 @@ def decide(call: Call, on: Services) -> Decision:
         estimates = estimates_of(call)
     except EvaluationError:
         return Decision(verdict=_NO_PRICE)
-    plan, no_way_back = _plan(call, on)
+    touches = _touched(call, {"args": call.arguments})
+    plan, no_way_back = _plan(call, touches, on)
     context = context_of(call, on.config, estimates, undo_ready=plan is not None)
     verdict = permission(call, on.policy, context)
     if no_way_back and verdict.rung is not Rung.DENY:
@@ -160,6 +164,7 @@ def decide(call: Call, on: Services) -> Decision:
         estimates=estimates,
         charges=charges(on.config.budgets, call, estimates, call.received_us),
         plan=plan,
+        touches=touches,
         context=context,
     )
 
@@ -269,6 +274,7 @@ async def _settle(
         error=("tool_error", text[:500]) if failed else None,
         plan=plan,
         undo_state=undo_state,
+        touches=None if decision.touches else _touched(call, roots),
         frees_key=reply.kind == "input_required",
     )
     return Done(
@@ -312,7 +318,7 @@ async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
 # The way back.
 
 
-def _plan(call: Call, on: Services) -> tuple[UndoPlan | None, str | None]:
+def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | None, str | None]:
     """The undo to register, or a sentence why the declared way back does not exist now."""
     rule = call.tool.undo
     if rule is None or call.kind != "call":
@@ -326,7 +332,7 @@ def _plan(call: Call, on: Services) -> tuple[UndoPlan | None, str | None]:
         )
     return UndoPlan(
         tool=rule.tool,
-        resource=_resource(call, {"args": call.arguments}),
+        resource=touches,
         expires_us=call.received_us + rule.within_s * 1_000_000,
         residue=rule.residue,
     ), None
@@ -340,11 +346,12 @@ def _bound(call: Call, plan: UndoPlan, roots: Mapping[str, Any]) -> UndoPlan:
         arguments = {name: expression(**roots) for name, expression in call.tool.undo.arguments.items()}
     except EvaluationError:
         return plan
-    return replace(plan, arguments=arguments, resource=plan.resource or _resource(call, roots))
+    return replace(plan, arguments=arguments, resource=plan.resource or _touched(call, roots))
 
 
-def _resource(call: Call, roots: Mapping[str, Any]) -> str | None:
-    if call.tool.resource is None:
+def _touched(call: Call, roots: Mapping[str, Any]) -> str | None:
+    """What the call touches, by the operator's word; undoing is accounted for by what it undoes."""
+    if call.tool.resource is None or call.kind != "call" or call.tool.effect is Effect.READ:
         return None
     try:
         return str(call.tool.resource(**roots))

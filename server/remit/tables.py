@@ -244,6 +244,17 @@ budget_moves = Table(
     sqlite_with_rowid=False,
 )
 
+#: What each call that may change something touches, where the operator has said so: a call cannot be undone
+#: over a later touch, whether that has a way back itself or not.
+touches = Table(
+    "touches",
+    metadata,
+    Column("resource", String(512), nullable=False),
+    Column("call_id", String(36), nullable=False),
+    PrimaryKeyConstraint("resource", "call_id"),
+    sqlite_with_rowid=False,
+)
+
 #: How each call is taken back. Registered in the transaction that lets the call out.
 undos = Table(
     "undos",
@@ -266,7 +277,6 @@ undos = Table(
     Column("expires_us", BigInteger, nullable=False),
     Column("undo_call", String(36)),
     Column("residue", Text),
-    Index("ix_undos_resource", "resource", sqlite_where=text("resource IS NOT NULL")),
     sqlite_with_rowid=False,
 )
 

@@ -172,6 +172,35 @@ async def test_a_later_change_of_another_thing_or_one_that_failed_is_no_conflict
         assert isinstance(await taken_back(remit, first), Done)
 
 
+@pytest.mark.parametrize("resource", ["args.text", "result.touched"])
+async def test_a_later_change_that_has_no_way_back_is_a_conflict_too(tmp_path: Path, resource: str) -> None:
+    async with a_remit(tmp_path, tools=tools(send={"resource": resource})) as remit:
+        remit.source.on["send"] = {"touched": "pen"}
+        first, other = await bought(remit), await bought(remit, {"thing": "cup", "price": 5})
+        await remit.done("shop.send", {"text": "pen"})
+        refused = await taken_back(remit, first)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_conflict"
+        assert isinstance(await taken_back(remit, other), Done)
+
+
+async def test_a_later_change_whose_way_back_could_not_be_worked_out_is_a_conflict(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        first = await bought(remit)
+        remit.source.on["buy"] = "bought, and no order to give back"
+        await remit.done("shop.buy", PEN)
+        refused = await taken_back(remit, first)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_conflict"
+
+
+async def test_a_later_read_of_the_same_thing_is_no_conflict(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=tools(look={"resource": "args.thing"})) as remit:
+        first = await bought(remit)
+        await remit.done("shop.look", {"thing": "pen"})
+        assert isinstance(await taken_back(remit, first), Done)
+
+
 async def test_a_later_change_in_doubt_is_a_conflict(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         first = await bought(remit)
