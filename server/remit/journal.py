@@ -10,14 +10,15 @@ The application opens one journal for each process and closes it; opening regist
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import os
 import socket
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -109,6 +110,7 @@ class Journal:
         self._writer = writer
         self._liveness = liveness
         self._owed: deque[Callable[[], None]] = deque()
+        self._under_way = 0
         self.path = path
 
     @property
@@ -120,6 +122,15 @@ class Journal:
         """Every switch that is on, as of the newest transaction here or the last idle look (≤ 0.25 s)."""
         return self._ledger.switches
 
+    @contextmanager
+    def under_way(self) -> Generator[None]:
+        """A call is governed within: what one alone writes needs no company."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
     # The life of a call.
 
     async def refuse(self, call: Call, verdict: Verdict) -> None:
@@ -129,7 +140,7 @@ class Journal:
             sealed = self._insert_call(call, verdict, state="denied", finished=True)
             self._event("call.denied", call, **sealed, **_decision(verdict))
 
-        await self._writer.write(change)
+        await self._write(change)
 
     async def ask_people(
         self, call: Call, verdict: Verdict, *, binding: str, shown: Json, votes: int, pending_s: int
@@ -202,7 +213,7 @@ class Journal:
             )
             return Waiting(call_id=call.id, approval_id=approval_id, expires_us=expires_us)
 
-        return await self._writer.write(change)
+        return await self._write(change)
 
     async def admit(
         self,
@@ -271,7 +282,7 @@ class Journal:
             )
             return Admitted(deadline_us=deadline_us)
 
-        return await self._writer.write(change)
+        return await self._write(change)
 
     async def settle(
         self,
@@ -374,10 +385,16 @@ class Journal:
         """Conclude for processes that died since what they left open, as opening the file does."""
         await self._writer.write(lambda: _take_over_the_dead(self._ledger, self.path))
 
+    async def _write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
+        """Write a step of a call: with those of other calls, or at once where there is no other call."""
+        if self._under_way == 1 and not must:
+            await asyncio.sleep(0)  # calls that came in the same moment come to light
+        return await self._writer.write(change, durable=durable, must=must, alone=self._under_way == 1)
+
     async def _write_or_owe(self, change: Callable[[], None], *, durable: bool = True) -> None:
         """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
         try:
-            await self._writer.write(change, durable=durable, must=True)
+            await self._write(change, durable=durable, must=True)
         except StoreUnavailable:
             self._owed.append(change)
             raise

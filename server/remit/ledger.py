@@ -1,4 +1,4 @@
-"""The audit database as one transaction sees it: SQLite, raw and fast, in the writer's thread only.
+"""The audit database as one transaction sees it: SQLite, raw and fast, driven by the writer only.
 
 The ledger knows rows, balances and the event chain; it does not know what a call is. `journal.py` says
 which of these go together. Inserts are gathered and written at commit, one `executemany` for each table.
@@ -15,7 +15,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from remit.chain import GENESIS, canonical, link
 from remit.ids import Clock
+from remit.writer import OthersWrite
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
-_WAL_MAX_BYTES = 32 * 2**20
+_WAL_MAX_BYTES = 8 * 2**20
+_COMMITS_BETWEEN_LOOKS = 64
 _BUSY_MS = 10_000
 
 Row = Sequence[Any]
@@ -62,27 +64,29 @@ class Ledger:
         self._lock = os.open(
             path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
-        self._db = _connect(path)
+        self._db = self._connected()
         self._sync = "FULL"
         self._data_version = -1
         self._inserts: dict[str, list[Row]] = {}
         self._accounts: dict[tuple[str, int], Account] = {}
         #: Every switch that is on: (kind, scope, target, tenant). Replaced whole, so any thread may read it.
         self.switches: frozenset[tuple[str, str, str, str]] = frozenset()
+        self._busy_ms = _BUSY_MS
         self._commits = 0
+        self._commits_at_look = 0
         #: The time of the running transaction; everything written in it carries this time.
         self.now_us = 0
 
     # The writer drives these.
 
     @contextmanager
-    def transaction(self, *, durable: bool) -> Generator[None]:
+    def transaction(self, *, durable: bool, wait: bool = True) -> Generator[None]:
         if self._relaxed:
             self._set_sync("FULL" if durable else "NORMAL")
         seq, head = self._seq, self._head
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock_out_others(wait)
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin(wait)
             try:
                 self._forget_if_others_wrote()
                 self.now_us = self._clock()
@@ -93,13 +97,19 @@ class Ledger:
                 self._roll_back(seq, head)
                 raise
             self._commits += 1
-            if self._commits % 64 == 0:
+            if wait:  # else the caller is in a hurry: `idle` looks
                 self._checkpoint()
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def idle(self) -> None:
         self._forget_if_others_wrote()
+        with suppress(OthersWrite):
+            self._lock_out_others(wait=False)
+            try:
+                self._checkpoint()
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Mark this process life as ended in order, and let go of the file."""
@@ -178,6 +188,33 @@ class Ledger:
 
     # The rest is its own.
 
+    def _connected(self) -> sqlite3.Connection:
+        self._lock_out_others(wait=True)
+        try:
+            _make_room(self._path.with_name(self._path.name + "-wal"))
+            return _connect(self._path)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _lock_out_others(self, wait: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OthersWrite from None
+
+    def _begin(self, wait: bool) -> None:
+        busy_ms = _BUSY_MS if wait else 0
+        if busy_ms != self._busy_ms:
+            self._db.execute(f"PRAGMA busy_timeout = {busy_ms}")
+            self._busy_ms = busy_ms
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            # A program that knows nothing of the lock file, such as a person's SQL shell.
+            if wait or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            raise OthersWrite from None
+
     def _flush(self, seq_before: int) -> None:
         self.write_out()
         new: list[Row] = []
@@ -243,6 +280,9 @@ class Ledger:
             self._accounts.clear()
 
     def _checkpoint(self) -> None:
+        if self._commits - self._commits_at_look < _COMMITS_BETWEEN_LOOKS:
+            return
+        self._commits_at_look = self._commits
         try:
             size = os.stat(self._path.with_name(self._path.name + "-wal")).st_size
         except FileNotFoundError:
@@ -268,6 +308,24 @@ def _connect(path: Path) -> sqlite3.Connection:
     ):
         db.execute(f"PRAGMA {pragma}")
     return db
+
+
+def _make_room(wal: Path) -> None:
+    """Let the write-ahead log have its full length from the start, where there is none yet.
+
+    A file that grows makes each sync write the file system's own journal as well, which doubles what a
+    commit costs. SQLite takes a log of zeros for an empty one (sqlite.org/fileformat2.html#walformat).
+    """
+    try:
+        file = os.open(wal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return  # then it grows
+    try:
+        if os.fstat(file).st_size == 0:
+            os.write(file, bytes(_WAL_MAX_BYTES))
+            os.fsync(file)
+    finally:
+        os.close(file)
 
 
 @cache

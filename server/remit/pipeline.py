@@ -86,7 +86,7 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
 
     Every outcome is a value; what is raised is cancellation (recorded first) or a bug.
     """
-    with _counted(call, on) as crowded, telemetry.stage("govern", call):
+    with _counted(call, on) as crowded, on.journal.under_way(), telemetry.stage("govern", call):
         try:
             outcome = await _in_four_steps(call, crowded, on, caller)
         except StoreBusy:

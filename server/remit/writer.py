@@ -3,6 +3,8 @@
 Every durable step is a *change*: a function over an open transaction. Changes queue; the thread takes all
 that wait, runs them in one transaction, commits once, and only then answers each caller. There is no
 timer: while one commit is being synced, the next batch gathers. A caller waits for its own batch only.
+A change that is alone has nobody to share a commit with: it is committed where it is, in the event loop,
+since waking a thread and being woken again costs more than the commit does.
 
 A change must check first and write after: one that returns a refusal must not have written. When a change
 raises, its batch is rolled back and each of its changes is tried alone, so that only the faulty one fails.
@@ -20,6 +22,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -27,19 +30,30 @@ import anyio
 from remit.errors import StoreBusy, StoreUnavailable
 
 T = TypeVar("T")
+_NOTHING: Any = object()
+#: A commit that held the event loop this long (seconds) sends what is alone to the thread for a while.
+_SLOW_S = 0.1
+_SLOW_FOR_S = 10.0
 #: Most changes in one transaction: bounds the latency of the last of them.
 _BATCH_MAX = 256
 
 
-class Transactional(Protocol):
-    """What the writer drives; one transaction at a time, from its own thread."""
+class OthersWrite(Exception):
+    """Another process writes just now, and the transaction was not to wait for it."""
 
-    def transaction(self, *, durable: bool) -> AbstractContextManager[None]:
-        """Begin; commit on a clean exit, roll back on an exception. `durable` must survive power loss."""
+
+class Transactional(Protocol):
+    """What the writer drives; one transaction at a time."""
+
+    def transaction(self, *, durable: bool, wait: bool = True) -> AbstractContextManager[None]:
+        """Begin; commit on a clean exit, roll back on an exception. `durable` must survive power loss.
+
+        Without `wait`, raises OthersWrite rather than wait for another process.
+        """
         ...
 
     def idle(self) -> None:
-        """Nothing waited for `idle_s`: notice what other processes changed."""
+        """Nothing waited for `idle_s`: notice what other processes changed, and tidy up."""
         ...
 
     def close(self) -> None: ...
@@ -66,12 +80,18 @@ class Writer:
         self._queue_max = queue_max
         self._idle_s = idle_s
         self._stopped = False
+        #: Held by whoever uses the ledger: the thread, or a change that is alone.
+        self._turn = threading.Lock()
+        self._slow_until_s = 0.0
         self._thread = threading.Thread(target=self._run, name="remit-journal", daemon=True)
         self._thread.start()
 
-    async def write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
+    async def write(
+        self, change: Callable[[], T], *, durable: bool = True, must: bool = False, alone: bool = False
+    ) -> T:
         """Run `change` in the next transaction; return its result once that is committed.
 
+        `alone`: no other change is near, so waiting for this one in the event loop delays nobody.
         Cancellation of the caller waits until then. Raises StoreBusy when the queue is full (unless the
         change `must` be written, for what it records has happened) and StoreUnavailable when the database
         takes no writes; in both cases nothing was written.
@@ -80,6 +100,8 @@ class Writer:
             raise StoreUnavailable("the audit database is closed: this process is ending")
         if self._queue.qsize() >= self._queue_max and not must:
             raise StoreBusy("too many calls wait to be recorded: try again in a moment")
+        if alone and (result := self._here(change, durable)) is not _NOTHING:
+            return result
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Queued(change, durable, loop, future))
@@ -87,6 +109,26 @@ class Writer:
         with anyio.CancelScope(shield=True):
             await future
         return future.result()
+
+    def _here(self, change: Callable[[], T], durable: bool) -> T:
+        """Commit now and here; _NOTHING when that would mean to wait for somebody."""
+        began_s = monotonic()
+        if began_s < self._slow_until_s or not self._queue.empty() or not self._turn.acquire(blocking=False):
+            return _NOTHING
+        try:
+            with self._ledger.transaction(durable=durable, wait=False):
+                return change()
+        except OthersWrite:
+            return _NOTHING
+        except Exception as error:
+            if failure := _of_the_store(error):
+                raise failure from None
+            raise
+        finally:
+            self._turn.release()
+            ended_s = monotonic()
+            if ended_s - began_s > _SLOW_S:
+                self._slow_until_s = ended_s + _SLOW_FOR_S
 
     async def stop(self) -> None:
         """Let everything queued be written, then end the thread."""
@@ -102,7 +144,7 @@ class Writer:
             try:
                 first = self._queue.get(timeout=self._idle_s)
             except queue.Empty:
-                with suppress(sqlite3.Error):  # the next write will say what is wrong
+                with suppress(sqlite3.Error), self._turn:  # the next write will say what is wrong
                     self._ledger.idle()
                 continue
             batch: list[_Queued[Any]] = []
@@ -120,9 +162,10 @@ class Writer:
                     except queue.Empty:
                         break
             if batch:
-                self._commit(batch)
+                with self._turn:
+                    self._commit(batch)
             if stop:
-                with suppress(sqlite3.Error):  # then it ends as a killed process does
+                with suppress(sqlite3.Error), self._turn:  # then it ends as a killed process does
                     self._ledger.close()
                 _answer(stop.loop, [(stop.future, None, None)])
                 return

@@ -123,8 +123,8 @@ def _arm(death: Death) -> None:
     transaction, run, answer = Ledger.transaction, McpAdapter.run, Guard.__call__
 
     @contextmanager
-    def committing(self: Ledger, *, durable: bool) -> Generator[None]:
-        with transaction(self, durable=durable):
+    def committing(self: Ledger, *, durable: bool, wait: bool = True) -> Generator[None]:
+        with transaction(self, durable=durable, wait=wait):
             yield
             passes("before commit")
         passes("after commit")

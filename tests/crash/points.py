@@ -180,8 +180,8 @@ def _instrument(passes: Callable[[Moment], None]) -> None:
     transaction = Ledger.transaction
 
     @contextmanager
-    def watched(self: Ledger, *, durable: bool) -> Generator[None]:
-        with transaction(self, durable=durable):
+    def watched(self: Ledger, *, durable: bool, wait: bool = True) -> Generator[None]:
+        with transaction(self, durable=durable, wait=wait):
             yield
         passes("after commit")
 

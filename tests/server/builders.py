@@ -345,11 +345,20 @@ def full_disk(path: Path) -> Generator[None]:
     """The disk under the audit database is full: its log cannot grow by a byte."""
     log = path.with_name(path.name + "-wal")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_used(log.read_bytes()), before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _used(log: bytes) -> int:
+    """How long the valid part of a write-ahead log is (sqlite.org/fileformat2.html#walformat)."""
+    page_size = int.from_bytes(log[8:12], "big")
+    end = 32
+    while log[end + 8 : end + 16] == log[16:24]:  # the salt of this generation
+        end += 24 + page_size
+    return end
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -13,8 +13,9 @@ import anyio
 import pytest
 from tests.server.builders import until
 
+from remit import writer as writing
 from remit.errors import StoreBusy, StoreUnavailable
-from remit.writer import Writer
+from remit.writer import OthersWrite, Writer
 
 
 class Transactions:
@@ -23,6 +24,9 @@ class Transactions:
     def __init__(self) -> None:
         self.committed: list[list[str]] = []
         self.durable: list[bool] = []
+        self.threads: list[str] = []
+        #: Another process writes: a transaction that does not wait is not begun.
+        self.others_write = False
         self.began = 0
         self.idled = threading.Event()
         self.closed = False
@@ -34,8 +38,11 @@ class Transactions:
         self._written: list[str] = []
 
     @contextmanager
-    def transaction(self, *, durable: bool) -> Generator[None]:
+    def transaction(self, *, durable: bool, wait: bool = True) -> Generator[None]:
+        if self.others_write and not wait:
+            raise OthersWrite
         self.began += 1
+        self.threads.append(threading.current_thread().name)
         self._written = []
         if self.failing:
             raise self.failing
@@ -201,6 +208,58 @@ async def test_an_idle_writer_looks_and_survives_what_it_sees() -> None:
         store.idled.clear()
         assert await asyncio.to_thread(store.idled.wait, 10)
         assert await writer.write(store.change("a")) == "a"
+
+
+async def test_what_is_alone_is_committed_where_it_is() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        assert await writer.write(store.change("a"), alone=True) == "a"
+        assert await writer.write(store.change("b")) == "b"
+    assert store.committed == [["a"], ["b"]]
+    assert store.threads == [threading.current_thread().name, "remit-journal"]
+
+
+async def test_what_is_alone_waits_for_nobody_in_the_event_loop() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        store.others_write = True
+        assert await writer.write(store.change("a"), alone=True) == "a"
+        store.others_write = False
+        store.may_commit.clear()
+        first = asyncio.ensure_future(writer.write(store.change("first")))
+        await until(lambda: store.began == 2)
+        second = asyncio.ensure_future(writer.write(store.change("second"), alone=True))
+        await asyncio.sleep(0)
+        store.may_commit.set()
+        assert await asyncio.gather(first, second) == ["first", "second"]
+    assert store.threads == ["remit-journal"] * 3
+
+
+async def test_after_a_slow_commit_the_event_loop_is_left_free_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, now_s = Transactions(), [0.0]
+    monkeypatch.setattr(writing, "monotonic", lambda: now_s[0])
+
+    def slow() -> None:
+        now_s[0] += 0.2
+
+    async with a_writer(store) as writer:
+        await writer.write(slow, alone=True)
+        await writer.write(store.change("soon"), alone=True)
+        now_s[0] += 60
+        await writer.write(store.change("later"), alone=True)
+    here = threading.current_thread().name
+    assert store.threads == [here, "remit-journal", here]
+
+
+@pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk full"), KeyError("mine")])
+async def test_a_fault_of_what_is_alone_is_told_as_any_other(fault: Exception) -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        with pytest.raises(KeyError if isinstance(fault, KeyError) else StoreUnavailable):
+            await writer.write(store.change("a", fault), alone=True)
+        assert await writer.write(store.change("b"), alone=True) == "b"
 
 
 async def test_stopping_writes_what_waits_and_takes_no_more() -> None:
