@@ -65,6 +65,7 @@ fuzz-strict: venv
 # What editors check remit.yaml with; a test compares it with the model in server/remit/config.py.
 schema: venv
 	$(VENV)/bin/python -c 'import json; from remit.config_schema import json_schema; print(json.dumps(json_schema(), indent=2))' > configs/remit.schema.json
+	$(VENV)/bin/python -c 'import json; from remit.policy_tests import json_schema; print(json.dumps(json_schema(), indent=2))' > configs/policy_tests.schema.json
 
 # The newest of everything that pyproject.toml allows, resolved without installing it.
 define PINS

@@ -8,7 +8,7 @@ call is let out. Silence is refusal.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from remit.errors import RemitError
 from remit.journal import Approved, Repeated, Waiting
 from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
-from remit_rbac import Rung
+from remit_rbac import Duty, Policy, Rung
 
 if TYPE_CHECKING:
     from remit.pipeline import Services
@@ -57,9 +57,9 @@ async def ask(
     Repeated when the call was made before and people need not be asked.
     """
     shown = _shown(call, verdict, cost, plan, context)
-    votes = _votes_needed(verdict)
-    eligible = _eligible(call, context, on)
-    if len(eligible) < votes:
+    votes = votes_needed(verdict.duties)
+    able = eligible(call, context, on.policy)
+    if len(able) < votes:
         nobody = replace(
             verdict,
             rung=Rung.DENY,
@@ -92,7 +92,7 @@ async def ask(
         case Repeated():
             return answer
         case Approved():
-            if sum(voter in eligible for voter in answer.voters) >= votes:
+            if sum(voter in able for voter in answer.voters) >= votes:
                 return answer
             lost = replace(
                 verdict,
@@ -124,16 +124,17 @@ async def answer(
     )
 
 
-def _eligible(call: Call, context: Json, on: Services) -> tuple[str, ...]:
+def eligible(call: Call, context: Json, policy: Policy) -> tuple[str, ...]:
+    """Who may approve this call: never who asked, nor for whom."""
     asking = (call.principal.agent, call.principal.user)
-    able = on.policy.approvers(call.principal.tenant, call.tool.name, call.arguments, context, exclude=asking)
+    able = policy.approvers(call.principal.tenant, call.tool.name, call.arguments, context, exclude=asking)
     return tuple(user for user in able if user not in asking)
 
 
-def _votes_needed(verdict: Verdict) -> int:
+def votes_needed(duties: Iterable[Duty]) -> int:
     """The `approvals=n` duties: the largest counts; one that cannot be read asks for more than there are."""
     needed = 1
-    for duty in verdict.duties:
+    for duty in duties:
         if duty.name == "approvals":
             needed = max(needed, int(duty.value) if duty.value.isdigit() else 1_000_000)
     return needed

@@ -79,6 +79,7 @@ _NOUNS = {
     "int_type": "a whole number",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "list_type": "a list",
     "model_type": "a mapping",
     "mapping_type": "a mapping",
     "dict_type": "a mapping",
@@ -149,7 +150,9 @@ def flaws(file: str, document: Document) -> Iterator[Problem]:
         )
 
 
-def shape(file: str, document: Document, error: ValidationError) -> Iterator[Problem]:
+def shape(
+    file: str, document: Document, error: ValidationError, model: type[BaseModel] = Config
+) -> Iterator[Problem]:
     """The validator's errors, one for each place in the file, in words for somebody who edits it."""
     flawed = [flaw.path for flaw in document.flaws if flaw.path]
     places: dict[tuple[Path, bool], list[ErrorDetails]] = {}
@@ -163,7 +166,7 @@ def shape(file: str, document: Document, error: ValidationError) -> Iterator[Pro
         further = any(len(other) > len(path) and other[: len(path)] == path for other, _ in places)
         precise = [each for each in errors if each["type"] not in _NOUNS]
         if precise or not further:
-            yield Problem.at(file, document.marks, path, sentence(path, precise or errors))
+            yield Problem.at(file, document.marks, path, sentence(path, precise or errors, model))
 
 
 def _place(error: ErrorDetails, value: Any) -> Path:
@@ -182,7 +185,7 @@ def _place(error: ErrorDetails, value: Any) -> Path:
     return tuple(path)
 
 
-def sentence(path: Path, errors: Sequence[ErrorDetails]) -> str:
+def sentence(path: Path, errors: Sequence[ErrorDetails], model: type[BaseModel] = Config) -> str:
     error = errors[0]
     given = error["input"]
     context = error.get("ctx", {})
@@ -193,10 +196,10 @@ def sentence(path: Path, errors: Sequence[ErrorDetails]) -> str:
             wanted = " or ".join(filter(None, (", ".join(nouns[:-1]), nouns[-1])))
             return f"{_kind(given, value)}{' or' if given is None else ';'} write {wanted}"
         case "missing":
-            example = EXAMPLES.get(str(path[-1]))
+            example = _example(path, model)
             return f"is missing; write it, for example {example}" if example else "is missing; write it"
         case "extra_forbidden":
-            return _unknown(str(path[-1]), _settings(path[:-1]))
+            return _unknown(str(path[-1]), _settings(path[:-1], model))
         case "literal_error" | "enum":
             choices = re.findall(r"'([^']*)'|(\d+)", context["expected"])
             words = ["".join(choice) for choice in choices]
@@ -255,13 +258,25 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     return f"is not a setting here; known are {', '.join(known)}"
 
 
-def _settings(path: Path) -> list[str]:
+def _settings(path: Path, root: type[BaseModel]) -> list[str]:
     """The settings that may stand at `path`."""
-    models = [Config]
+    return list(dict.fromkeys(name for model in _models_at(path, root) for name in model.model_fields))
+
+
+def _example(path: Path, root: type[BaseModel]) -> str | None:
+    """What a missing setting may look like."""
+    if root is Config:
+        return EXAMPLES.get(str(path[-1]))
+    fields = [model.model_fields.get(str(path[-1])) for model in _models_at(path[:-1], root)]
+    return next((f"{path[-1]}: {field.examples[0]}" for field in fields if field and field.examples), None)
+
+
+def _models_at(path: Path, root: type[BaseModel]) -> list[type[BaseModel]]:
+    models = [root]
     for step in path:
-        if fields := [model.model_fields[step] for model in models if step in model.model_fields]:
+        if fields := [model.model_fields[str(step)] for model in models if step in model.model_fields]:
             models = [model for field in fields for model in _models(field.annotation)]
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return models
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
