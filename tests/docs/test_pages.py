@@ -33,6 +33,7 @@ from remit.cli import cli
 from remit.config_file import Loaded, load
 from remit.config_problems import ConfigError
 from remit.fit import misfits
+from remit.policy_tests import read_tests
 from remit_adapters.base import Offer
 from remit_rbac import PolicyError, load_text
 
@@ -102,13 +103,16 @@ class Page:
                 self._load_beside(_completed(block.text))
             case ("tools",):
                 self._fits(block.text)
+            case ("tests", name):
+                self.scene.write(name, block.text)
+                read_tests(self.scene.folder / name, load(self.scene.folder / "remit.yaml").config)
             case (name,):
                 self.scene.write(name, block.text)
                 path = self.scene.folder / name
                 path.with_name("policy.csv").touch()  # a page may show the configuration first
                 load(path)
             case _:
-                raise AssertionError("say what this is: a file name, part, tools or refused")
+                raise AssertionError("say what this is: a file name, part, tools, tests and a file name, or refused")
 
     def csv(self, block: Block) -> None:
         match block.words:
