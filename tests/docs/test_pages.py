@@ -112,7 +112,7 @@ class Page:
                 path.with_name("policy.csv").touch()  # a page may show the configuration first
                 load(path)
             case _:
-                raise AssertionError("say what this is: a file name, part, tools, tests and a file name, or refused")
+                raise AssertionError("say what this is: a file name, part, tools, tests FILE, or refused")
 
     def csv(self, block: Block) -> None:
         match block.words:
