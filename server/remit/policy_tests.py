@@ -255,7 +255,8 @@ _WHY = {"allow": "never granted anything", "deny": "never denied anything"}
 
 def json_schema() -> dict[str, Any]:
     """A JSON Schema of the file, for editors."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_File.model_json_schema()}
+    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    schema |= _File.model_json_schema()
     expect = schema["$defs"]["Case"]["properties"]["expect"]
     expect["anyOf"] = [{"enum": list(get_args(Verdict))}, {"$ref": expect.pop("$ref")}]
     return schema
