@@ -97,6 +97,8 @@ class Decision:
     errors: tuple[RowError, ...]
     duties: tuple[Duty, ...]
     policy_version: str
+    #: What could not be evaluated may have mattered: with it known, the rung might be another.
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,13 @@ def conclude(
         errors=tuple(dict.fromkeys(errors)) if errors else (),
         duties=duties,
         policy_version=policy_version,
+        in_doubt=bool(errors) and not any(map(_surely_denied, (agent, user))),
     )
+
+
+def _surely_denied(side: Standing) -> bool:
+    """Whether nothing that could not be evaluated can raise this side above DENY."""
+    return side.rung is Rung.DENY and all(verdict.denied or not verdict.in_doubt for verdict in side.verdicts)
 
 
 def _limited_by(agent: Rung, user: Rung) -> Literal["agent", "user", "both", "none"]:
@@ -175,8 +183,10 @@ _CODES: dict[Rung, Code | None] = {
 
 
 def _refusal_code(agent: Standing, user: Standing) -> Code:
-    verdicts = [verdict for side in (agent, user) if side.rung is Rung.DENY for verdict in side.verdicts]
-    if any(verdict.denied and verdict.allowed_by for verdict in verdicts):
+    # A side that is denied whatever could not be evaluated is the better reason.
+    sides = [side for side in (agent, user) if _surely_denied(side)] or [agent, user]
+    verdicts = [verdict for side in sides if side.rung is Rung.DENY for verdict in side.verdicts]
+    if any(verdict.denied and (verdict.allowed_by or verdict.in_doubt) for verdict in verdicts):
         return "denied_by_rule"
     return "rule_error" if any(verdict.in_doubt for verdict in verdicts) else "no_rule"
 

@@ -16,6 +16,7 @@ import orjson
 
 from remit.calls import redacted
 from remit.context import at_vote, lasting
+from remit.context import redacted as context_redacted
 from remit.errors import RemitError
 from remit.journal import Approved, Repeated, Waiting
 from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
@@ -58,7 +59,8 @@ async def ask(
     """
     shown = _shown(call, verdict, cost, plan, context)
     votes = votes_needed(verdict.duties)
-    able = eligible(call, context, on.policy)
+    # Asked as it will be when they vote: of what lasts, at the time that it is then.
+    able = eligible(call, at_vote(lasting(context), on.clock(), on.config), on.policy)
     if len(able) < votes:
         nobody = replace(
             verdict,
@@ -74,7 +76,11 @@ async def ask(
         call,
         verdict,
         binding=binding_of(shown),
-        shown={**shown, "arguments": orjson.loads(redacted(call.arguments_json, verdict.duties))},
+        shown={
+            **shown,
+            "arguments": orjson.loads(redacted(call.arguments_json, verdict.duties)),
+            "context": context_redacted(shown["context"], verdict.duties),
+        },
         votes=votes,
         pending_s=on.config.approvals.pending,
     )

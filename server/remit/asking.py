@@ -17,6 +17,7 @@ from remit.checks.permission import permission
 from remit.config import Config
 from remit.context import context_of
 from remit.errors import RemitError
+from remit.facts import parsed_of
 from remit.identity import Principal
 from remit.model import Call, Tool
 from remit.pipeline import estimates_of
@@ -72,15 +73,25 @@ class Asker:
     def question(self, supposed: Supposed) -> Question:
         """What the gateway would put to its policy. Raises NoQuestion."""
         call, estimates = self._call(supposed)
-        context = context_of(call, self._config, estimates or {}, undo_ready=call.tool.undo is not None)
-        run = {} if supposed.run is None else {"run": supposed.run}
+        parsed = parsed_of(call)
+        if isinstance(parsed, str):
+            raise NoQuestion(f"the arguments do not fit the tool: {parsed}")
+        context = context_of(
+            call,
+            self._config,
+            estimates or {},
+            undo_ready=call.tool.undo is not None,
+            parsed=parsed,
+            facts=supposed.facts or None,
+            run=supposed.run or {},
+        )
         return Question(
             tenant=supposed.tenant,
             agent=supposed.agent,
             user=supposed.user,
             tool=supposed.tool,
             args=supposed.arguments,
-            ctx={**context, "facts": supposed.facts, **run, **supposed.context},
+            ctx={**context, **supposed.context},
         )
 
     def ask(self, supposed: Supposed) -> Answered:

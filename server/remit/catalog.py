@@ -21,7 +21,8 @@ from remit import config
 from remit.arguments import Problem, SchemaRefused, anything, checker
 from remit.budgets import CALLS
 from remit.config import Config, Effect, ToolRules
-from remit.model import Lookup, PriceRule, Tool, UndoRule
+from remit.derivations import compile_derivation
+from remit.model import Fact, Lookup, PriceRule, Tool, UndoRule
 from remit_adapters.base import Json, Offer, Operation
 from remit_rbac import Expression, compile_expression
 
@@ -244,7 +245,16 @@ def _operation(settings: Config, source: str, name: str, operation: Operation) -
     rules = rules_for(settings, name)
     return _made(
         settings,
-        rules.model_copy(update={"effect": Effect.READ, "undo": None, "before": None}),
+        rules.model_copy(
+            update={
+                "effect": Effect.READ,
+                "undo": None,
+                "before": None,
+                "parse": {},
+                "facts": {},
+                "derive": {},
+            }
+        ),
         source=source,
         name=name,
         own_name="",
@@ -297,6 +307,18 @@ def _made(
         else None,
         failed_when=_compiled(rules.failed_when) if rules.failed_when else None,
         resource=_compiled(rules.resource) if rules.resource else None,
+        parsed=tuple(rules.parse),
+        facts=tuple(
+            {
+                fact: Fact(
+                    lookup=Lookup(tool=found.call, arguments=_expressions(found.args)),
+                    select=compile_derivation(found.select) if found.select else None,
+                )
+                for fact, found in wave.items()
+            }
+            for wave in config.in_waves(rules.facts)
+        ),
+        derived={value: compile_derivation(text) for value, text in rules.derive.items()},
         idempotency_arg=rules.idempotency_arg,
         errors_have_no_effect=rules.on_error == "no_effect",
         repeat_window_s=rules.repeat_window,
@@ -320,7 +342,7 @@ def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
     )
 
 
-_ROOTS = ("args", "result", "before", "original", "text")
+_ROOTS = ("args", "result", "before", "original", "text", "parsed", "facts", "run")
 
 
 def _compiled(text: str | int) -> Expression:
@@ -342,6 +364,7 @@ def _dangling(tool: Tool, tools: Mapping[str, Tool]) -> Sequence[Flaw]:
         named.append(tool.undo.verify.tool)
     if tool.before:
         named.append(tool.before.tool)
+    named += [fact.lookup.tool for wave in tool.facts for fact in wave.values()]
     return [
         Flaw(source=tool.source, name=tool.name, what=f"its plan names {name}, which no source offers")
         for name in named

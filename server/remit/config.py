@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from remit.derivations import NotDerivable, compile_derivation
 from remit_rbac import ExpressionError, compile_expression
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
@@ -65,6 +66,14 @@ def expression(*roots: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _jmespath(value: str) -> str:
+    try:
+        compile_derivation(value)
+    except NotDerivable as error:
+        raise ValueError(f"this is not JMESPath: {error}") from None
+    return value
+
+
 Duration = Annotated[
     int,
     BeforeValidator(_duration),
@@ -77,6 +86,8 @@ SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}$")]
 AgentName = Annotated[str, Field(pattern=r"^agent:[A-Za-z0-9_.@-]{1,128}$")]
 UserName = Annotated[str, Field(pattern=r"^user:[A-Za-z0-9_.@-]{1,128}$")]
 Amount = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+JmesPath = Annotated[str, AfterValidator(_jmespath)]
 Unit = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -229,6 +240,26 @@ class Verify(Lookup):
     expect: Annotated[str, expression("args", "result", "before", "original")]
 
 
+class Fact(Lookup):
+    """A governed read before the call is decided, offered to rules as `r.ctx.facts.<name>`."""
+
+    args: Mapping[str, Annotated[str | int, expression("args", "parsed", "facts", "run")]] = {}
+    #: JMESPath over the answer: what of it rules see and records keep. Without it, all.
+    select: JmesPath | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The facts that its arguments are computed from."""
+        roots = ("args", "parsed", "facts", "run")
+        paths = [
+            path
+            for text in self.args.values()
+            for path in compile_expression(str(text), roots=roots).paths
+            if path[0] == "facts"
+        ]
+        return frozenset(str(path[1]) if len(path) > 1 else "" for path in paths)
+
+
 class Undo(Lookup):
     """How a call is taken back: another tool of the catalog, its arguments from this call's own."""
 
@@ -245,6 +276,23 @@ class PriceRule(Strict):
     actual: Annotated[str | Amount, expression("args", "result")] | None = None
 
 
+def in_waves(facts: Mapping[str, Fact]) -> tuple[Mapping[str, Fact], ...]:
+    """The facts in the order in which they can be looked up: each wave needs earlier ones only.
+
+    Raises ValueError when some wait for each other, or for one that is not there.
+    """
+    waves: list[Mapping[str, Fact]] = []
+    left, known = dict(facts), set[str]()
+    while left:
+        ready = {name: fact for name, fact in left.items() if fact.needs <= known}
+        if not ready:
+            raise ValueError(f"{', '.join(left)} need each other, or a fact that is not declared beside them")
+        waves.append(ready)
+        known |= ready.keys()
+        left = {name: fact for name, fact in left.items() if name not in ready}
+    return tuple(waves)
+
+
 class ToolRules(Strict):
     effect: Effect | None = None
     undo: Undo | None = None
@@ -255,6 +303,12 @@ class ToolRules(Strict):
     failed_when: Annotated[str, expression("args", "result", "text")] | None = None
     #: What the call touches, for example `'order:' + args.order_id`; a later touch makes an undo a conflict.
     resource: Annotated[str, expression("args", "result")] | None = None
+    #: Arguments that carry JSON in a text, offered to rules as `r.ctx.parsed.<argument>`.
+    parse: Mapping[str, Literal["json"]] = {}
+    #: Looked up before the call is decided, offered to rules as `r.ctx.facts.<name>`.
+    facts: Mapping[Name, Fact] = {}
+    #: JMESPath over `args`, `parsed`, `facts` and `run`, offered to rules as `r.ctx.derived.<name>`.
+    derive: Mapping[Name, JmesPath] = {}
     #: The argument that carries an idempotency key to the source; Remit fills it when the agent does not.
     idempotency_arg: str | None = None
     #: What an error answer (`isError`) of the source means: it did nothing, or who knows.
@@ -273,6 +327,11 @@ class ToolRules(Strict):
             raise ValueError(f"effect {self.effect} needs undo: name the tool that takes the call back")
         if self.effect is Effect.RESTORABLE and not self.before:
             raise ValueError("effect restorable needs before: the read that captures what will be replaced")
+        return self
+
+    @model_validator(mode="after")
+    def _facts_can_be_found(self) -> ToolRules:
+        in_waves(self.facts)
         return self
 
 
@@ -301,12 +360,20 @@ class Limits(Strict):
     per_agent: Annotated[int, Field(ge=1)] = 16
     per_source: Annotated[int, Field(ge=1)] = 64
     queue: Annotated[int, Field(ge=1)] = 4096
+    #: Facts that are looked up for one call, at most.
+    facts: Annotated[int, Field(ge=0, le=64)] = 8
 
 
 class Telemetry(Strict):
     #: An OTLP/HTTP endpoint; needs the `otlp` extra. Off until set.
     otlp: str | None = None
 
+
+#: What rules read directly below `r.ctx`, beside the operator's own names (see `context.py`).
+CONTEXT_NAMES = frozenset(
+    {"claim", "derived", "effect", "facts", "hour", "in_chain", "parsed", "price", "run", "tenant"}
+    | {"undo_ready", "weekday"}
+)
 
 AgentTool = Literal["status", "explain", "undo", "withdraw"]
 
@@ -324,7 +391,7 @@ class Config(Strict):
     limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()
     #: Facts that rules may see as `r.ctx.env`, `r.ctx.jurisdiction` and so on.
-    context: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], str | int | bool] = {}
+    context: Mapping[Name, str | int | bool] = {}
     #: The time zone of `r.ctx.hour` and `r.ctx.weekday`.
     zone: Zone = "UTC"
     #: Remit's own tools that agents are offered, as `remit.status` and so on.
@@ -339,6 +406,11 @@ class Config(Strict):
         for prefix in prefixes:
             if prefixes.count(prefix) > 1:
                 raise ValueError(f"two sources export under {prefix!r}: give one another prefix")
+        for name, rules in self.tools.items():
+            if len(rules.facts) > self.limits.facts:
+                raise ValueError(f"{name} has more facts than limits.facts allows: {self.limits.facts}")
+        if taken := self.context.keys() & CONTEXT_NAMES:
+            raise ValueError(f"context names {min(taken)}, which Remit sets itself: choose another name")
         accounts = [(budget.scope, budget.id, budget.unit, budget.window) for budget in self.budgets]
         for account in accounts:
             if accounts.count(account) > 1:

@@ -2,31 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from remit.calls import REDACTED
 from remit.config import Config
+from remit.derivations import derived
 from remit.model import Call
+from remit_adapters.base import Json
+from remit_rbac import Duty
 
+_NOTHING: Json = {}
+
+#: What rules may always read below `r.ctx`; `price` and `claim` stand for whatever is inside them.
+ATTRIBUTES = (
+    "tenant",
+    "run.id",
+    "hour",
+    "weekday",
+    "effect",
+    "undo_ready",
+    "price",
+    "claim",
+    "in_chain",
+)
 #: What is another thing by the time that somebody votes, or is no concern of theirs.
 _PASSING = frozenset({"hour", "weekday", "run", "claim"})
 
 
 def context_of(
-    call: Call, config: Config, estimates: Mapping[str, int], *, undo_ready: bool
-) -> Mapping[str, Any]:
-    return {
+    call: Call,
+    config: Config,
+    estimates: Mapping[str, int],
+    *,
+    undo_ready: bool,
+    parsed: Json = _NOTHING,
+    facts: Json | None = None,
+    run: Json = _NOTHING,
+) -> dict[str, Any]:
+    """Everything that rules see of one call beside its arguments.
+
+    Without `facts`, where its tool has some, they and what is derived from them are left out: a rule that
+    reads them errs.
+    """
+    tool = call.tool
+    run = {"id": call.run, **run}
+    context = {
         **config.context,
         **_clock(call.received_us, config),
         "tenant": call.principal.tenant,
-        "run": call.run,
-        "effect": call.tool.effect.value,
+        "run": run,
+        "effect": tool.effect.value,
         "undo_ready": undo_ready,
         "price": estimates,
         "claim": call.claim,
     }
+    if call.kind != "call":
+        return context  # what is declared for an agent's calls is about an agent's arguments
+    if tool.parsed:
+        context["parsed"] = parsed
+    if facts is not None:
+        context["facts"] = facts
+    if tool.derived and (facts is not None or not tool.facts):
+        roots = {"args": call.arguments, "parsed": parsed, "facts": facts or {}, "run": run}
+        context["derived"] = derived(tool.derived, roots)
+    return context
+
+
+def redacted(context: Json, duties: Iterable[Duty]) -> Json:
+    """The context as it may be kept when arguments are struck out: nothing that is made of them either."""
+    if not any(duty.name == "redact" for duty in duties):
+        return context
+    made = {name: dict.fromkeys(context[name], REDACTED) for name in ("parsed", "derived") if name in context}
+    return {**context, **made}
+
+
+def context_names(config: Config) -> tuple[str, ...]:
+    """What rules may read below `r.ctx`; each name stands for whatever is inside it, too."""
+    declared = {
+        f"{root}.{name}"
+        for rules in config.tools.values()
+        for root, names in (("parsed", rules.parse), ("facts", rules.facts), ("derived", rules.derive))
+        for name in names
+    }
+    return (*config.context, *ATTRIBUTES, *sorted(declared))
 
 
 def lasting(context: Mapping[str, Any]) -> Mapping[str, Any]:

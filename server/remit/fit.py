@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from remit.budgets import CALLS
 from remit.catalog import Catalog, covers, entry_for, prefix_of
-from remit.config import Config, Effect
+from remit.config import Effect
 from remit.config_file import Loaded
 from remit.config_problems import Problem
 from remit.model import Lookup, Tool
@@ -48,7 +48,7 @@ def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -
         yield from _Fitting(loaded, catalog, tool, may_exist).misfits()
     for flaw in catalog.flaws:
         tool = catalog.tools.get(flaw.name)
-        if tool is None or not (tool.undo or tool.before):  # a way back is looked at above
+        if tool is None or not (tool.undo or tool.before or tool.facts):  # those are looked at above
             message = f"{flaw.name} is not exported: {flaw.what}"
             yield Misfit(problem=loaded.problem(("sources", flaw.source), message))
     priced = {CALLS} | {price.unit for tool in catalog.tools.values() for price in tool.prices}
@@ -56,12 +56,6 @@ def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -
         if budget.unit not in priced and not absent:
             message = f"no tool has a price in {budget.unit}, so nothing is ever spent here"
             yield Misfit(problem=loaded.problem(("budgets", number, "unit"), message), warning=True)
-
-
-def context_names(config: Config) -> tuple[str, ...]:
-    """What rules may read of `r.ctx`; `price` and `claim` stand for whatever is inside them."""
-    fixed = ("tenant", "run", "hour", "weekday", "effect", "undo_ready", "price", "claim", "in_chain")
-    return (*config.context, *fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +80,15 @@ class _Fitting:
         if tool.before:
             yield from self._reads("before", tool.before)
             yield from self._call("before", tool.before.tool, tool.before.arguments, own)
+        for name in tool.parsed:
+            kinds = argument_kinds(_input(tool), (name,))
+            if kinds is None or kinds.isdisjoint({"any", "text"}):
+                yield self._problem("parse", f"the tool has no argument {name} that is a text")
+        looked_up = {**own, **dict.fromkeys(("parsed", "run")), "facts": None}
+        for wave in tool.facts:
+            for fact in wave.values():
+                yield from self._reads("facts", fact.lookup)
+                yield from self._call("facts", fact.lookup.tool, fact.lookup.arguments, looked_up)
         if undo:
             own["before"] = self._output_of(tool.before)
             yield from self._call("undo", undo.tool, undo.arguments, own)
@@ -103,7 +106,8 @@ class _Fitting:
         target = self.catalog.tools.get(name)
         if target is None or target.operation is not Operation.TOOL:
             if not self.may_exist(name):
-                yield self._problem(field, f"no source offers {name}, so there is no way back")
+                lost = "nothing can be looked up there" if field == "facts" else "there is no way back"
+                yield self._problem(field, f"no source offers {name}, so {lost}")
             return
         schema = _input(target)
         for argument, expression in arguments.items():

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from remit.config import Effect
+from remit.derivations import Derivation
 from remit.identity import Principal
 from remit_adapters.base import Json, Operation, Reply
 from remit_rbac import Duty, Expression, Rung
@@ -33,6 +34,15 @@ class Lookup:
 
     tool: str
     arguments: Mapping[str, Expression]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something that rules know about a call because the gateway looked it up."""
+
+    lookup: Lookup
+    #: What of the answer is kept; None: all of it.
+    select: Derivation | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,12 @@ class Tool:
     before: Lookup | None
     failed_when: Expression | None
     resource: Expression | None
+    #: Arguments that carry JSON in a text.
+    parsed: tuple[str, ...]
+    #: What is looked up before the call is decided, in waves that run in parallel.
+    facts: tuple[Mapping[str, Fact], ...]
+    #: What rules see as `r.ctx.derived`.
+    derived: Mapping[str, Derivation]
     idempotency_arg: str | None
     #: An error answer of the source means that it did nothing.
     errors_have_no_effect: bool
@@ -99,7 +115,9 @@ class Undoing:
     forced: bool = False
 
 
-CallKind = Literal["call", "undo", "before", "verify"]
+CallKind = Literal["call", "undo", "before", "verify", "fact"]
+#: Reads that the gateway makes for its own plans.
+OWN_READS = frozenset[CallKind]({"before", "verify", "fact"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +159,8 @@ class Verdict:
     duties: tuple[Duty, ...] = ()
     rows: tuple[str, ...] = ()
     policy_version: str = ""
+    #: A row could not be evaluated that may matter: with more facts the verdict might be another.
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +198,8 @@ class Done:
     undo: UndoPlan | None
     #: For an undo: what became of the call it serves (`state`), and what stays behind (`residue`).
     undone: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
+    #: The tool's own rule, or the source, says that it failed.
+    failed: bool = False
     #: The answer was recorded by an earlier, equal call: nothing was sent now.
     repeated: bool = False
 

@@ -13,7 +13,7 @@ lose an action or a cent without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,18 +26,22 @@ from remit import approvals, telemetry
 from remit.budgets import CALLS, charges
 from remit.calls import fingerprint_of, result_of
 from remit.catalog import Catalog
-from remit.checks.arguments import misfit
+from remit.checks.arguments import misfit, unfit
 from remit.checks.containment import stopped
 from remit.checks.permission import permission
 from remit.config import Config, Effect
 from remit.context import context_of
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
+from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
 from remit.journal import Admitted, Approved, Journal, Repeated, UndoEnd
 from remit.model import (
+    OWN_READS,
     Call,
+    CallKind,
     Charge,
     Done,
+    Fact,
     Failed,
     InDoubt,
     Lookup,
@@ -47,7 +51,7 @@ from remit.model import (
     UndoPlan,
     Verdict,
 )
-from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Operation, Reply, Request
+from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Json, Operation, Reply, Request
 from remit_rbac import EvaluationError, Policy, Rung
 
 
@@ -79,6 +83,9 @@ class Decision:
     touches: str | None = None
     #: What policy saw as `r.ctx`.
     context: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    facts: Facts | None = None
+    #: Its tool has facts, and they were not looked up.
+    lacks_facts: bool = False
 
 
 async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
@@ -101,7 +108,7 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
 async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, caller: Caller) -> Outcome:
     # 1. decide
     with telemetry.stage("decide", call):
-        decision = crowded or decide(call, on)
+        decision = crowded or await informed(call, on)
     verdict = decision.verdict
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
         await on.journal.refuse(call, verdict)
@@ -115,7 +122,7 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
             return answer
         approved = answer
     call_id = approved.call_id if approved else call.id
-    before, refusal = await _capture(call, call_id, on, verdict)
+    before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
         await on.journal.refuse(call, refusal)
         return Refused(call_id=call.id, verdict=refusal)
@@ -143,17 +150,43 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
     return await _run(call, call_id, admitted, decision, before, on, caller)
 
 
-def decide(call: Call, on: Services) -> Decision:
+async def informed(call: Call, on: Services) -> Decision:
+    """Decide, once the facts that the call's tool declares are looked up.
+
+    Nothing is read for a call that no fact could save: where deciding without them met no condition that
+    asks for more, or refused before policy was asked.
+    """
+    decision = decide(call, on)
+    if not decision.lacks_facts or (decision.verdict.rung is Rung.DENY and not decision.verdict.in_doubt):
+        return decision
+    facts = await _look_up(call, decision, on)
+    return decide(call, on, facts) if isinstance(facts, Facts) else Decision(verdict=facts)
+
+
+def decide(call: Call, on: Services, facts: Facts | None = None) -> Decision:
     """All checks in order; the first that refuses ends it. Reads memory only."""
+    parsed: Json = {}
     if refusal := stopped(call, on.journal.switches) or misfit(call):
         return Decision(verdict=refusal)
+    if call.tool.parsed and call.kind == "call":
+        read = parsed_of(call)
+        if isinstance(read, str):
+            return Decision(verdict=unfit(read))
+        parsed = read
     try:
         estimates = estimates_of(call)
     except EvaluationError:
         return Decision(verdict=_NO_PRICE)
     touches = _touched(call, {"args": call.arguments})
     plan, no_way_back = _plan(call, touches, on)
-    context = context_of(call, on.config, estimates, undo_ready=plan is not None)
+    context = context_of(
+        call,
+        on.config,
+        estimates,
+        undo_ready=plan is not None,
+        parsed=parsed,
+        facts=facts.values if facts else None,
+    )
     verdict = permission(call, on.policy, context)
     if no_way_back and verdict.rung is not Rung.DENY:
         verdict = replace(
@@ -166,6 +199,8 @@ def decide(call: Call, on: Services) -> Decision:
         plan=plan,
         touches=touches,
         context=context,
+        facts=facts,
+        lacks_facts=facts is None and bool(call.tool.facts) and call.kind == "call",
     )
 
 
@@ -280,6 +315,7 @@ async def _settle(
     return Done(
         call_id=call_id,
         reply=reply,
+        failed=failed,
         cost=costs,
         undo=plan if plan and plan.arguments is not None else None,
         undone={"state": undo_state, "residue": call.undoing.residue} if call.undoing else {},
@@ -360,22 +396,25 @@ def _touched(call: Call, roots: Mapping[str, Any]) -> str | None:
 
 
 async def _capture(
-    call: Call, call_id: str, on: Services, verdict: Verdict
+    call: Call, call_id: str, decision: Decision, on: Services
 ) -> tuple[bytes | None, Verdict | None]:
     """The before-image that the undo will need, or the refusal when it cannot be read."""
     if call.tool.before is None or call.kind != "call":
         return None, None
-    reply = await _read(call, call_id, call.tool.before, {"args": call.arguments}, "before", on)
-    if reply is None:
+    read = _own_read(call, call_id, call.tool.before, {"args": call.arguments}, "before", on)
+    if read and decision.facts and (key := _what(read)) in decision.facts.answers:
+        return orjson.dumps(decision.facts.answers[key]), None  # the very read that a fact needed
+    done = await _answered(read, on)
+    if done is None:
         return None, replace(
-            verdict,
+            decision.verdict,
             rung=Rung.DENY,
             code="no_before_image",
             reason="What this call would replace could not be read first, so it could not be taken back. "
             "Check the arguments, or try again later.",
             remedy=Remedy.CHANGE,
         )
-    return orjson.dumps(result_of(reply)[0]), None
+    return orjson.dumps(result_of(done.reply)[0]), None
 
 
 async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoEnd:
@@ -390,19 +429,64 @@ async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> Undo
         "before": call.undoing.before,
         "original": call.undoing.result,
     }
-    reply = await _read(call, call.id, rule.verify, mine, "verify", on)
-    if reply is None:
+    done = await _answered(_own_read(call, call.id, rule.verify, mine, "verify", on), on)
+    if done is None:
         return "indeterminate"
     try:
-        return "done" if rule.expect(**{**mine, "result": result_of(reply)[0]}) is True else "failed"
+        return "done" if rule.expect(**{**mine, "result": result_of(done.reply)[0]}) is True else "failed"
     except EvaluationError:
         return "indeterminate"
 
 
-async def _read(
-    call: Call, call_id: str, lookup: Lookup, roots: Mapping[str, Any], kind: Any, on: Services
-) -> Reply | None:
-    """A governed read that serves the call recorded as `call_id`; None when it gave no answer."""
+async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verdict:
+    """The facts of the call, or the refusal when one of them cannot be had in the call's own time."""
+    values: dict[str, Any] = {}
+    reads: dict[str, str] = {}
+    answers: dict[tuple[str, bytes], Any] = {}
+    roots = {"args": call.arguments, **{name: decision.context.get(name, {}) for name in ("parsed", "run")}}
+
+    async def look_up(name: str, fact: Fact) -> None:
+        read = _own_read(call, call.id, fact.lookup, {**roots, "facts": known}, "fact", on)
+        done = await _answered(read, on)
+        if read is None or done is None:
+            return
+        answer = answers[_what(read)] = result_of(done.reply)[0]
+        reads[name] = done.call_id
+        with suppress(EvaluationError):
+            values[name] = fact.select(answer) if fact.select else answer
+
+    with anyio.move_on_after(call.tool.timeout_s):
+        for wave in call.tool.facts:
+            known = dict(values)
+            async with anyio.create_task_group() as tasks:
+                for name, fact in wave.items():
+                    tasks.start_soon(look_up, name, fact)
+            if missing := [name for name in wave if name not in values]:
+                return _unknown_facts(decision.verdict, missing)
+        return Facts(values=values, reads=reads, answers=answers)
+    late = [name for wave in call.tool.facts for name in wave if name not in values]
+    return _unknown_facts(decision.verdict, late)
+
+
+def _unknown_facts(verdict: Verdict, names: Sequence[str]) -> Verdict:
+    return Verdict(
+        rung=Rung.DENY,
+        code="no_facts",
+        reason=f"What decides about this call could not be looked up ({', '.join(names)}). Check that the "
+        "arguments name things that exist, or try again later.",
+        remedy=Remedy.CHANGE,
+        policy_version=verdict.policy_version,
+    )
+
+
+def _what(read: Call) -> tuple[str, bytes]:
+    return read.tool.name, read.arguments_json
+
+
+def _own_read(
+    call: Call, call_id: str, lookup: Lookup, roots: Mapping[str, Any], kind: CallKind, on: Services
+) -> Call | None:
+    """A read of the gateway's own that serves the call recorded as `call_id`; None when it cannot be made."""
     tool = on.catalog.tools.get(lookup.tool)
     if tool is None or tool.effect is not Effect.READ:
         return None
@@ -411,7 +495,7 @@ async def _read(
     except EvaluationError:
         return None
     now = on.clock()
-    read = replace(
+    return replace(
         call,
         id=uuid7(now),
         kind=kind,
@@ -427,10 +511,14 @@ async def _read(
         input_responses=None,
         request_state=None,
     )
-    outcome = await govern(read, on)
-    if isinstance(outcome, Done) and not outcome.reply.is_error and outcome.reply.kind == "complete":
-        return outcome.reply
-    return None
+
+
+async def _answered(read: Call | None, on: Services) -> Done | None:
+    """What a read of the gateway's own found; None when it gave no answer that could be built on."""
+    outcome = await govern(read, on) if read else None
+    if not isinstance(outcome, Done) or outcome.reply.is_error or outcome.reply.kind != "complete":
+        return None
+    return None if outcome.failed else outcome
 
 
 def before_value(before: bytes | None) -> Any:
@@ -463,7 +551,7 @@ def estimates_of(call: Call) -> Mapping[str, int]:
     """What to hold for the call, by unit. Raises EvaluationError when its arguments do not tell."""
     # The gateway's own reads are none of the calls that an agent is allowed: an undo is proved also when
     # that was its last.
-    free = (CALLS,) if call.kind in ("before", "verify") else ()
+    free = (CALLS,) if call.kind in OWN_READS else ()
     return {
         price.unit: _amount(price.estimate(args=call.arguments))
         for price in call.tool.prices

@@ -94,7 +94,7 @@ calls = Table(
     Column(
         "kind",
         String(8),
-        CheckConstraint("kind IN ('call', 'undo', 'before', 'verify')", name="kind"),
+        CheckConstraint("kind IN ('call', 'undo', 'before', 'verify', 'fact')", name="kind"),
         nullable=False,
     ),
     # The call that this one serves: what an undo takes back, what a before-read precedes.

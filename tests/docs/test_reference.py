@@ -17,7 +17,7 @@ from tests.docs.pages import ROOT, read
 
 from remit import tables
 from remit.config import Config
-from remit.fit import context_names
+from remit.context import context_names
 from remit_rbac.conditions import FUNCTIONS
 from remit_rbac.decisions import Code
 from remit_rbac.forms import ACTIONS
@@ -55,11 +55,15 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
         if inner and get_origin(field.annotation) is tuple:
             path += "[]"
         elif inner and _is_mapping(field):
-            path += ".<name>" if prefix == "" else ".<unit>"
+            path += f".<{_INNER.get(name, 'name')}>"
         if not inner or _default(field) == "none":
             yield path, _default(field)
         for each in inner:
             yield from settings(each, f"{path}.")
+
+
+#: What the entries of a setting inside another are named by.
+_INNER = {"price": "unit", "facts": "fact"}
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -119,7 +123,8 @@ def test_every_context_attribute_is_listed() -> None:
         {"version": 1, "policy": {"files": ["p"]}, "sources": {"s": {"kind": "mcp", "command": ["c"]}}}
     )
     listed = {name.removeprefix("r.ctx.") for name in first_column(section("docs/policy.md", "Context"))}
-    assert listed == {*context_names(config), "<name>"}
+    declared = {"<name>", "facts.<fact>", "parsed.<argument>", "derived.<value>"}
+    assert listed == {*context_names(config), *declared}
 
 
 def refusal_codes() -> set[str]:

@@ -13,8 +13,8 @@ from tests.server.acme import CONFIG, a_call, a_place, serving
 from remit.catalog import build, rules_for
 from remit.cli.exported import ask
 from remit.config_file import load
-from remit.context import context_of
-from remit.fit import context_names, misfits
+from remit.context import context_names, context_of
+from remit.fit import misfits
 from remit_adapters.base import Offer
 
 Definitions = tuple[dict[str, Any], ...]
@@ -157,8 +157,9 @@ def test_rules_may_read_all_that_the_pipeline_gives_them(tmp_path: Path) -> None
             call = a_call(on, "acme.list_orders", {})
             return set(context_of(call, on.config, {}, undo_ready=False))
 
+    known = {name.partition(".")[0] for name in context_names(load(config).config)}
     # The policy itself adds who of the chain is asked about.
-    assert set(context_names(load(config).config)) == anyio.run(given) | {"in_chain"}
+    assert known == anyio.run(given) | {"in_chain"}
 
 
 def test_entries_of_tools_are_merged_field_by_field_as_the_file_says(tmp_path: Path) -> None:

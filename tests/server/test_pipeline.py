@@ -493,7 +493,7 @@ async def test_what_policy_orders_to_redact_is_not_kept_for_the_undo_or_the_appr
 async def test_the_rules_see_what_the_server_knows(tmp_path: Path) -> None:
     policy = POLICY + (
         "p, role:clerk, acme, shop.send, execute, r.ctx.effect != 'irreversible' || r.ctx.undo_ready ||"
-        " r.ctx.price.calls != 1 || r.ctx.env != 'prod' || r.ctx.run != 'run-1', deny\n"
+        " r.ctx.price.calls != 1 || r.ctx.env != 'prod' || r.ctx.run.id != 'run-1', deny\n"
     )
     async with a_remit(tmp_path, policy=policy, context={"env": "prod"}) as remit:
         await remit.done("shop.send", {"text": "hi"})

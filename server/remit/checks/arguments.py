@@ -9,8 +9,11 @@ from remit_rbac import Rung
 def misfit(call: Call) -> Verdict | None:
     """The refusal that names the first misfit, so that the agent can mend it."""
     problem = call.tool.problem(call.arguments)
-    if problem is None:
-        return None
+    return None if problem is None else unfit(problem)
+
+
+def unfit(problem: str) -> Verdict:
+    """The refusal of arguments with this problem."""
     return Verdict(
         rung=Rung.DENY,
         code="invalid_arguments",

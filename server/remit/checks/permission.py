@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from remit.model import Call, Remedy, Undoing, Verdict
+from remit.model import OWN_READS, Call, Remedy, Undoing, Verdict
 from remit_rbac import Policy, Question, Row, RowError, Rung
 
 _ALLOWED = "Allowed by policy."
@@ -50,7 +50,7 @@ _DUTIES = frozenset({"approvals", "redact"})
 
 def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdict:
     who = call.principal
-    if call.kind in ("before", "verify"):
+    if call.kind in OWN_READS:
         return Verdict(
             rung=Rung.EXECUTE,
             code="own_read",
@@ -90,6 +90,7 @@ def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdic
         duties=decision.duties,
         rows=_for_people(decision.rows, decision.errors),
         policy_version=decision.policy_version,
+        in_doubt=decision.in_doubt,
     )
 
 

@@ -87,7 +87,7 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
 
 def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | None, list[Finding]]:
     """The policy and what is wrong with it, held against the tools where all of them are known."""
-    from remit.fit import context_names
+    from remit.context import context_names
     from remit_rbac import PolicyError, load_files
 
     schemas = catalog and {

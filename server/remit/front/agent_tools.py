@@ -19,7 +19,7 @@ from remit.front.answers import VERDICT
 from remit.front.visible import Views
 from remit.identity import Principal
 from remit.model import Done, Refused, Remedy
-from remit.pipeline import Services, decide, describe
+from remit.pipeline import Services, describe, informed
 from remit.undo import undo
 
 _Answer = Callable[[Mapping[str, Any], Principal, str, Services, Views], Awaitable[dict[str, Any]]]
@@ -53,7 +53,7 @@ async def _explain(
         secret=on.secret,
         at_us=on.clock(),
     )
-    return _result(dict(describe(decide(call, on))))
+    return _result(dict(describe(await informed(call, on))))
 
 
 async def _undo(

@@ -1,0 +1,363 @@
+"""Rules that need more than the arguments: what is looked up, what is derived, and what that may cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tests.server.builders import Gate, Remit, ScriptedSource, a_config, a_definition, a_remit, tools
+
+from remit.config import Config
+from remit.derivations import compile_derivation
+from remit.model import Done, Pending
+from remit.pipeline import Decision, informed
+from remit_adapters.base import AdapterError, Caller, Offer, Reply, Request
+from remit_rbac import EvaluationError, Rung
+
+ROLES = """\
+g, agent:bot, role:clerk, acme
+g, user:ann, role:clerk, acme
+g, user:bea, role:boss, acme
+g3, agent:bot, user:ann, acme
+p, role:boss, acme, shop.*, approve, 1 == 1, allow
+"""
+PEN = {"thing": "pen", "price": 5}
+ITEM = {"item": {"call": "shop.look", "args": {"thing": "args.thing"}}}
+SENT = {"text": '{"to": "ann", "copies": 2}'}
+
+
+def rule(condition: str, tool: str = "buy", action: str = "execute", effect: str = "allow") -> str:
+    return f"p, role:clerk, acme, shop.{tool}, {action}, {condition}, {effect}\n"
+
+
+ON_SALE = ROLES + rule("r.ctx.facts.item.status == 'on sale'")
+
+
+def on_item(**more: Any) -> dict[str, Any]:
+    return tools(buy={"facts": ITEM, **more})
+
+
+def reads(remit: Remit) -> list[dict[str, Any]]:
+    return remit.rows("SELECT * FROM calls WHERE kind = 'fact' ORDER BY created_us")
+
+
+async def test_a_rule_sees_what_was_looked_up(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ON_SALE, tools=on_item()) as remit:
+        remit.source.on["look"] = {"status": "on sale"}
+        done = await remit.done("shop.buy", PEN)
+        remit.source.on["look"] = {"status": "sold"}
+        refused = await remit.refused("shop.buy", PEN)
+        assert refused.verdict.code == "no_rule"
+        first, second = reads(remit)
+        assert (first["tool"], first["of_call"], first["state"]) == ("shop.look", done.call_id, "succeeded")
+        assert second["of_call"] == refused.call_id
+        assert [request.name for request in remit.source.sent] == ["look", "buy", "look"]
+
+
+async def test_looking_up_costs_an_agent_none_of_its_calls(tmp_path: Path) -> None:
+    budget = {"scope": "agent", "unit": "calls", "window": "total", "limit": 1}
+    async with a_remit(tmp_path, policy=ON_SALE, tools=on_item(), budgets=[budget]) as remit:
+        remit.source.on["look"] = {"status": "on sale"}
+        assert (await remit.done("shop.buy", PEN)).cost == {"calls": 1}
+        assert remit.one("SELECT posted FROM accounts")["posted"] == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply(body={"content": [], "isError": True}, is_error=True),
+        AdapterError("gone", no_effect=True, code="down"),
+        Reply(body={"resultType": "input_required"}, kind="input_required"),
+        {"status": "failed"},
+    ],
+)
+async def test_a_fact_that_cannot_be_had_refuses_the_call(tmp_path: Path, answer: Any) -> None:
+    rules = {**on_item(), "shop.look": {"effect": "read", "failed_when": "result.status == 'failed'"}}
+    async with a_remit(tmp_path, policy=ROLES + rule("1 == 1"), tools=rules) as remit:
+        remit.source.on["look"] = answer
+        refused = await remit.refused("shop.buy", PEN)
+        assert refused.verdict.code == "no_facts"
+        assert "item" in refused.verdict.reason
+        assert remit.source.effects("buy") == []
+
+
+async def test_a_fact_is_only_ever_read(tmp_path: Path) -> None:
+    facts = {"item": {"call": "shop.send", "args": {"text": "args.thing"}}}
+    async with a_remit(tmp_path, policy=ROLES + rule("1 == 1"), tools=tools(buy={"facts": facts})) as remit:
+        assert (await remit.refused("shop.buy", PEN)).verdict.code == "no_facts"
+        assert remit.source.sent == []
+
+
+async def test_what_takes_longer_than_the_call_may_refuses_it(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ON_SALE, tools=on_item(timeout="1s")) as remit:
+        remit.source.on["look"] = Gate()
+        with anyio.fail_after(10):
+            assert (await remit.refused("shop.buy", PEN)).verdict.code == "no_facts"
+        assert reads(remit)[0]["state"] == "failed"
+
+
+NEVER = [
+    pytest.param(ROLES + rule("r.ctx.facts.item.status == 'x'", tool="set"), PEN, "no_rule", id="invisible"),
+    pytest.param(
+        ROLES + rule("r.args.price > 9 and r.ctx.facts.item.status == 'x'"), PEN, "no_rule", id="by arguments"
+    ),
+    pytest.param(
+        ON_SALE + rule("r.args.price == 5", effect="deny", action="*"), PEN, "denied_by_rule", id="denied"
+    ),
+    pytest.param(ON_SALE, {"thing": "pen"}, "invalid_arguments", id="misfit"),
+    pytest.param(ON_SALE.replace("g3, agent:bot", "g3, agent:cat"), PEN, "no_delegation", id="stranger"),
+]
+
+
+@pytest.mark.parametrize(("policy", "arguments", "code"), NEVER)
+async def test_nothing_is_read_for_a_call_that_no_fact_could_save(
+    tmp_path: Path, policy: str, arguments: dict[str, Any], code: str
+) -> None:
+    async with a_remit(tmp_path, policy=policy, tools=on_item()) as remit:
+        assert (await remit.refused("shop.buy", arguments)).verdict.code == code
+        assert remit.source.sent == []
+
+
+async def test_a_stopped_agent_causes_no_reads(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ON_SALE, tools=on_item()) as remit:
+        await remit.switch("kill", "agent", "agent:bot")
+        assert (await remit.refused("shop.buy", PEN)).verdict.code == "stopped"
+        assert remit.source.sent == []
+
+
+async def test_facts_are_looked_up_together_and_those_that_need_others_after_them(tmp_path: Path) -> None:
+    facts = {
+        "owner": {"call": "shop.look", "args": {"thing": "facts.item.owner"}},
+        "item": {"call": "shop.look", "args": {"thing": "args.thing"}},
+        "twin": {"call": "shop.look", "args": {"thing": "'twin of ' + args.thing"}},
+    }
+    policy = ROLES + rule("r.ctx.facts.owner.thing == 'owner of pen' and r.ctx.facts.twin.owner != ''")
+    async with a_remit(tmp_path, policy=policy, tools=tools(buy={"facts": facts})) as remit:
+        together = anyio.Event()
+
+        async def look(request: Request, caller: Caller) -> Reply:
+            thing = request.arguments["thing"]
+            if thing == "twin of pen":
+                together.set()
+            await together.wait()  # the first is answered only once the second has come
+            value = {"thing": thing, "owner": f"owner of {thing}"}
+            return Reply(body={"content": [], "structuredContent": value})
+
+        remit.source.on["look"] = look
+        with anyio.fail_after(10):
+            await remit.done("shop.buy", PEN)
+
+
+async def test_only_what_is_selected_of_an_answer_is_seen(tmp_path: Path) -> None:
+    facts = {"item": {**ITEM["item"], "select": "{state: status}"}}
+    policy = ROLES + rule("r.ctx.facts.item.state == 'on sale' and len(r.ctx.facts.item) == 1")
+    async with a_remit(tmp_path, policy=policy, tools=tools(buy={"facts": facts})) as remit:
+        remit.source.on["look"] = {"status": "on sale", "secret": "x" * 50}
+        await remit.done("shop.buy", PEN)
+
+
+async def test_the_read_that_an_undo_needs_too_is_made_once(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.facts.now.value < 10", tool="set")
+    facts = {"now": {"call": "shop.look", "args": {"thing": "args.thing"}, "select": "{value: value}"}}
+    async with a_remit(tmp_path, policy=policy, tools=tools(set={"facts": facts})) as remit:
+        remit.source.on["look"] = {"value": 7, "more": True}
+        done = await remit.done("shop.set", {"thing": "pen", "value": 8})
+        assert len(remit.source.effects("look")) == 1
+        (image,) = remit.rows("SELECT body FROM payloads WHERE call_id = ? AND kind = 'before'", done.call_id)
+        assert orjson.loads(image["body"]) == {"value": 7, "more": True}
+        assert done.undo is not None
+        assert done.undo.arguments == {"thing": "pen", "value": 7}
+
+
+async def test_what_changed_since_people_were_asked_is_put_to_them_anew(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.facts.item.stock > 0", action="recommend")
+    async with a_remit(tmp_path, policy=policy, tools=on_item()) as remit:
+        remit.source.on["look"] = {"stock": 3}
+        first = await remit.call("shop.buy", PEN)
+        assert isinstance(first, Pending)
+        await remit.vote(first.approval_id)
+        remit.source.on["look"] = {"stock": 2}
+        second = await remit.call("shop.buy", PEN)
+        assert isinstance(second, Pending)
+        assert second.approval_id != first.approval_id
+        remit.source.on["look"] = {"stock": 3}
+        done = await remit.call("shop.buy", PEN)
+        assert isinstance(done, Done)
+        assert done.call_id == first.call_id
+
+
+async def test_who_approves_may_depend_on_facts_too(tmp_path: Path) -> None:
+    policy = (ROLES + rule("r.ctx.facts.item.stock > 0", action="recommend")).replace(
+        "approve, 1 == 1", "approve, r.ctx.facts.item.owner == 'shop'"
+    )
+    async with a_remit(tmp_path, policy=policy, tools=on_item()) as remit:
+        remit.source.on["look"] = {"stock": 3, "owner": "ann"}
+        assert (await remit.refused("shop.buy", PEN)).verdict.code == "no_approver"
+        remit.source.on["look"] = {"stock": 3, "owner": "shop"}
+        pending = await remit.call("shop.buy", PEN)
+        assert isinstance(pending, Pending)
+        assert await remit.vote(pending.approval_id) == "approved"
+
+
+async def test_advice_knows_the_facts(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.facts.item.stock > 0", action="advise")
+    async with a_remit(tmp_path, policy=policy, tools=on_item()) as remit:
+        remit.source.on["look"] = {"stock": 3}
+        refused = await remit.refused("shop.buy", PEN)
+        assert refused.verdict.rung is Rung.ADVISE
+        assert remit.source.effects("buy") == []
+
+
+async def asked(remit: Remit, tool: str, arguments: dict[str, Any]) -> Decision:
+    return await informed(remit.a_call(tool, arguments), remit.on)
+
+
+CERTIFICATES = "length(args.payments[?starts_with(id, 'certificate')])"
+BASKET = Offer(
+    tools=(
+        a_definition("look", thing="string"),
+        {"name": "pay", "inputSchema": {"type": "object", "properties": {"payments": {"type": "array"}}}},
+    )
+)
+
+
+def paying(**rules: Any) -> dict[str, Any]:
+    return {"shop.look": {"effect": "read"}, "shop.pay": rules}
+
+
+async def test_a_rule_sees_what_is_derived_from_the_arguments(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.derived.certificates <= 1", tool="pay")
+    source = ScriptedSource(offer=BASKET)
+    async with a_remit(
+        tmp_path, policy=policy, tools=paying(derive={"certificates": CERTIFICATES}), source=source
+    ) as remit:
+        card, paper = {"id": "card_1"}, {"id": "certificate_1"}
+        await remit.done("shop.pay", {"payments": [card, paper]})
+        assert (await remit.refused("shop.pay", {"payments": [paper, card, paper]})).verdict.code == "no_rule"
+
+
+@pytest.mark.parametrize("effect", ["allow", "deny"])
+async def test_what_cannot_be_derived_denies(tmp_path: Path, effect: str) -> None:
+    also = rule("1 == 1", tool="pay") if effect == "deny" else ""
+    policy = ROLES + also + rule("r.ctx.derived.certificates > 5", tool="pay", effect=effect)
+    rules, source = paying(derive={"certificates": CERTIFICATES}), ScriptedSource(offer=BASKET)
+    async with a_remit(tmp_path, policy=policy, tools=rules, source=source) as remit:
+        refused = await remit.refused("shop.pay", {"payments": [{"id": 7}]})
+        assert refused.verdict.code == "rule_error"
+
+
+async def test_derived_values_see_facts(tmp_path: Path) -> None:
+    derive = {"own": "contains(keys(facts.item.offers), args.thing)"}
+    policy = ROLES + rule("r.ctx.derived.own")
+    async with a_remit(tmp_path, policy=policy, tools=on_item(derive=derive)) as remit:
+        remit.source.on["look"] = {"offers": {"pen": 1}}
+        await remit.done("shop.buy", PEN)
+        remit.source.on["look"] = {"offers": {"cup": 1}}
+        await remit.refused("shop.buy", PEN)
+
+
+def parsing(condition: str) -> str:
+    return ROLES + rule(condition, tool="send")
+
+
+async def test_json_in_a_text_is_governed_by_what_it_says(tmp_path: Path) -> None:
+    policy = parsing("r.ctx.parsed.text.to == 'ann' and r.ctx.parsed.text.copies <= 2")
+    async with a_remit(tmp_path, policy=policy, tools=tools(send={"parse": {"text": "json"}})) as remit:
+        await remit.done("shop.send", SENT)
+        assert remit.source.sent[0].arguments == SENT  # the tool gets the text as it was
+        await remit.refused("shop.send", {"text": '{"to": "bob", "copies": 2}'})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"to": "ann", "to": "bob"}', "not JSON", '{"copies": NaN}', "[" * 40 + "]" * 40]
+)
+async def test_json_that_readers_could_take_differently_is_refused(tmp_path: Path, text: str) -> None:
+    policy = parsing("1 == 1")
+    async with a_remit(tmp_path, policy=policy, tools=tools(send={"parse": {"text": "json"}})) as remit:
+        refused = await remit.refused("shop.send", {"text": text})
+        assert refused.verdict.code == "invalid_arguments"
+        assert "text: this argument must be a text that holds JSON" in refused.verdict.reason
+        assert remit.source.sent == []
+
+
+async def test_what_is_struck_out_of_arguments_is_struck_out_of_what_people_are_shown(tmp_path: Path) -> None:
+    policy = ROLES + rule("1 == 1", tool="send", action="recommend")
+    policy += "p2, role:clerk, acme, shop.send, recommend, 1 == 1, redact=args.text\n"
+    rules = tools(send={"parse": {"text": "json"}, "derive": {"who": "parsed.text.to"}})
+    async with a_remit(tmp_path, policy=policy, tools=rules) as remit:
+        await remit.call("shop.send", {"text": '{"to": "SECRET"}'})
+        assert "SECRET" not in remit.one("SELECT shown FROM approvals")["shown"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+EXPRESSIONS = (
+    "args",
+    "length(args)",
+    "args.a[*].b | [0]",
+    "to_number(args)",
+    "sum(args)",
+    "&args",
+    "max_by(args, &a)",
+)
+
+
+@given(args=JSON, text=st.sampled_from(EXPRESSIONS))
+def test_a_derivation_gives_json_or_says_that_it_cannot(args: Any, text: str) -> None:
+    try:
+        value = compile_derivation(text)({"args": args})
+    except EvaluationError:
+        return
+    assert orjson.loads(orjson.dumps(value)) == value
+
+
+@pytest.mark.parametrize("text", ['"nan"', '"1e999"', f'"{"9" * 400}"', '"-Infinity"'])
+def test_what_is_no_number_of_json_never_reaches_a_rule(text: str) -> None:
+    try:
+        value = compile_derivation("to_number(args)")({"args": orjson.loads(text)})
+    except EvaluationError:
+        return
+    assert value is None or value == int(value)
+
+
+def with_rules(tmp_path: Path, **rules: Any) -> Config:
+    return a_config(tmp_path, tools={"shop.buy": rules})
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        ({"derive": {"n": "length(args"}}, "this is not JMESPath"),
+        ({"facts": {"a": {"call": "shop.look", "args": {"thing": "facts.b.x"}}}}, "not declared beside them"),
+        (
+            {
+                "facts": {
+                    "a": {"call": "shop.look", "args": {"thing": "facts.b.x"}},
+                    "b": {"call": "shop.look", "args": {"thing": "facts.a.x"}},
+                }
+            },
+            "need each other",
+        ),
+        ({"facts": {f"f{n}": {"call": "shop.look"} for n in range(9)}}, "more facts than limits.facts"),
+        ({"facts": {"a": {"call": "shop.look", "args": {"thing": "result.x"}}}}, "result"),
+        ({"parse": {"payload": "yaml"}}, "json"),
+    ],
+)
+def test_what_could_never_be_found_is_refused_when_it_is_read(
+    tmp_path: Path, rules: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        with_rules(tmp_path, **rules)
+
+
+def test_an_operator_cannot_name_a_fact_like_one_of_remit(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="context names facts"):
+        a_config(tmp_path, context={"facts": "mine"})
