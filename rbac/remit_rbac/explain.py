@@ -31,19 +31,28 @@ class NearMiss:
         return f"{self.subject} could {self.act} by {self.row}, but {' and '.join(self.missing)}"
 
 
-#: Where a row may differ from the call in one column and still be of interest. Never the tenant.
-_COLUMNS = {"sub": (0, "it is for {}"), "tool": (2, "it is about {}")}
-
-
 def near_misses(policy: Policy, q: Question, *, count_max: int = 10) -> tuple[NearMiss, ...]:
-    """The rows nearest to allowing more: first those about this very call, then those about others."""
+    """The rows about this subject and tool that would allow more: what lacks least, then the next rung, first.
+
+    Only of the side that keeps the call where it is: the other is allowed more already.
+    """
     decision = policy.decide(q)
+    if not decision.delegated:
+        return ()
     reached = ((q.agent, decision.agent_rung), (q.user, decision.user_rung))
-    higher = [(subject, act) for subject, rung in reached for granted, act in LADDER if granted > rung]
-    own = [miss for subject, act in higher for miss in _unmet_rows(policy, q, subject, act)]
-    others = [miss for subject, act in higher for miss in _rows_for_others(policy, q, subject, act)]
-    own.sort(key=lambda miss: len(miss.missing))
-    return (*own, *others)[:count_max]
+    higher = [
+        (subject, granted, act)
+        for subject, rung in reached
+        for granted, act in LADDER
+        if rung is decision.rung and granted > rung
+    ]
+    found = [
+        (len(miss.missing), granted, miss)
+        for subject, granted, act in higher
+        for miss in _unmet_rows(policy, q, subject, act)
+    ]
+    found.sort(key=lambda each: each[:2])
+    return tuple(miss for *_, miss in found)[:count_max]
 
 
 def _unmet_rows(policy: Policy, q: Question, subject: str, act: str) -> Iterator[NearMiss]:
@@ -52,20 +61,6 @@ def _unmet_rows(policy: Policy, q: Question, subject: str, act: str) -> Iterator
     for rule in policy.rows_for(request):
         missing = unmet(rule.condition, {**request, "args": q.args, "ctx": q.ctx})
         if rule.values[5] == "allow" and missing:
-            yield NearMiss(subject=subject, act=act, row=rule.row, missing=missing)
-
-
-def _rows_for_others(policy: Policy, q: Question, subject: str, act: str) -> Iterator[NearMiss]:
-    """Rows whose conditions hold, for another subject of the same kind, a role, or another tool."""
-    request = {"sub": subject, "dom": q.tenant, "tool": q.tool, "act": act}
-    own = {rule.number for rule in policy.rows_for(request)}
-    for column, (position, why) in _COLUMNS.items():
-        for rule in policy.rows_for(request, ignoring=(column,)):
-            known = rule.number in own or rule.values[5] != "allow"
-            comparable = rule.values[0].startswith((subject.partition(":")[0], "role:", "*"))
-            if known or not comparable or unmet(rule.condition, {**request, "args": q.args, "ctx": q.ctx}):
-                continue
-            missing = (why.format(rule.values[position]),)
             yield NearMiss(subject=subject, act=act, row=rule.row, missing=missing)
 
 

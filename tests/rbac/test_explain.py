@@ -33,14 +33,30 @@ def test_a_part_that_cannot_be_answered_says_why():
     assert missing[1] == "r.args.amount <= 100 cannot be answered: cannot order a text and a number"
 
 
-def test_rows_for_others_and_other_tools_are_near_but_other_tenants_are_not():
+def test_only_rows_about_this_subject_and_this_tool_are_near():
     found = near_misses(a_policy(*ROWS), question(amount=500))
-    assert [(miss.row.line, miss.missing) for miss in found] == [
-        (1, ("r.args.amount <= 100 is false",)),
-        (4, ("it is for agent:other",)),
-        (5, ("it is about pay.payout",)),
+    assert [(miss.row.line, miss.missing) for miss in found] == [(1, ("r.args.amount <= 100 is false",))]
+
+
+def test_what_lacks_least_comes_first_then_the_next_rung():
+    rows = [
+        "p, agent:bot, acme, pay.refund, execute, r.args.amount < 9 && r.args.kind == 'x', allow",
+        "p, agent:bot, acme, pay.refund, recommend, r.args.amount < 90, allow",
+        "p, agent:bot, acme, pay.refund, execute, r.args.amount < 10, allow",
+        "p, user:ann, acme, pay.refund, execute, 1 == 1, allow",
     ]
-    assert len(near_misses(a_policy(*ROWS), question(amount=500), count_max=2)) == 2
+    found = near_misses(a_policy(*rows), question(amount=500, kind="y"))
+    assert [miss.row.line for miss in found] == [2, 3, 1]
+    assert len(near_misses(a_policy(*rows), question(amount=500, kind="y"), count_max=2)) == 2
+
+
+def test_what_would_not_help_is_not_offered():
+    rows = [
+        "p, agent:bot, acme, pay.refund, advise, 1 == 1, allow",
+        "p, user:ann, acme, pay.refund, execute, r.args.amount < 10, allow",
+        "p, user:ann, acme, pay.refund, recommend, 1 == 1, allow",
+    ]
+    assert near_misses(a_policy(*rows), question(amount=500)) == ()
 
 
 def test_nothing_is_missing_from_what_is_allowed():
