@@ -32,7 +32,7 @@ class NearMiss:
 
 
 def near_misses(policy: Policy, q: Question, *, count_max: int = 10) -> tuple[NearMiss, ...]:
-    """The rows about this subject and tool that would allow more: what lacks least, then the next rung, first.
+    """The rows about this subject and tool that would allow more, what lacks least first, then the next rung.
 
     Only of the side that keeps the call where it is: the other is allowed more already.
     """

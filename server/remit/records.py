@@ -407,7 +407,12 @@ class Records:
         rows = self._all("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
         return {row["name"]: row["sql"] for row in rows}
 
-    # What the queries above, and `audit.py`, are made of.
+    # What the queries above, `audit.py` and `replay.py` are made of.
+
+    @staticmethod
+    def first_id(at_us: int) -> str:
+        """What no id of that time or later is less than."""
+        return _first_id(at_us)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
         """The rows of one SELECT, read as they are asked for."""

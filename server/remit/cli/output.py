@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PIPE_WIDTH = 240
 _VALUE_MAX = 4_000
 _FINDINGS_MAX = 20
+#: A progress bar moves once for so many steps: moving costs more than most steps.
+_BAR_STEP = 200
 _STYLES = {
     **dict.fromkeys(("execute", "succeeded", "approved", "done", "ready", "up"), "green"),
     **dict.fromkeys(("approve", "advise", "awaiting_approval", "pending", "running", "dispatched"), "yellow"),
@@ -141,3 +144,23 @@ def voted(vote: Vote) -> str:
     return f"{vote.user}: {vote.vote} at {exactly(vote.at_us)}" + (
         f", {vote.comment}" if vote.comment else ""
     )
+
+
+@contextmanager
+def progress(title: str, total: int) -> Generator[Callable[[], None]]:
+    """A bar on a terminal, nothing on a pipe; yields what to call for each step."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console(err=True), transient=True) as bar:
+        task, done = bar.add_task(title, total=total), 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            if done % _BAR_STEP == 0:
+                bar.update(task, completed=done)
+
+        yield advance

@@ -1,0 +1,40 @@
+"""A policy that is not in force, by whatever it is named: to be compared, replayed or shadowed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from remit.app import load_policy
+from remit.config_file import Loaded, load
+from remit.errors import RemitError
+from remit_rbac import Policy, load_files
+
+#: Stands for the policy in force.
+CURRENT = "current"
+
+
+def candidate(named: str, loaded: Loaded) -> Policy:
+    """The policy that `named` means.
+
+    `current`; a CSV file; a folder, whose CSV files are merged by name; a configuration (`.yaml`), whose
+    policy it is; or a version id. Raises PolicyError with every problem, RemitError when there is none.
+    """
+    path = Path(named)
+    if named == CURRENT:
+        return load_policy(loaded.config)
+    if path.is_dir():
+        files = sorted(path.glob("*.csv"))
+        if not files:
+            raise RemitError(f"{named}: there is no .csv file in this folder")
+        return load_files(loaded.config.policy.model, files)
+    if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            return load_policy(load(path).config)
+        return load_files(loaded.config.policy.model, [path])
+    if re.fullmatch(r"[0-9a-f]{6,64}", named):
+        current = load_policy(loaded.config)
+        if current.version.startswith(named):
+            return current
+        raise RemitError(f"no policy version {named} is kept; name a file, a folder or a configuration")
+    raise RemitError(f"{named}: there is no such file or folder; name one, a configuration or a version")
