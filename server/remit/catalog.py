@@ -312,6 +312,7 @@ def _made(
             {
                 fact: Fact(
                     lookup=Lookup(tool=found.call, arguments=_expressions(found.args)),
+                    each=_compiled(found.each) if found.each else None,
                     select=compile_derivation(found.select) if found.select else None,
                 )
                 for fact, found in wave.items()
@@ -342,7 +343,7 @@ def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
     )
 
 
-_ROOTS = ("args", "result", "before", "original", "text", "parsed", "facts", "run")
+_ROOTS = ("args", "result", "before", "original", "text", "parsed", "facts", "run", "each")
 
 
 def _compiled(text: str | int) -> Expression:

@@ -8,7 +8,7 @@ seconds inside, and `30s`, `15m`, `24h`, `7d` in the file. Amounts are integers 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -243,21 +243,27 @@ class Verify(Lookup):
 class Fact(Lookup):
     """A governed read before the call is decided, offered to rules as `r.ctx.facts.<name>`."""
 
-    args: Mapping[str, Annotated[str | int, expression("args", "parsed", "facts", "run")]] = {}
+    args: Mapping[str, Annotated[str | int, expression("args", "parsed", "facts", "run", "each")]] = {}
+    #: A list: what is read for each of its elements, which `args` see as `each`, is the fact.
+    each: Annotated[str, expression("args", "parsed", "facts", "run")] | None = None
     #: JMESPath over the answer: what of it rules see and records keep. Without it, all.
     select: JmesPath | None = None
 
     @property
     def needs(self) -> frozenset[str]:
-        """The facts that its arguments are computed from."""
-        roots = ("args", "parsed", "facts", "run")
-        paths = [
-            path
-            for text in self.args.values()
-            for path in compile_expression(str(text), roots=roots).paths
-            if path[0] == "facts"
-        ]
-        return frozenset(str(path[1]) if len(path) > 1 else "" for path in paths)
+        """The facts that it is computed from."""
+        found = (path for path in self._paths() if path[0] == "facts")
+        return frozenset(str(path[1]) if len(path) > 1 else "" for path in found)
+
+    def _paths(self) -> Iterator[tuple[str | int, ...]]:
+        for text in (*self.args.values(), self.each or "0"):
+            yield from compile_expression(str(text), roots=("args", "parsed", "facts", "run", "each")).paths
+
+    @model_validator(mode="after")
+    def _each_is_of_a_list(self) -> Fact:
+        if self.each is None and any(path[0] == "each" for path in self._paths()):
+            raise ValueError("its args read each, and nothing says of what: add each, which gives a list")
+        return self
 
 
 class Undo(Lookup):
@@ -307,7 +313,8 @@ class ToolRules(Strict):
     parse: Mapping[str, Literal["json"]] = {}
     #: Looked up before the call is decided, offered to rules as `r.ctx.facts.<name>`.
     facts: Mapping[Name, Fact] = {}
-    #: JMESPath over `args`, `parsed`, `facts` and `run`, offered to rules as `r.ctx.derived.<name>`.
+    #: JMESPath over `args`, `parsed`, `facts`, `run` and what is `derived` above; offered to rules as
+    #: `r.ctx.derived.<name>`.
     derive: Mapping[Name, JmesPath] = {}
     #: The argument that carries an idempotency key to the source; Remit fills it when the agent does not.
     idempotency_arg: str | None = None

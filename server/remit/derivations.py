@@ -1,4 +1,4 @@
-"""JMESPath (jmespath.org) as Remit uses it: compiled once, over JSON, to JSON.
+"""JMESPath (jmespath.site) as Remit uses it: compiled once, over JSON, to JSON.
 
 It answers what a one-line condition cannot: how many of a list, which of them, the sum. It reads and never
 changes, calls nothing of a value, and knows no functions but its own.
@@ -45,11 +45,14 @@ def compile_derivation(text: str) -> Derivation:
 
 
 def derived(derivations: Mapping[str, Derivation], roots: Json) -> dict[str, Any]:
-    """The values of the derivations; one that has none is left out, so that a rule which reads it errs."""
+    """The values of the derivations, which see those before them as `derived`.
+
+    One that has none is left out, so that a rule which reads it errs.
+    """
     found: dict[str, Any] = {}
     for name, derive in derivations.items():
         try:
-            found[name] = derive(roots)
+            found[name] = derive({**roots, "derived": found})
         except EvaluationError:
             continue
     return found

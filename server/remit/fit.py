@@ -84,7 +84,7 @@ class _Fitting:
             kinds = argument_kinds(_input(tool), (name,))
             if kinds is None or kinds.isdisjoint({"any", "text"}):
                 yield self._problem("parse", f"the tool has no argument {name} that is a text")
-        looked_up = {**own, **dict.fromkeys(("parsed", "run")), "facts": None}
+        looked_up = {**own, **dict.fromkeys(("parsed", "run")), "facts": None, "each": None}
         for wave in tool.facts:
             for fact in wave.values():
                 yield from self._reads("facts", fact.lookup)

@@ -41,6 +41,8 @@ class Fact:
     """Something that rules know about a call because the gateway looked it up."""
 
     lookup: Lookup
+    #: The list for whose elements it is looked up; None: for the call itself.
+    each: Expression | None
     #: What of the answer is kept; None: all of it.
     select: Derivation | None
 

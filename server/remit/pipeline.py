@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -441,19 +441,31 @@ async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> Undo
 async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verdict:
     """The facts of the call, or the refusal when one of them cannot be had in the call's own time."""
     values: dict[str, Any] = {}
-    reads: dict[str, str] = {}
     answers: dict[tuple[str, bytes], Any] = {}
     roots = {"args": call.arguments, **{name: decision.context.get(name, {}) for name in ("parsed", "run")}}
 
+    async def ask(read: Call) -> None:
+        if done := await _answered(read, on):
+            answers[_what(read)] = result_of(done.reply)[0]
+
     async def look_up(name: str, fact: Fact) -> None:
-        read = _own_read(call, call.id, fact.lookup, {**roots, "facts": known}, "fact", on)
-        done = await _answered(read, on)
-        if read is None or done is None:
-            return
-        answer = answers[_what(read)] = result_of(done.reply)[0]
-        reads[name] = done.call_id
+        here = {**roots, "facts": known}
         with suppress(EvaluationError):
-            values[name] = fact.select(answer) if fact.select else answer
+            elements = [None] if fact.each is None else _listed(fact.each(**here), on.config.limits.facts)
+            reads = [
+                read
+                for each in elements
+                if (read := _own_read(call, call.id, fact.lookup, {**here, "each": each}, "fact", on))
+            ]
+            unread = {what: read for read in reads if (what := _what(read)) not in answers}
+            async with anyio.create_task_group() as tasks:
+                for read in unread.values():
+                    tasks.start_soon(ask, read)
+            if len(reads) < len(elements) or unread.keys() - answers.keys():
+                return
+            found = [answers[_what(read)] for read in reads]
+            kept = [fact.select(answer) if fact.select else answer for answer in found]
+            values[name] = kept[0] if fact.each is None else kept
 
     with anyio.move_on_after(call.tool.timeout_s):
         for wave in call.tool.facts:
@@ -463,9 +475,16 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
                     tasks.start_soon(look_up, name, fact)
             if missing := [name for name in wave if name not in values]:
                 return _unknown_facts(decision.verdict, missing)
-        return Facts(values=values, reads=reads, answers=answers)
+        return Facts(values=values, answers=answers)
     late = [name for wave in call.tool.facts for name in wave if name not in values]
     return _unknown_facts(decision.verdict, late)
+
+
+def _listed(value: Any, most: int) -> list[Any]:
+    """What to look up something for, one by one. Raises EvaluationError when it is no list, or too long."""
+    if not isinstance(value, list) or len(elements := cast("list[Any]", value)) > most:
+        raise EvaluationError(f"facts are looked up for a list of at most {most}")
+    return elements
 
 
 def _unknown_facts(verdict: Verdict, names: Sequence[str]) -> Verdict:

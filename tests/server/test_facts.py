@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.server.builders import Gate, Remit, ScriptedSource, a_config, a_definition, a_remit, tools
+from tests.server.builders import Gate, Remit, ScriptedSource, a_config, a_definition, a_remit, a_reply, tools
 
 from remit.config import Config
 from remit.derivations import compile_derivation
@@ -162,6 +162,50 @@ async def test_only_what_is_selected_of_an_answer_is_seen(tmp_path: Path) -> Non
         await remit.done("shop.buy", PEN)
 
 
+LOT = Offer(
+    tools=(
+        a_definition("look", thing="string"),
+        {"name": "pay", "inputSchema": {"type": "object", "properties": {"things": {}}}},
+    )
+)
+
+
+def lot(each: str = "args.things") -> dict[str, Any]:
+    facts = {"items": {"each": each, "call": "shop.look", "args": {"thing": "each.id"}, "select": "status"}}
+    derive = {"sold": "length(facts.items[?@ == 'sold'])", "all": "length(facts.items)"}
+    return {"shop.look": {"effect": "read"}, "shop.pay": {"facts": facts, "derive": derive}}
+
+
+async def status_of(request: Request, caller: Caller) -> Reply:
+    thing = request.arguments["thing"]
+    return a_reply("no such thing", is_error=True) if thing == "ghost" else a_reply({"status": thing})
+
+
+async def test_a_fact_may_be_looked_up_for_each_element_of_a_list(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.derived.sold == 0 && r.ctx.derived.all == len(r.args.things)", tool="pay")
+    source = ScriptedSource(offer=LOT)
+    source.on["look"] = status_of
+    async with a_remit(tmp_path, policy=policy, tools=lot(), source=source) as remit:
+        await remit.done("shop.pay", {"things": [{"id": "new"}, {"id": "old"}, {"id": "new"}]})
+        assert sorted(str(read.arguments["thing"]) for read in source.effects("look")) == ["new", "old"]
+        await remit.done("shop.pay", {"things": []})
+        refused = await remit.refused("shop.pay", {"things": [{"id": "new"}, {"id": "sold"}]})
+        assert refused.verdict.code == "no_rule"
+
+
+@pytest.mark.parametrize(
+    "things",
+    ["pen", None, {"id": "pen"}, [{"id": "pen"}, {"id": "ghost"}], [{"name": "pen"}], [{"id": "pen"}] * 9],
+)
+async def test_a_fact_for_each_element_needs_them_all(tmp_path: Path, things: Any) -> None:
+    source = ScriptedSource(offer=LOT)
+    source.on["look"] = status_of
+    policy = ROLES + rule("r.ctx.derived.sold == 0", tool="pay")
+    async with a_remit(tmp_path, policy=policy, tools=lot(), source=source) as remit:
+        assert (await remit.refused("shop.pay", {"things": things})).verdict.code == "no_facts"
+        assert source.effects("pay") == []
+
+
 async def test_the_read_that_an_undo_needs_too_is_made_once(tmp_path: Path) -> None:
     policy = ROLES + rule("r.ctx.facts.now.value < 10", tool="set")
     facts = {"now": {"call": "shop.look", "args": {"thing": "args.thing"}, "select": "{value: value}"}}
@@ -250,6 +294,22 @@ async def test_what_cannot_be_derived_denies(tmp_path: Path, effect: str) -> Non
     async with a_remit(tmp_path, policy=policy, tools=rules, source=source) as remit:
         refused = await remit.refused("shop.pay", {"payments": [{"id": 7}]})
         assert refused.verdict.code == "rule_error"
+
+
+async def test_derived_values_see_those_above_them_and_lists_meet_lists(tmp_path: Path) -> None:
+    derive = {
+        "named": "map(&(let $id = @ in $.facts.item.parts[?id == $id] | [0]), args.payments)",
+        "cost": "sum(derived.named[].price) - `1`",
+        "same": "length(zip(args.payments, facts.item.parts)[?[0] == [1].id])",
+    }
+    facts = {"item": {"call": "shop.look", "args": {"thing": "'set'"}}}
+    policy = ROLES + rule("r.ctx.derived.cost == 4 && r.ctx.derived.same == 1", tool="pay")
+    source = ScriptedSource(offer=BASKET)
+    source.on["look"] = {"parts": [{"id": "a", "price": 2}, {"id": "b", "price": 3}]}
+    rules = paying(facts=facts, derive=derive)
+    async with a_remit(tmp_path, policy=policy, tools=rules, source=source) as remit:
+        await remit.done("shop.pay", {"payments": ["a", "c", "b"]})
+        assert (await remit.refused("shop.pay", {"payments": ["b", "a"]})).verdict.code == "no_rule"
 
 
 async def test_derived_values_see_facts(tmp_path: Path) -> None:
@@ -348,6 +408,8 @@ def with_rules(tmp_path: Path, **rules: Any) -> Config:
         ),
         ({"facts": {f"f{n}": {"call": "shop.look"} for n in range(9)}}, "more facts than limits.facts"),
         ({"facts": {"a": {"call": "shop.look", "args": {"thing": "result.x"}}}}, "result"),
+        ({"facts": {"a": {"call": "shop.look", "args": {"thing": "each.x"}}}}, "which gives a list"),
+        ({"facts": {"a": {"call": "shop.look", "each": "result.x"}}}, "result"),
         ({"parse": {"payload": "yaml"}}, "json"),
     ],
 )
