@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import logging
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -129,6 +130,7 @@ class App:
                     starts.start_soon(self._connect, name, services, tasks)
             self._rebuild(services)
             tasks.start_soon(self._upkeep, journal)
+            tasks.start_soon(self._sealing)
         except BaseException as error:
             self._failure = error
             if self._services is not None:
@@ -146,6 +148,8 @@ class App:
             await each.stop()
         await self._services.journal.close()
         self._services = None
+        if self._role != "cli":
+            await self._seal()
 
     async def _connect(self, name: str, services: Services, tasks: TaskGroup) -> None:
         source = services.adapters[name]
@@ -189,6 +193,27 @@ class App:
                 await journal.catch_up()
                 await journal.expire()
                 await journal.take_over()
+
+    async def _sealing(self) -> None:
+        while True:
+            await anyio.sleep(self.config.audit.seal_every)
+            await self._seal()
+
+    async def _seal(self) -> None:
+        """Seal what was committed, beside the event loop. A failure is told, and tried again next time."""
+        await anyio.to_thread.run_sync(import_module, "remit.anchors")
+        from remit.anchors import seal_and_anchor
+
+        try:
+            _, anchored = await seal_and_anchor(
+                self.config.store.path, self.config.audit.anchors, clock=self._clock
+            )
+        except (RemitError, OSError, sqlite3.Error) as error:
+            _log.error("the log of events is not sealed: %s", error)
+            return
+        for each in anchored:
+            if each.error:
+                _log.error("the newest checkpoint is not at %s: %s", each.anchor, each.error)
 
 
 def load_policy(settings: Config) -> Policy:

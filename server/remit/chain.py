@@ -29,6 +29,15 @@ def link(previous: str, body: str) -> str:
     return hashlib.sha256(bytes.fromhex(previous) + body.encode()).hexdigest()
 
 
+def entry(stream: str, seq: int, digest: str) -> str:
+    """An event as the Merkle log has it, and as the receipt of a call names it.
+
+    The hash covers the body and everything before it in the stream, so the log can be shown to anybody: it
+    tells how many events there were, and nothing about them.
+    """
+    return f"{stream} {seq} {digest}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventRow:
     """One row of `events`, as read back for verification."""

@@ -371,6 +371,31 @@ class Limits(Strict):
     facts: Annotated[int, Field(ge=0, le=64)] = 8
 
 
+class Anchor(Strict):
+    """Where checkpoints of the log are put, out of the reach of whoever can write the database."""
+
+    #: Each checkpoint is appended to this file: on another volume, or where it can only be added to.
+    file: Path | None = None
+    #: A witness (c2sp.org/tlog-witness): its submission prefix. Plain http only on loopback.
+    witness: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Anchor:
+        if (self.file is None) == (self.witness is None):
+            raise ValueError("give either file or witness, not both and not neither")
+        if self.witness and not re.match(
+            r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]", self.witness
+        ):
+            raise ValueError("witness must begin with https:// (or http:// on loopback)")
+        return self
+
+
+class Audit(Strict):
+    #: How often new events are sealed into the log and its root is signed.
+    seal_every: Duration = 10
+    anchors: tuple[Anchor, ...] = ()
+
+
 class Telemetry(Strict):
     #: An OTLP/HTTP endpoint; needs the `otlp` extra. Off until set.
     otlp: str | None = None
@@ -396,6 +421,7 @@ class Config(Strict):
     budgets: tuple[Budget, ...] = ()
     approvals: Approvals = Approvals()
     limits: Limits = Limits()
+    audit: Audit = Audit()
     telemetry: Telemetry = Telemetry()
     #: Facts that rules may see as `r.ctx.env`, `r.ctx.jurisdiction` and so on.
     context: Mapping[Name, str | int | bool] = {}

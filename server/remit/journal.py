@@ -28,7 +28,7 @@ import orjson
 
 from remit import balances
 from remit.calls import redacted
-from remit.chain import GENESIS
+from remit.chain import GENESIS, entry
 from remit.config import Effect
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord
@@ -109,7 +109,7 @@ class Journal:
         self._ledger = ledger
         self._writer = writer
         self._liveness = liveness
-        self._owed: deque[Callable[[], None]] = deque()
+        self._owed: deque[Callable[[], object]] = deque()
         self._under_way = 0
         self.path = path
 
@@ -297,8 +297,10 @@ class Journal:
         undo_state: UndoEnd | None = None,
         touches: str | None = None,
         frees_key: bool = False,
-    ) -> None:
+    ) -> str:
         """Record how the call ended: post `costs` (by unit) and release the rest, bind the undo.
+
+        Returns the event that says so, as the Merkle log will have it (`chain.entry`).
 
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
@@ -307,7 +309,7 @@ class Journal:
         Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
         """
 
-        def change() -> None:
+        def change() -> str:
             ledger = self._ledger
             salt = os.urandom(16)
             commit = _commit(salt, reply) if reply is not None else None
@@ -348,8 +350,9 @@ class Journal:
                 spent=spent,
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
+            return entry(ledger.stream, *ledger.position)
 
-        await self._write_or_owe(change, durable=False)
+        return await self._write_or_owe(change, durable=False)
 
     async def doubt(self, call: Call, *, call_id: str, code: str, message: str) -> None:
         """Record that nobody knows what became of a call that was sent. Its holds stay."""
@@ -391,10 +394,10 @@ class Journal:
             await asyncio.sleep(0)  # calls that came in the same moment come to light
         return await self._writer.write(change, durable=durable, must=must, alone=self._under_way == 1)
 
-    async def _write_or_owe(self, change: Callable[[], None], *, durable: bool = True) -> None:
+    async def _write_or_owe(self, change: Callable[[], T], *, durable: bool = True) -> T:
         """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
         try:
-            await self._write(change, durable=durable, must=True)
+            return await self._write(change, durable=durable, must=True)
         except StoreUnavailable:
             self._owed.append(change)
             raise
@@ -539,6 +542,16 @@ class Journal:
             return state
 
         return await self._writer.write(change)
+
+    async def note_log_key(self, verifier: str, *, replaces: Sequence[str], by: str) -> None:
+        """Record that checkpoints of the log will be signed with another key."""
+
+        def change() -> None:
+            self._ledger.event(
+                "log.key", tenant=None, call_id=None, verifier=verifier, replaces=list(replaces), by=by
+            )
+
+        await self._writer.write(change)
 
     async def switch(
         self, *, kind: SwitchKind, scope: str, target: str, tenant: str, on: bool, reason: str, by: str

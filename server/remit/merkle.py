@@ -64,7 +64,7 @@ def grown(read: ReadTile, size: int, leaves: Iterable[bytes]) -> dict[tuple[int,
             tile = changed[level, index] = bytearray(kept)
         tile += digest
         if offset == TILE_WIDTH - 1:
-            append(level + 1, index, _complete_root(bytes(tile)))
+            append(level + 1, index, subtree_root(bytes(tile)))
 
     for place, leaf in enumerate(leaves, start=size):
         append(0, place, leaf)
@@ -160,6 +160,14 @@ def verify_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byt
     return last == 0 and first == old_root and second == new_root
 
 
+def subtree_root(hashes: bytes) -> bytes:
+    """The root over a power of two of hashes, such as those of a full tile."""
+    row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
+    while len(row) > 1:
+        row = [node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2)]
+    return row[0]
+
+
 def tile_path(level: int | None, index: int, width: int = TILE_WIDTH) -> str:
     """Where a tile is published below a log's prefix; level None is the bundle of the entries themselves."""
     groups = [f"{index % 1000:03d}"]
@@ -209,14 +217,7 @@ def _complete_subtree(read: ReadTile, height: int, index: int) -> bytes:
     hashes = read(level, tile)[start:end]
     if len(hashes) != end - start:
         raise ValueError(f"tile {tile} of level {level} is not whole")
-    return _complete_root(hashes)
-
-
-def _complete_root(hashes: bytes) -> bytes:
-    row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
-    while len(row) > 1:
-        row = [node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2)]
-    return row[0]
+    return subtree_root(hashes)
 
 
 def _folded(parts: Sequence[bytes]) -> bytes:

@@ -198,6 +198,8 @@ class Done:
     reply: Reply
     cost: Mapping[str, int]
     undo: UndoPlan | None
+    #: The event that records it, as the Merkle log will have it; None for a repeated answer.
+    event: str | None = None
     #: For an undo: what became of the call it serves (`state`), and what stays behind (`residue`).
     undone: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     #: The tool's own rule, or the source, says that it failed.

@@ -300,7 +300,7 @@ async def _settle(
     if call.kind == "undo":
         undo_state = "failed" if failed else await _took_hold(call, roots, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
-    await on.journal.settle(
+    event = await on.journal.settle(
         call,
         call_id=call_id,
         state="failed" if failed else "succeeded",
@@ -318,6 +318,7 @@ async def _settle(
         failed=failed,
         cost=costs,
         undo=plan if plan and plan.arguments is not None else None,
+        event=event,
         undone={"state": undo_state, "residue": call.undoing.residue} if call.undoing else {},
     )
 

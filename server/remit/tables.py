@@ -354,3 +354,59 @@ api_keys = Table(
     Column("expires_us", BigInteger, nullable=False),
     Column("revoked_us", BigInteger),
 )
+
+#: Which events the leaves of the log are: `first_seq` and the following of a stream, one after another.
+log_runs = Table(
+    "log_runs",
+    metadata,
+    Column("first_leaf", BigInteger, primary_key=True),
+    Column("stream", String(36), nullable=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("events", BigInteger, CheckConstraint("events > 0", name="events"), nullable=False),
+    Index("uq_log_runs_stream", "stream", "first_seq", unique=True),
+    sqlite_with_rowid=False,
+)
+
+#: The Merkle tree over the leaves, as C2SP tiles: up to 256 hashes of 32 bytes, one after another.
+log_tiles = Table(
+    "log_tiles",
+    metadata,
+    Column("level", Integer, nullable=False),
+    Column("tile", BigInteger, nullable=False),
+    Column("hashes", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("level", "tile"),
+)
+
+#: Every root that was signed, as a C2SP checkpoint.
+log_checkpoints = Table(
+    "log_checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True),
+    Column("root", String(64), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: Every key that checkpoints were signed with, as `NAME+ID+KEY`.
+log_keys = Table(
+    "log_keys",
+    metadata,
+    Column("verifier", String(255), primary_key=True),
+    # The first checkpoint that it signed.
+    Column("from_size", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: Which checkpoints were put elsewhere, and what a witness signed there.
+log_anchors = Table(
+    "log_anchors",
+    metadata,
+    Column("anchor", String(512), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("signatures", Text, nullable=False),
+    PrimaryKeyConstraint("anchor", "size"),
+    sqlite_with_rowid=False,
+)

@@ -37,7 +37,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "tools": ("remit.cli.tools:tools", "The tools that are exported."),
         "calls": ("remit.cli.calls:calls", "What agents called, and what became of it."),
         "budget": ("remit.cli.budget:budget", "What may still be spent."),
-        "audit": ("remit.cli.audit:audit", "Verify and export the audit log."),
+        "audit": ("remit.cli.audit:audit", "Verify, prove and export the audit log."),
     },
     "Decide": {
         "approvals": ("remit.cli.approvals:approvals", "Calls that wait for a person."),

@@ -1,4 +1,4 @@
-"""`remit audit`: is the record still what was written, and a copy of it to keep elsewhere."""
+"""`remit audit`: is the record still what was written, what proves it to others, and a copy to keep."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from remit.cli.options import SINCE, config_option, json_option, print_json
+from remit.cli.options import CALL, SINCE, as_option, config_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from remit.checkpoint import Checkpoint, Verifier
+    from remit.records import Records
 
 #: The progress bar moves once for so many rows: moving costs more than verifying one.
 _STEP = 256
@@ -18,7 +23,22 @@ _STEP = 256
 
 @click.group()
 def audit() -> None:
-    """Verify and export the audit log."""
+    """Verify, prove and export the audit log."""
+
+
+_CHECKPOINTS = click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Compare with the checkpoints in this file, which was kept elsewhere.",
+)
+_KEYS = click.option(
+    "--key",
+    "keys",
+    metavar="NAME+ID+KEY",
+    multiple=True,
+    help="Whose signatures count; those of the keys that the database names, when none is said.",
+)
 
 
 @audit.command()
@@ -30,29 +50,162 @@ def audit() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Verify this copy instead; needs no configuration.",
 )
-def verify(config_path: Path, as_json: bool, copy: Path | None) -> int:
+@_CHECKPOINTS
+@_KEYS
+def verify(
+    config_path: Path, as_json: bool, copy: Path | None, checkpoints: Path | None, keys: tuple[str, ...]
+) -> int:
     """Find whatever was edited, deleted, inserted or reordered. Exits with 1 when anything was.
 
-    Every event is checked against the chain, every call and every vote against its events, and every stored
-    argument and result against what was committed to.
+    Every event is checked against the chain and against the log that was sealed, every call and every vote
+    against its events, and every stored argument and result against what was committed to. With
+    --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
     from remit.audit import verify_approvals, verify_calls, verify_events
     from remit.cli.output import report
+    from remit.proofs import size_of, verify_log
     from remit.records import open_records
 
     with open_records(copy or _path(config_path)) as found:
-        events, calls = found.count("events"), found.count("calls")
-        with _progress(events + calls) as advance:
+        events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
+        verifiers = _verifiers(keys)
+        kept = _kept(checkpoints, verifiers, found)
+        with _progress(events + sealed + calls) as advance:
             findings = [
                 *verify_events(found, advance),
+                *verify_log(found, kept, verifiers, advance),
                 *verify_calls(found, advance),
                 *verify_approvals(found),
             ]
     if as_json:
-        print_json({"events": events, "calls": calls, "findings": findings})
+        print_json(
+            {
+                "events": events,
+                "calls": calls,
+                "sealed": sealed,
+                "since_checkpoint": max((each.size for each in kept), default=None),
+                "findings": findings,
+            }
+        )
     else:
-        report(findings, f"{events} events and {calls} calls are as they were written.")
+        fine = f"{events} events and {calls} calls are as they were written."
+        if kept:
+            fine += f"\nThe first {max(each.size for each in kept)} are those of the checkpoint."
+        report(findings, fine)
     return 1 if findings else 0
+
+
+@audit.command()
+@config_option
+@json_option
+def checkpoint(config_path: Path, as_json: bool) -> int:
+    """Seal every event up to now, and print the checkpoint: keep it where nobody can change it.
+
+    A running server does so by itself, every `audit.seal_every`. Exits with 1 when an anchor failed.
+    """
+    import anyio
+
+    from remit.anchors import seal_and_anchor
+    from remit.config_file import load
+
+    config = load(config_path).config
+    _must_exist(config.store.path)
+    sealed, anchored = anyio.run(seal_and_anchor, config.store.path, config.audit.anchors)
+    if as_json:
+        print_json({"checkpoint": sealed, "anchors": anchored})
+    elif sealed is None:
+        click.echo("There is nothing to seal yet.")
+    else:
+        click.echo(sealed.note, nl=False)
+    for each in anchored:
+        if each.error:
+            click.echo(f"remit: the checkpoint is not at {each.anchor}: {each.error}", err=True)
+    return 1 if any(each.error for each in anchored) else 0
+
+
+@audit.group()
+def key() -> None:
+    """The key that checkpoints are signed with."""
+
+
+@key.command()
+@config_option
+@json_option
+def show(config_path: Path, as_json: bool) -> None:
+    """Print the public keys that verify checkpoints, newest last, as NAME+ID+KEY."""
+    from remit.proofs import known_keys
+    from remit.records import open_records
+    from remit.sealer import read_keys
+
+    path = _path(config_path)
+    with open_records(path) as found:
+        known = [str(verifier) for verifier in known_keys(found)]
+    known += [each for signer in read_keys(path) if (each := str(signer.verifier)) not in known]
+    if as_json:
+        print_json(known)
+    elif known:
+        click.echo("\n".join(known))
+    else:
+        click.echo("There is no key yet: the first checkpoint makes one.")
+
+
+@key.command()
+@config_option
+@json_option
+@as_option
+def rotate(config_path: Path, as_json: bool, as_user: str | None) -> None:
+    """Sign with a new key from now on. The old one signs once more, beside it, and is destroyed.
+
+    Who knows the old key can so believe the new one: the checkpoint that both have signed, and the event
+    `log.key` that it covers, say that one follows the other.
+    """
+    import anyio
+
+    from remit import sealer
+    from remit.cli.acting import journal_of, person
+    from remit.config_file import load
+
+    loaded = load(config_path)
+    by = person(loaded, as_user).user
+    path = loaded.config.store.path
+    _must_exist(path)
+
+    async def hand_over() -> tuple[str, str]:
+        new, old = sealer.rotate(path)
+        async with journal_of(loaded) as journal:
+            await journal.note_log_key(
+                str(new.verifier), replaces=[str(signer.verifier) for signer in old], by=by
+            )
+        sealed = sealer.seal(path)
+        assert sealed, "the event of the key was sealed"  # noqa: S101 - it was written just now
+        sealer.retire(path, new)
+        return str(new.verifier), sealed.note
+
+    verifier, note = anyio.run(hand_over)
+    if as_json:
+        print_json({"verifier": verifier, "checkpoint": note})
+    else:
+        click.echo(f"{verifier}\n\n{note}", nl=False)
+
+
+@audit.command()
+@click.argument("call", type=CALL)
+@config_option
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="A new file, instead of stdout."
+)
+def prove(call: str, config_path: Path, output: Path | None) -> None:
+    """Print what proves a call to somebody else: its events, where they are in the log, a checkpoint.
+
+    `remit-verify` checks it with nothing but the log's public key.
+    """
+    import json
+
+    from remit.cli.options import records
+    from remit.proofs import prove as proof_of
+
+    with records(config_path) as found, _to(output) as write:
+        write(json.dumps(proof_of(found, found.call(call).id), indent=1, ensure_ascii=False) + "\n")
 
 
 @audit.command()
@@ -61,17 +214,72 @@ def verify(config_path: Path, as_json: bool, copy: Path | None) -> int:
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="A new file, instead of stdout."
 )
-def export(config_path: Path, since_us: int | None, output: Path | None) -> None:
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Every sealed event in the order of the log, and its checkpoint into this new file.",
+)
+@click.option(
+    "--db",
+    "copy",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Export this copy instead; needs no configuration.",
+)
+def export(
+    config_path: Path,
+    since_us: int | None,
+    output: Path | None,
+    checkpoint: Path | None,
+    copy: Path | None,
+) -> None:
     """Print every event, one JSON object a line, in the order in which they were written.
 
     Each line is {"hash": ..., "event": ...}. The event is written exactly as it was sealed, so the chain of
-    a stream can be verified from the export: hash = SHA-256(hash before, event).
+    a stream can be verified from the export: hash = SHA-256(hash before, event). With --checkpoint,
+    `remit-verify` can tell from both files whether it is all there.
     """
+    from remit.proofs import in_log_order, newest_checkpoint
     from remit.records import open_records
 
-    with open_records(_path(config_path)) as found, _to(output) as write:
-        for event in found.events(since_us=since_us or 0):
-            write(f'{{"hash":"{event.hash}","event":{event.body}}}\n')
+    if checkpoint and since_us:
+        raise click.UsageError("--checkpoint covers every event: leave out --since")
+    with open_records(copy or _path(config_path)) as found:
+        if checkpoint:
+            note, _ = newest_checkpoint(found)
+            with _to(checkpoint) as write:
+                write(note)
+        with _to(output) as write:
+            for event in in_log_order(found) if checkpoint else found.events(since_us=since_us or 0):
+                write(f'{{"hash":"{event.hash}","event":{event.body}}}\n')
+
+
+def _verifiers(keys: tuple[str, ...]) -> list[Verifier]:
+    from remit.checkpoint import BadNote, read_verifier
+
+    try:
+        return [read_verifier(each) for each in keys]
+    except BadNote as error:
+        raise click.UsageError(f"--key: {error}") from None
+
+
+def _kept(file: Path | None, verifiers: list[Verifier], found: Records) -> list[Checkpoint]:
+    """The checkpoints of the file; without keys that were said, those signed by the database's own."""
+    from remit.proofs import known_keys, read_checkpoints
+
+    if file is None:
+        return []
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, ValueError):
+        raise click.FileError(str(file), "cannot be read as text") from None
+    return read_checkpoints(text, verifiers or known_keys(found))
+
+
+def _must_exist(path: Path) -> None:
+    from remit.records import open_records
+
+    with open_records(path):
+        pass
 
 
 def _path(config_path: Path) -> Path:

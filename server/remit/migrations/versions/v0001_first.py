@@ -10,11 +10,12 @@ down_revision = None
 
 def upgrade() -> None:
     metadata.create_all(op.get_bind())
-    for action in ("UPDATE", "DELETE"):
-        op.execute(
-            f"CREATE TRIGGER events_no_{action.lower()} BEFORE {action} ON events "
-            "BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
-        )
+    for table in ("events", "log_runs", "log_checkpoints", "log_keys"):
+        for action in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END"
+            )
 
 
 def downgrade() -> None:

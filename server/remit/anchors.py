@@ -1,0 +1,122 @@
+"""Putting checkpoints where whoever can write the database cannot reach: a file elsewhere, or a witness.
+
+An anchor gets the newest checkpoint after each sealing, and only when there is a new one. One that fails
+holds up neither the others nor any call; the next checkpoint covers what it missed. The protocol of
+witnesses is c2sp.org/tlog-witness.
+"""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from remit import merkle
+from remit.checkpoint import BadNote, signature_lines
+from remit.config import Anchor
+from remit.ids import Clock, now_us
+from remit.sealer import Sealed, anchored_size, note_anchored, read_tiles, seal
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_TIMEOUT_S = 10
+_ANSWER_BYTES_MAX = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchored:
+    """What became of the newest checkpoint at one anchor; `error` says why it is not there."""
+
+    anchor: str
+    size: int
+    error: str | None
+
+
+class _Refused(Exception):
+    """The witness did not sign; `str()` says why."""
+
+
+async def seal_and_anchor(
+    path: Path, anchors: Sequence[Anchor], *, clock: Clock = now_us
+) -> tuple[Sealed | None, list[Anchored]]:
+    """Seal what was committed, and put the checkpoint where it is missing. Raises what `seal` raises."""
+    sealed = await anyio.to_thread.run_sync(lambda: seal(path, clock=clock))
+    if sealed is None:
+        return None, []
+    return sealed, [await _anchor(path, anchor, sealed, clock) for anchor in anchors]
+
+
+async def _anchor(path: Path, anchor: Anchor, sealed: Sealed, clock: Clock) -> Anchored:
+    name = anchor.witness or str(anchor.file)
+    there = await anyio.to_thread.run_sync(anchored_size, path, name)
+    error = None
+    if there < sealed.size:
+        try:
+            if anchor.file:
+                await anyio.to_thread.run_sync(_append, anchor.file, sealed.note)
+                signatures = ""
+            else:
+                signatures = await _witnessed(path, name, there, sealed)
+            await anyio.to_thread.run_sync(note_anchored, path, name, sealed.size, signatures, clock())
+            there = sealed.size
+        except (OSError, TimeoutError, _Refused) as failure:
+            error = str(failure) or type(failure).__name__
+    return Anchored(anchor=name, size=there, error=error)
+
+
+def _append(file: Path, note: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "ab") as opened:
+        opened.write(note.encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str:
+    """What the witness signed, as signature lines. Raises _Refused, OSError or TimeoutError."""
+    import aiohttp
+
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S), trust_env=False
+    ) as session:
+        try:
+            status, answer = await _add_checkpoint(session, path, prefix, there, sealed)
+            if status == 409 and answer.strip().isdigit():
+                # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
+                there = int(answer)
+                status, answer = await _add_checkpoint(session, path, prefix, there, sealed)
+        except aiohttp.ClientError as error:
+            raise _Refused(f"it cannot be reached: {error}") from None
+    if status != 200:
+        raise _Refused(f"it answered {status}")
+    try:
+        return signature_lines(f"{sealed.note}{answer}")[len(signature_lines(sealed.note)) :]
+    except BadNote:
+        raise _Refused("its answer is no signature") from None
+
+
+async def _add_checkpoint(
+    session: aiohttp.ClientSession, path: Path, prefix: str, there: int, sealed: Sealed
+) -> tuple[int, str]:
+    if there > sealed.size:
+        raise _Refused(f"it has seen {there} entries of this log, which has {sealed.size}")
+    proof = await anyio.to_thread.run_sync(_consistency, path, there, sealed.size)
+    lines = [f"old {there}", *(b64encode(each).decode() for each in proof), "", ""]
+    async with session.post(
+        f"{prefix.rstrip('/')}/add-checkpoint",
+        data=("\n".join(lines) + sealed.note).encode(),
+        allow_redirects=False,
+    ) as response:
+        answer = await response.content.read(_ANSWER_BYTES_MAX)
+        return response.status, answer.decode(errors="replace")
+
+
+def _consistency(path: Path, old: int, new: int) -> list[bytes]:
+    with read_tiles(path) as read:
+        return merkle.consistency_proof(read, old, new)

@@ -1,0 +1,296 @@
+"""Sealing: committed events become the leaves of one Merkle log, and its root is signed.
+
+The sealer comes after the fact and beside the calls: it reads what was committed, and writes tiles and a
+checkpoint in one short transaction of its own. Leaves are numbered in the order of sealing: stream by
+stream, and in a stream by number. Of several processes on one file, one seals at a time; whoever comes
+next goes on where the last one ended. Proofs and verification are `proofs.py`.
+
+The private key lies beside the database, in a file for its owner's eyes only. Who has it and the database
+can sign another history; that one disagrees with every checkpoint that was put elsewhere before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from remit import merkle
+from remit.chain import entry
+from remit.checkpoint import BadNote, Checkpoint, Signer, new_signer, read_signer, sign
+from remit.errors import RemitError
+from remit.ids import Clock, now_us
+
+#: Most events that one checkpoint adds: bounds memory, and the length of the write.
+_BATCH_MAX = 1 << 16
+_KEY_BYTES_MAX = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """The newest checkpoint, and how many events were sealed just now."""
+
+    note: str
+    size: int
+    new: int
+
+
+class SealRefused(RemitError):
+    """What is stored does not go with what was signed last, or the key is not fit for use."""
+
+
+def seal(path: Path, *, clock: Clock = now_us) -> Sealed | None:
+    """Seal every committed event of the database at `path`; None when there has never been one.
+
+    Waits for another process that is sealing. Raises SealRefused or sqlite3.Error; nothing is signed then.
+    """
+    with _sealing(path) as db:
+        signers = _signers(path, db)
+        before = _size(db)
+        while batch := _unsealed(db):
+            _append(db, path, batch, signers, clock())
+        row = db.execute("SELECT note, size FROM log_checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+        return Sealed(note=row[0], size=row[1], new=row[1] - before) if row else None
+
+
+def rotate(path: Path, *, clock: Clock = now_us) -> tuple[Signer, tuple[Signer, ...]]:
+    """Make a new key beside those in use; the next checkpoints are signed by all of them."""
+    with _sealing(path):
+        old = read_keys(path)
+        name = old[-1].name if old else _new_name()
+        new = new_signer(name)
+        _write_keys(path, (*old, new))
+        return new, old
+
+
+def retire(path: Path, keep: Signer) -> None:
+    """Destroy every private key but one. What they signed stays valid."""
+    with _sealing(path):
+        _write_keys(path, (keep,))
+
+
+def read_keys(path: Path) -> tuple[Signer, ...]:
+    """The private keys of the log of the database at `path`, oldest first. Raises SealRefused."""
+    file = key_file(path)
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="ascii") as opened:
+            status = os.fstat(opened.fileno())
+            text = opened.read(_KEY_BYTES_MAX)
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError):
+        raise SealRefused(f"{file} cannot be read as a plain file of text") from None
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise SealRefused(f"{file} must belong to you alone: chown it to the server's user and chmod 600 it")
+    try:
+        return tuple(read_signer(line) for line in text.splitlines() if line)
+    except BadNote:
+        raise SealRefused(f"{file} is damaged: restore it from a backup") from None
+
+
+def key_file(path: Path) -> Path:
+    return path.with_name(path.name + ".log-key")
+
+
+@contextmanager
+def read_tiles(path: Path) -> Generator[merkle.ReadTile]:
+    """The tiles of the database at `path`, as of now."""
+    with closing(_read_only(path)) as db:
+        yield tile_reader(db)
+
+
+def anchored_size(path: Path, anchor: str) -> int:
+    """The newest checkpoint that is known to be at this anchor; 0: none is."""
+    with closing(_read_only(path)) as db:
+        row = db.execute("SELECT MAX(size) FROM log_anchors WHERE anchor = ?", (anchor,)).fetchone()
+        return row[0] or 0
+
+
+def note_anchored(path: Path, anchor: str, size: int, signatures: str, at_us: int) -> None:
+    """Remember that the checkpoint of this size is at the anchor, and what was signed there."""
+    with _sealing(path) as db, _writing(path):
+        db.execute(
+            "INSERT OR REPLACE INTO log_anchors VALUES (?, ?, ?, ?)", (anchor, size, at_us, signatures)
+        )
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+
+
+@contextmanager
+def _sealing(path: Path) -> Generator[sqlite3.Connection]:
+    """A connection for the only process that seals."""
+    turn = _lock_file(path, ".log-lock")
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        db = sqlite3.connect(path, isolation_level=None)
+        try:
+            for pragma in ("busy_timeout = 10000", "synchronous = FULL", "wal_autocheckpoint = 0"):
+                db.execute(f"PRAGMA {pragma}")
+            yield db
+        finally:
+            # Closing the last connection checkpoints, which must never race a commit of another process.
+            with _writing(path):
+                db.close()
+    finally:
+        os.close(turn)
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """The turn to write, among all processes that share the file."""
+    lock = _lock_file(path, ".lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock_file(path: Path, suffix: str) -> int:
+    return os.open(path.with_name(path.name + suffix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _signers(path: Path, db: sqlite3.Connection) -> tuple[Signer, ...]:
+    signers = read_keys(path)
+    if not signers:
+        if _size(db):
+            raise SealRefused(
+                f"{key_file(path)} is gone: restore it from a backup, or make a new key with "
+                "`remit audit key rotate` and tell those who verify"
+            )
+        signers = (new_signer(_new_name()),)
+        _write_keys(path, signers)
+    return signers
+
+
+def _new_name() -> str:
+    """What this log calls itself in its checkpoints: no other one is called so."""
+    return f"remit-log/{secrets.token_hex(8)}"
+
+
+def _write_keys(path: Path, signers: Sequence[Signer]) -> None:
+    """Put the file there whole or not at all."""
+    file = key_file(path)
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="ascii") as opened:
+            opened.writelines(f"{signer.encoded()}\n" for signer in signers)
+            opened.flush()
+            os.fsync(opened.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _size(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT first_leaf + events FROM log_runs ORDER BY first_leaf DESC LIMIT 1").fetchone()
+    return row[0] if row else 0
+
+
+def _unsealed(db: sqlite3.Connection) -> list[tuple[str, int, list[str]]]:
+    """Stream, first number and hashes of events that are not sealed yet, in the order of their leaves."""
+    batch: list[tuple[str, int, list[str]]] = []
+    left = _BATCH_MAX
+    streams = db.execute(
+        "SELECT id, sealed FROM (SELECT id, last_seq, COALESCE((SELECT first_seq + events - 1 FROM log_runs"
+        " WHERE stream = incarnations.id ORDER BY first_seq DESC LIMIT 1), 0) AS sealed FROM incarnations)"
+        " WHERE last_seq > sealed ORDER BY id"
+    ).fetchall()
+    for stream, sealed in streams:
+        hashes: list[str] = []
+        rows = db.execute(
+            "SELECT seq, hash FROM events WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (stream, sealed, left),
+        )
+        for seq, digest in rows:
+            # What is missing was taken out: verification names it, and nothing is sealed over it.
+            if seq != sealed + len(hashes) + 1:
+                break
+            hashes.append(digest)
+        if hashes:
+            batch.append((stream, sealed + 1, hashes))
+        left -= len(hashes)
+        if not left:
+            break
+    return batch
+
+
+def _append(
+    db: sqlite3.Connection,
+    path: Path,
+    batch: Sequence[tuple[str, int, list[str]]],
+    signers: Sequence[Signer],
+    at_us: int,
+) -> None:
+    size = _size(db)
+    _must_follow(db, size)
+    leaves = [
+        merkle.leaf_hash(entry(stream, seq, digest).encode())
+        for stream, first_seq, hashes in batch
+        for seq, digest in enumerate(hashes, start=first_seq)
+    ]
+    runs: list[tuple[int, str, int, int]] = []
+    first_leaf = size
+    for stream, first_seq, hashes in batch:
+        runs.append((first_leaf, stream, first_seq, len(hashes)))
+        first_leaf += len(hashes)
+    tiles = merkle.grown(tile_reader(db), size, leaves)
+
+    def read(level: int, index: int) -> bytes:
+        return tiles.get((level, index)) or tile_reader(db)(level, index)
+
+    checkpoint = Checkpoint(origin=signers[-1].name, size=first_leaf, root=merkle.root(read, first_leaf))
+    note = sign(checkpoint.text(), signers)
+    with _writing(path):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany("INSERT INTO log_runs VALUES (?, ?, ?, ?)", runs)
+            db.executemany(
+                "INSERT OR REPLACE INTO log_tiles VALUES (?, ?, ?)",
+                [(*key, hashes) for key, hashes in tiles.items()],
+            )
+            db.execute(
+                "INSERT INTO log_checkpoints VALUES (?, ?, ?, ?)",
+                (checkpoint.size, checkpoint.root.hex(), note, at_us),
+            )
+            db.executemany(
+                "INSERT OR IGNORE INTO log_keys VALUES (?, ?, ?)",
+                [(str(signer.verifier), checkpoint.size, at_us) for signer in signers],
+            )
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+
+def _must_follow(db: sqlite3.Connection, size: int) -> None:
+    """A log signs nothing that does not begin with what it signed last (c2sp.org/tlog-checkpoint)."""
+    row = db.execute("SELECT size, root FROM log_checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+    try:
+        sound = merkle.root(tile_reader(db), size).hex() == row[1] and size == row[0] if row else size == 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise SealRefused(
+            "the log is not what was signed last, so nothing more is sealed: see `remit audit verify`"
+        )
+
+
+def tile_reader(db: sqlite3.Connection) -> merkle.ReadTile:
+    """Tiles as they are stored; an absent one is empty."""
+
+    def read(level: int, index: int) -> bytes:
+        row = db.execute(
+            "SELECT hashes FROM log_tiles WHERE level = ? AND tile = ?", (level, index)
+        ).fetchone()
+        return bytes(row[0]) if row else b""
+
+    return read

@@ -1,0 +1,601 @@
+"""The Merkle log over the events: sealed beside the calls, proved to others, and found wrong when it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from base64 import b64decode
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+from tests.server.acme import Story, Terminal, a_place, a_story
+from tests.server.builders import a_remit
+from tests.server.test_records import some_records, sql, tampering
+
+from remit import merkle, proofs, verifier
+from remit.anchors import seal_and_anchor
+from remit.chain import GENESIS, link
+from remit.checkpoint import (
+    BadNote,
+    Checkpoint,
+    Signer,
+    open_checkpoint,
+    read_note,
+    read_verifier,
+    sign,
+    signature_lines,
+    split_notes,
+)
+from remit.config import Anchor
+from remit.errors import RemitError
+from remit.records import open_records
+from remit.sealer import Sealed, SealRefused, key_file, read_keys, seal
+from remit.verifier import NotProven
+
+
+def sealed(path: Path) -> Sealed:
+    found = seal(path)
+    assert found
+    return found
+
+
+def keys(path: Path) -> list[Any]:
+    return [signer.verifier for signer in read_keys(path)]
+
+
+def found_in(path: Path, kept: Sequence[str] = ()) -> list[str]:
+    with open_records(path) as records:
+        checkpoints = [open_checkpoint(note, keys(path)) for note in kept]
+        return [str(finding) for finding in proofs.verify_log(records, checkpoints)]
+
+
+def export(path: Path) -> list[str]:
+    with open_records(path) as records:
+        return [f'{{"hash":"{event.hash}","event":{event.body}}}\n' for event in proofs.in_log_order(records)]
+
+
+def a_proof(path: Path, tool: str = "shop.buy") -> dict[str, Any]:
+    with open_records(path) as records:
+        (call,) = records.rows("SELECT id FROM calls WHERE tool = ? AND state = 'succeeded'", (tool,))
+        return proofs.prove(records, call["id"])
+
+
+# Sealing.
+
+
+async def test_every_committed_event_is_sealed_once_whoever_wrote_it(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    first = sealed(path)
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+        second = sealed(path)
+        await remit.done("shop.look", {"thing": "pen"})
+    third, again = sealed(path), sealed(path)
+    with open_records(path) as records:
+        assert [first.new, second.new > 0, third.size, again.new] == [
+            first.size,
+            True,
+            records.count("events"),
+            0,
+        ]
+        assert len({(event.stream, event.seq) for event in proofs.in_log_order(records)}) == third.size
+    assert found_in(path, [first.note, second.note, third.note]) == []
+
+
+async def test_nothing_is_sealed_where_nothing_happened(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        path = remit.path
+    with tampering(path) as db:
+        db.execute("DELETE FROM events")
+    assert seal(path) is None
+
+
+async def test_processes_that_seal_together_seal_each_event_once(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    threads = [threading.Thread(target=seal, args=(path,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    async with a_remit(tmp_path) as remit:
+        for _ in range(20):
+            await remit.done("shop.look", {"thing": "pen"})
+            seal(path)
+    for thread in threads:
+        thread.join()
+    seal(path)
+    assert found_in(path) == []
+
+
+async def test_a_log_of_many_tiles_is_sealed_and_proved(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        for _ in range(300):
+            await remit.done("shop.look", {"thing": "pen"})
+        first = sealed(remit.path)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+    last = sealed(remit.path)
+    assert last.size > 2 * merkle.TILE_WIDTH
+    assert found_in(remit.path, [first.note, last.note]) == []
+    assert len(verifier.verify_proof(a_proof(remit.path), keys(remit.path))) == 2
+
+
+async def test_the_key_is_for_its_owner_alone_and_stays(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    assert key_file(path).stat().st_mode & 0o777 == 0o600
+    before = read_keys(path)
+    seal(path)
+    assert read_keys(path) == before
+    key_file(path).chmod(0o644)
+    with pytest.raises(SealRefused, match="chmod 600"):
+        seal(path)
+
+
+@pytest.mark.parametrize(("damage", "says"), [(None, "is gone"), ("nonsense\n", "damaged")])
+async def test_without_its_key_a_log_is_not_gone_on_with(
+    tmp_path: Path, damage: str | None, says: str
+) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+    if damage is None:
+        key_file(path).unlink()
+    else:
+        key_file(path).write_text(damage)
+    with pytest.raises(SealRefused, match=says):
+        seal(path)
+
+
+async def test_nothing_is_signed_that_does_not_follow_what_was_signed(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+    with tampering(path) as db:
+        db.execute("UPDATE log_tiles SET hashes = zeroblob(length(hashes))")
+    with pytest.raises(SealRefused, match="not what was signed last"):
+        seal(path)
+
+
+async def test_nothing_is_sealed_over_a_gap(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    with tampering(path) as db:
+        db.execute("DELETE FROM events WHERE seq = 3")
+    assert sealed(path).size == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("events", "at_us"), ("log_runs", "events"), ("log_checkpoints", "at_us"), ("log_keys", "at_us")],
+)
+async def test_what_is_written_once_cannot_be_changed(tmp_path: Path, table: str, column: str) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    with closing(sqlite3.connect(path)) as db:
+        for (change,) in (sql(table, f"{column} = 0"), sql(table, "")):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                db.execute(change)
+
+
+# Verifying.
+
+CHANGES = [
+    ("UPDATE events SET hash = printf('%064d', 0) WHERE seq = 3", "event 3: it is not what was sealed"),
+    ("DELETE FROM events WHERE seq = 3", "event 3: it was taken out after it was sealed"),
+    ("DELETE FROM log_runs", "no checkpoint that covers|kept elsewhere has|has another root|cut off"),
+    ("UPDATE log_runs SET events = events - 1", "no checkpoint covers|the log|register"),
+    ("UPDATE log_runs SET events = 1000000000000", "the register of what was sealed"),
+    ("UPDATE log_runs SET stream = 'x'", "taken out"),
+    ("UPDATE log_tiles SET hashes = zeroblob(length(hashes))", "it is not what was sealed"),
+    ("UPDATE log_tiles SET hashes = 'text'", "it is not what was sealed"),
+    ("DELETE FROM log_tiles", "the register of what was sealed"),
+    ("DELETE FROM log_checkpoints", "no checkpoint covers it"),
+    ("UPDATE log_checkpoints SET root = 'x'", "its columns are not what was signed"),
+    ("UPDATE log_checkpoints SET note = replace(note, '9', '8')", "checkpoint of"),
+    ("UPDATE log_checkpoints SET note = x'00'", "checkpoint of"),
+    ("DELETE FROM log_keys", "nobody whose key is known has signed it"),
+]
+
+
+@pytest.mark.parametrize(("change", "finding"), CHANGES)
+async def test_what_is_done_to_the_log_by_hand_is_found(tmp_path: Path, change: str, finding: str) -> None:
+    path = await some_records(tmp_path)
+    note = sealed(path).note
+    with tampering(path) as db:
+        assert db.execute(change).rowcount >= 1
+    found = found_in(path, [note])
+    assert any(re.search(finding, each) for each in found), found
+
+
+def rewritten(path: Path) -> None:
+    """Another history, consistent in itself, by somebody who has the code and the key."""
+    with closing(sqlite3.connect(path)) as db, db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        head: dict[str, str] = {}
+        told = db.execute("SELECT stream, seq, body FROM events ORDER BY stream, seq").fetchall()
+        for stream, seq, before in told:
+            body = before.replace('"tenant":"acme"', '"tenant":"evil"')
+            head[stream] = link(head.get(stream, GENESIS), body)
+            db.execute(
+                "UPDATE events SET body = ?, hash = ? WHERE stream = ? AND seq = ?",
+                (body, head[stream], stream, seq),
+            )
+            db.execute("UPDATE incarnations SET head = ? WHERE id = ?", (head[stream], stream))
+        for table in ("log_runs", "log_tiles", "log_checkpoints"):
+            db.execute(*sql(table, ""))
+    seal(path)
+
+
+async def test_a_history_that_was_rewritten_with_the_key_is_found_by_a_checkpoint_kept_elsewhere(
+    tmp_path: Path,
+) -> None:
+    path = await some_records(tmp_path)
+    note = sealed(path).note
+    rewritten(path)
+    assert found_in(path) == []
+    (finding,) = found_in(path, [note])
+    assert "log, entries 0 to" in finding
+    assert "rewritten" in finding
+
+
+async def test_a_log_that_was_cut_off_is_found_by_a_checkpoint_kept_elsewhere(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    note = sealed(path).note
+    with tampering(path) as db:
+        for table in ("log_runs", "log_tiles", "log_checkpoints"):
+            db.execute(*sql(table, ""))
+    (finding,) = found_in(path, [note])
+    assert "cut off" in finding
+
+
+# The separate verifier.
+
+
+async def test_an_export_is_verified_with_the_key_alone(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    note = sealed(path).note
+    checkpoint = open_checkpoint(note, keys(path))
+    assert verifier.verify_export(export(path), [checkpoint]) == checkpoint.size
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda lines: [*lines[:2], lines[2].replace("agent", "agint"), *lines[3:]],
+            "is not what was sealed",
+        ),
+        (lambda lines: [*lines[:2], *lines[3:]], "follows on event"),
+        (lambda lines: lines[:-1], "and a checkpoint has"),
+        (lambda lines: [*lines, lines[-1]], "follows on event"),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], "follows on event"),
+        (lambda lines: [*lines, "nonsense\n"], "not a line of an export"),
+        (lambda lines: [*lines, lines[0][:85] + "[]}\n"], "not an event"),
+        (lambda lines: [], "and a checkpoint has"),
+    ],
+)
+async def test_an_export_that_was_changed_is_refused(tmp_path: Path, change: Any, says: str) -> None:
+    path = await some_records(tmp_path)
+    checkpoint = open_checkpoint(sealed(path).note, keys(path))
+    with pytest.raises(NotProven, match=says):
+        verifier.verify_export(change(export(path)), [checkpoint])
+
+
+async def test_events_that_no_checkpoint_covers_are_not_proved(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    old = open_checkpoint(sealed(path).note, keys(path))
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+    new = open_checkpoint(sealed(path).note, keys(path))
+    with pytest.raises(NotProven, match="no checkpoint covers"):
+        verifier.verify_export(export(path), [old])
+    assert verifier.verify_export(export(path), [old, new]) == new.size
+    with pytest.raises(NotProven, match=f"lines {old.size + 1} to {new.size}"):
+        verifier.verify_export(export(path), [old, replace(new, root=bytes(32))])
+
+
+async def test_a_call_is_proved_by_its_events_and_the_receipt_that_its_agent_holds(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        done = await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        path = remit.path
+    seal(path)
+    proof = a_proof(path)
+    assert done.event
+    bodies = verifier.verify_proof(proof, keys(path), done.event)
+    assert [json.loads(body)["kind"] for body in bodies] == ["call.dispatched", "call.succeeded"]
+    with pytest.raises(NotProven, match="receipt"):
+        verifier.verify_proof(proof, keys(path), done.event[:-1] + "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda proof: proof["events"][0].update(event="{}"), "not an event"),
+        (lambda proof: proof["events"][0].update(leaf=0), "not in the log"),
+        (lambda proof: proof["events"][0].update(leaf="1"), "not in the log"),
+        (lambda proof: proof["events"][0]["path"].pop(), "not in the log"),
+        (lambda proof: proof["events"][0].update(path=["zz"]), "not made of hashes"),
+        (lambda proof: proof["events"][0].update(previous="00"), "not what was sealed"),
+        (lambda proof: proof["events"][0].update(previous="z"), "hash"),
+        (lambda proof: proof.update(call_id="another"), "of another call"),
+        (lambda proof: proof.update(events=[]), "names no event"),
+        (lambda proof: proof.update(events=[{}]), "lacks something"),
+        (lambda proof: proof.update(format="x"), "neither"),
+    ],
+)
+async def test_a_proof_that_was_changed_is_refused(tmp_path: Path, change: Any, says: str) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    proof = a_proof(path)
+    change(proof)
+    with pytest.raises(NotProven, match=says):
+        verifier.verify_proof(proof, keys(path))
+
+
+async def test_a_proof_whose_checkpoint_somebody_else_signed_is_refused(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    other = Signer(name=keys(path)[0].name, seed=bytes(32))
+    with pytest.raises(BadNote, match="nobody whose key is known"):
+        verifier.verify_proof(a_proof(path), [other.verifier])
+
+
+async def test_a_call_that_is_not_sealed_yet_is_not_proved(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    with pytest.raises(RemitError, match="nothing is sealed yet"):
+        a_proof(path)
+    seal(path)
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+    with pytest.raises(RemitError, match="not all of this call is sealed yet"):
+        a_proof(path, "shop.set")
+
+
+def test_the_verifier_loads_nothing_but_the_tree_and_the_signatures() -> None:
+    code = (
+        "import sys; import remit.verifier; print(sorted({name.partition('.')[0] for name in sys.modules}"
+        " - set(sys.stdlib_module_names) - {'__main__', '_cffi_backend', '_openssl'}),"
+        " sorted(name for name in sys.modules if name.startswith('remit')))"
+    )
+    path = os.pathsep.join(each for each in sys.path if each)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout == (
+        "['cryptography', 'remit'] ['remit', 'remit.checkpoint', 'remit.merkle', 'remit.verifier']\n"
+    ), done.stderr
+
+
+# Anchors.
+
+
+async def test_a_file_elsewhere_gets_each_new_checkpoint_once(tmp_path: Path) -> None:
+    path, elsewhere = await some_records(tmp_path), Anchor(file=tmp_path / "checkpoints")
+    await seal_and_anchor(path, [elsewhere])
+    await seal_and_anchor(path, [elsewhere])
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+    _, (anchored,) = await seal_and_anchor(path, [elsewhere])
+    notes = split_notes((tmp_path / "checkpoints").read_text())
+    assert [open_checkpoint(note, keys(path)).size for note in notes] == [9, anchored.size]
+    assert found_in(path, notes) == []
+
+
+async def test_an_anchor_that_fails_holds_up_neither_the_log_nor_the_others(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    absent, there = Anchor(file=tmp_path / "no" / "folder"), Anchor(file=tmp_path / "checkpoints")
+    nobody = Anchor(witness="http://127.0.0.1:9/")
+    sealed, anchored = await seal_and_anchor(path, [absent, nobody, there])
+    assert sealed
+    assert [bool(each.error) for each in anchored] == [True, True, False]
+
+
+class Witness:
+    """A witness as c2sp.org/tlog-witness has it: it remembers one checkpoint, and signs what follows it."""
+
+    def __init__(self, log: Any) -> None:
+        self.signer = Signer(name="witness.example/w", seed=bytes(32))
+        self.seen = Checkpoint(origin="", size=0, root=merkle.EMPTY_ROOT)
+        self.asked: list[int] = []
+        self._log = log
+
+    async def add_checkpoint(self, request: web.Request) -> web.Response:
+        head, _, note = (await request.text()).partition("\n\n")
+        old, *proof = head.split("\n")
+        checkpoint = open_checkpoint(note, [self._log])
+        self.asked.append(int(old.removeprefix("old ")))
+        if self.asked[-1] != self.seen.size:
+            return web.Response(status=409, text=f"{self.seen.size}\n", content_type="text/x.tlog.size")
+        path = [b64decode(each) for each in proof]
+        if not merkle.verify_consistency(
+            self.seen.size, checkpoint.size, path, self.seen.root, checkpoint.root
+        ):
+            return web.Response(status=422)
+        self.seen = checkpoint
+        return web.Response(text=signature_lines(sign(checkpoint.text(), [self.signer])))
+
+
+@asynccontextmanager
+async def a_witness(log: Any) -> AsyncGenerator[tuple[Witness, str]]:
+    witness, app = Witness(log), web.Application()
+    app.router.add_post("/log/add-checkpoint", witness.add_checkpoint)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield witness, f"http://127.0.0.1:{runner.addresses[0][1]}/log/"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_witness_signs_what_follows_and_its_signature_goes_with_the_proof(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    async with a_witness(keys(path)[0]) as (witness, prefix):
+        for _ in range(2):
+            _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+            assert anchored.error is None
+            async with a_remit(tmp_path) as remit:
+                await remit.done("shop.look", {"thing": "pen"})
+        assert witness.asked == [0, 9]
+        await seal_and_anchor(path, [Anchor(witness=prefix)])
+    note = a_proof(path)["checkpoint"]
+    for verifiers in (keys(path), [witness.signer.verifier]):
+        assert read_note(note, verifiers)[1] == tuple(verifiers)
+
+
+async def test_a_witness_that_has_seen_another_checkpoint_is_told_from_there(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    async with a_witness(keys(path)[0]) as (witness, prefix):
+        await seal_and_anchor(path, [Anchor(witness=prefix)])
+        async with a_remit(tmp_path) as remit:
+            await remit.done("shop.look", {"thing": "pen"})
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("DELETE FROM log_anchors")
+        _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+        assert (witness.asked, anchored.error) == ([0, 0, 9], None)
+
+
+async def test_a_witness_does_not_sign_another_history(tmp_path: Path) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    async with a_witness(keys(path)[0]) as (_, prefix):
+        await seal_and_anchor(path, [Anchor(witness=prefix)])
+        async with a_remit(tmp_path) as remit:
+            await remit.done("shop.look", {"thing": "pen"})
+        rewritten(path)
+        _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+        assert anchored.error == "it answered 422"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"file": "x", "witness": "https://w.example"},
+        {"witness": "http://w.example"},
+        {"witness": "ftp://w"},
+    ],
+)
+def test_an_anchor_is_one_safe_place(settings: dict[str, str]) -> None:
+    with pytest.raises(ValueError):
+        Anchor.model_validate(settings)
+
+
+# By hand, and by a server.
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
+    config = a_place(tmp_path_factory.mktemp("log"))
+    return config, anyio.run(a_story, config)
+
+
+@pytest.fixture
+def copied(story: tuple[Path, Story], tmp_path: Path) -> tuple[Terminal, Path, Story]:
+    config, told = story
+    for name in ("remit.yaml", "policy.csv", "remit.db", "remit.db.log-key"):
+        shutil.copy2(config.with_name(name), tmp_path / name)
+    return Terminal(tmp_path / "remit.yaml"), tmp_path, told
+
+
+def test_a_server_that_ends_has_sealed_everything(copied: tuple[Terminal, Path, Story]) -> None:
+    remit, folder, _ = copied
+    told = remit.json("audit", "verify")
+    assert told["sealed"] == told["events"] > 0
+    assert remit.json("audit", "checkpoint")["checkpoint"]["new"] == 0
+    assert found_in(folder / "remit.db") == []
+
+
+def test_a_kept_checkpoint_is_compared_with(copied: tuple[Terminal, Path, Story]) -> None:
+    remit, folder, _ = copied
+    kept = folder / "kept"
+    kept.write_text(remit("audit", "checkpoint").out)
+    (key,) = remit.json("audit", "key", "show")
+    size = remit.json("audit", "verify")["sealed"]
+    fine = remit("audit", "verify", "--checkpoint", str(kept), "--key", key)
+    assert fine.out.endswith(f"The first {size} are those of the checkpoint.\n")
+    rewritten(folder / "remit.db")
+    wrong = remit("audit", "verify", "--checkpoint", str(kept), "--key", key, "--json")
+    assert wrong.code == 1
+    assert any("rewritten" in each["what"] for each in json.loads(wrong.out)["findings"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--checkpoint", "absent"), "cannot be read"),
+        (("--checkpoint", "remit.yaml"), "cannot be relied on"),
+        (("--key", "nonsense"), "not a key"),
+    ],
+)
+def test_a_checkpoint_or_key_that_is_none_is_refused(
+    copied: tuple[Terminal, Path, Story], words: tuple[str, str], says: str
+) -> None:
+    remit, folder, _ = copied
+    option, value = words
+    said = remit("audit", "verify", option, str(folder / value) if option == "--checkpoint" else value)
+    assert said.code != 0
+    assert says in said.err
+
+
+def test_an_export_and_a_proof_are_verified_by_the_separate_command(
+    copied: tuple[Terminal, Path, Story], capsys: pytest.CaptureFixture[str]
+) -> None:
+    remit, folder, told = copied
+    (key,) = remit.json("audit", "key", "show")
+    events, note, proof = (str(folder / name) for name in ("events.jsonl", "checkpoint", "proof"))
+    assert remit("audit", "export", "--checkpoint", note, "-o", events).code == 0
+    assert remit("audit", "prove", told.refund, "-o", proof).code == 0
+    capsys.readouterr()
+    assert verifier.main([events, "--key", key, "--checkpoint", note]) == 0
+    assert capsys.readouterr().out.endswith("events are as they were sealed.\n")
+    assert verifier.main([proof, "--key", key]) == 0
+    assert capsys.readouterr().out.endswith(f"2 events of call {told.refund} are in the log.\n")
+    Path(events).write_text(Path(events).read_text().replace("alice", "mallo"))
+    assert verifier.main([events, "--key", key, "--checkpoint", note]) == 1
+    assert "is not what was sealed" in capsys.readouterr().err
+    for words in (
+        [events, "--key", key],
+        [note, "--key", key],
+        [proof, "--key", "x"],
+        ["absent", "--key", key],
+    ):
+        assert verifier.main(words) == 1
+
+
+def test_a_key_is_replaced_by_one_that_the_old_one_vouches_for(copied: tuple[Terminal, Path, Story]) -> None:
+    remit, folder, _ = copied
+    (old,) = remit.json("audit", "key", "show")
+    handed = remit.json("audit", "key", "rotate")
+    for key in (old, handed["verifier"]):
+        assert open_checkpoint(handed["checkpoint"], [read_verifier(key)])
+    assert [str(each) for each in keys(folder / "remit.db")] == [handed["verifier"]]
+    assert remit.json("audit", "key", "show") == [old, handed["verifier"]]
+    remit("switch", "on", "all", "--reason", "a test")
+    after = remit.json("audit", "checkpoint")["checkpoint"]["note"]
+    assert open_checkpoint(after, [read_verifier(handed["verifier"])])
+    with pytest.raises(BadNote):
+        open_checkpoint(after, [read_verifier(old)])
+    assert remit("audit", "verify").code == 0
+    with open_records(folder / "remit.db") as records:
+        (row,) = records.rows("SELECT body FROM events WHERE kind = 'log.key'")
+        event = json.loads(row["body"])
+    assert (event["verifier"], event["replaces"], event["by"]) == (handed["verifier"], [old], "user:sue")
