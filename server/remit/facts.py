@@ -21,6 +21,8 @@ class Facts:
 
     #: By name, as rules see it.
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    #: The call that read each of them; `items[2]` is the third of a list.
+    reads: Mapping[str, str] = field(default_factory=dict[str, str])
     #: What each read answered in full, by its tool and canonical arguments.
     answers: Mapping[tuple[str, bytes], Any] = field(default_factory=dict[tuple[str, bytes], Any])
 

@@ -442,31 +442,33 @@ async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> Undo
 async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verdict:
     """The facts of the call, or the refusal when one of them cannot be had in the call's own time."""
     values: dict[str, Any] = {}
+    reads: dict[str, str] = {}
     answers: dict[tuple[str, bytes], Any] = {}
+    ids: dict[tuple[str, bytes], str] = {}
     roots = {"args": call.arguments, **{name: decision.context.get(name, {}) for name in ("parsed", "run")}}
 
     async def ask(read: Call) -> None:
         if done := await _answered(read, on):
-            answers[_what(read)] = result_of(done.reply)[0]
+            answers[_what(read)], ids[_what(read)] = result_of(done.reply)[0], done.call_id
 
     async def look_up(name: str, fact: Fact) -> None:
         here = {**roots, "facts": known}
         with suppress(EvaluationError):
             elements = [None] if fact.each is None else _listed(fact.each(**here), on.config.limits.facts)
-            reads = [
-                read
-                for each in elements
-                if (read := _own_read(call, call.id, fact.lookup, {**here, "each": each}, "fact", on))
+            wanted = [
+                _own_read(call, call.id, fact.lookup, {**here, "each": each}, "fact", on) for each in elements
             ]
-            unread = {what: read for read in reads if (what := _what(read)) not in answers}
+            unread = {_what(read): read for read in wanted if read and _what(read) not in answers}
             async with anyio.create_task_group() as tasks:
                 for read in unread.values():
                     tasks.start_soon(ask, read)
-            if len(reads) < len(elements) or unread.keys() - answers.keys():
+            found = [_what(read) for read in wanted if read and _what(read) in answers]
+            if len(found) < len(elements):
                 return
-            found = [answers[_what(read)] for read in reads]
-            kept = [fact.select(answer) if fact.select else answer for answer in found]
+            kept = [fact.select(answers[what]) if fact.select else answers[what] for what in found]
             values[name] = kept[0] if fact.each is None else kept
+            names = [name] if fact.each is None else [f"{name}[{n}]" for n in range(len(found))]
+            reads.update(zip(names, (ids[what] for what in found), strict=True))
 
     with anyio.move_on_after(call.tool.timeout_s):
         for wave in call.tool.facts:
@@ -476,7 +478,7 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
                     tasks.start_soon(look_up, name, fact)
             if missing := [name for name in wave if name not in values]:
                 return _unknown_facts(decision.verdict, missing)
-        return Facts(values=values, answers=answers)
+        return Facts(values=values, reads=reads, answers=answers)
     late = [name for wave in call.tool.facts for name in wave if name not in values]
     return _unknown_facts(decision.verdict, late)
 
