@@ -41,6 +41,9 @@ _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH"
 #: Seconds between two looks for outcomes that are owed, approvals whose time is up, and processes that died.
 #: A late look allows nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
+#: Seconds between two tries to connect an optional source that was not there at the start.
+_RETRY_S = 1.0
+_RETRY_S_MAX = 60.0
 
 
 class SourceDown(RemitError):
@@ -170,6 +173,21 @@ class App:
                 raise SourceDown(
                     f"source {name} cannot be reached: {error.message} Mend it, or set optional: true"
                 ) from None
+            _log.warning("source %s cannot be reached, and is optional: %s", name, error.message)
+            tasks.start_soon(self._keep_trying, name, services, tasks, on_event)
+
+    async def _keep_trying(
+        self, name: str, services: Services, tasks: TaskGroup, on_event: Callable[[Event], None]
+    ) -> None:
+        """Connect an optional source that was not there at the start, as soon as it is."""
+        pause_s = _RETRY_S
+        while name not in self._offers:
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_S_MAX)
+            with suppress(AdapterError):
+                if services.adapters[name].health().state == "stopped":
+                    await services.adapters[name].start(tasks, on_event)
+                await self._refresh(name, Event(kind="tools"), services)
 
     async def _refresh(self, name: str, event: Event, services: Services) -> None:
         try:

@@ -1,7 +1,8 @@
 """Balances inside one transaction: hold before, resolve after, the journal of moves beside both.
 
 A two-phase transfer: a hold reserves, resolving releases it and posts what was really spent. What was
-spent beyond a limit is recorded (`overrun`), since the effect has happened; the next hold is refused.
+spent beyond a limit is recorded (`overrun`), since the effect has happened; the next hold is refused, unless
+the limit is one that only observes, a person has agreed, or the call takes another one back.
 Invariants: `held` = holds - releases, `posted` = posts, `overrun` = max(0, held + posted - refunded - limit).
 """
 
@@ -9,18 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from remit.budgets import CALLS
 from remit.ledger import Account, Ledger
 from remit.model import Charge
 from remit_adapters.base import Json
 
 
 def too_small(ledger: Ledger, charges: Sequence[Charge]) -> tuple[Charge, Account] | None:
-    """The first charge that its account cannot take, in order. Writes nothing but a changed limit."""
+    """The first charge that its account cannot take, in order. Writes nothing but a changed limit.
+
+    Nothing is too much for no account: what costs nothing passes beyond a limit too.
+    """
     for charge in charges:
         account = _account(ledger, charge)
-        if charge.amount > account.left:
+        if charge.amount > max(0, account.left):
             return charge, account
     return None
+
+
+def left(ledger: Ledger, charge: Charge) -> int:
+    """What the charge's account can still take."""
+    return _account(ledger, charge).left
+
+
+def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
+    """A sentence for each limit that comes near, with what is held counted as spent."""
+    return tuple(
+        f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}."
+        for charge in charges
+        if charge.warn_from is not None
+        and (account := _account(ledger, charge)).limit_amount - account.left >= charge.warn_from
+    )
 
 
 def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
@@ -31,6 +51,7 @@ def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
         "holds", (call_id, charge.account, charge.window_start_us, charge.unit, charge.amount, "held", 0, 0)
     )
     _move(ledger, call_id, charge.account, charge.window_start_us, "hold", charge.amount)
+    _track_overrun(ledger, call_id, charge.account, charge.window_start_us, account)
 
 
 def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json]:
@@ -60,6 +81,34 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
         _track_overrun(ledger, call_id, name, start_us, account)
         spent.append({"account": name, "amount": cost})
     return spent
+
+
+def refund(ledger: Ledger, call_id: str, percent: int) -> list[Json]:
+    """Give back a share of what a call cost, in the windows that paid; the calls it counted as stay counted.
+
+    Returns what came back, by account.
+    """
+    back: list[Json] = []
+    for row in ledger.all(
+        "SELECT account, window_start_us, posted, refunded FROM holds WHERE call_id = ? AND state = 'posted'"
+        " AND unit <> ? ORDER BY account",
+        (call_id, CALLS),
+    ):
+        name, start_us = row["account"], row["window_start_us"]
+        amount = row["posted"] * percent // 100 - row["refunded"]
+        if amount <= 0:
+            continue
+        account = ledger.account(name, start_us, limit=0)
+        account.refunded += amount
+        account.dirty = True
+        ledger.execute(
+            "UPDATE holds SET refunded = refunded + ? WHERE call_id = ? AND account = ?",
+            (amount, call_id, name),
+        )
+        _move(ledger, call_id, name, start_us, "refund", amount)
+        _track_overrun(ledger, call_id, name, start_us, account)
+        back.append({"account": name, "amount": amount})
+    return back
 
 
 def _account(ledger: Ledger, charge: Charge) -> Account:

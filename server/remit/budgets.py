@@ -6,24 +6,17 @@ every account that its tenant, user, agent, run and tool make apply, all or none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from remit.config import Budget
+from remit.identity import Principal
 from remit.model import Call, Charge
 
 #: Every call costs one of these; refusals and calls still waiting for people cost none.
 CALLS = "calls"
 _HOUR_US = 3_600_000_000
-
-_SUBJECT: Mapping[str, Callable[[Call], str]] = {
-    "tenant": lambda call: call.principal.tenant,
-    "user": lambda call: call.principal.user,
-    "agent": lambda call: call.principal.agent,
-    "run": lambda call: call.run,
-    "tool": lambda call: call.tool.name,
-}
 
 
 def charges(
@@ -33,23 +26,49 @@ def charges(
 
     A budget that names one subject takes the place of the one for all: an account has one limit.
     """
+    who = call.principal
+    subjects = {
+        "tenant": who.tenant,
+        "user": who.user,
+        "agent": who.agent,
+        "run": call.run,
+        "tool": call.tool.name,
+    }
+    return _applied(budgets, who.tenant, subjects, estimates, at_us)
+
+
+def own_accounts(budgets: Sequence[Budget], principal: Principal, run: str, at_us: int) -> tuple[Charge, ...]:
+    """The accounts that belong to one caller alone, with nothing to hold on them."""
+    subjects = {"user": principal.user, "agent": principal.agent, "run": run}
+    return _applied(budgets, principal.tenant, subjects, {budget.unit: 0 for budget in budgets}, at_us)
+
+
+def _applied(
+    budgets: Sequence[Budget],
+    tenant: str,
+    subjects: Mapping[str, str],
+    amounts: Mapping[str, int],
+    at_us: int,
+) -> tuple[Charge, ...]:
     found: dict[str, Charge] = {}
     for budget in sorted(budgets, key=lambda budget: budget.id != "*"):
-        subject = _SUBJECT[budget.scope](call)
-        if budget.id not in ("*", subject) or budget.unit not in estimates:
+        subject = subjects.get(budget.scope)
+        if subject is None or budget.id not in ("*", subject) or budget.unit not in amounts:
             continue
         start_us, end_us = window(budget.window, budget.zone, at_us)
-        account = f"{budget.scope}:{call.principal.tenant}/{subject}:{budget.unit}:{budget.window}"
+        account = f"{budget.scope}:{tenant}/{subject}:{budget.unit}:{budget.window}"
         found[account] = Charge(
             account=account,
             window_start_us=start_us,
             window_end_us=end_us,
             unit=budget.unit,
-            amount=estimates[budget.unit],
+            amount=amounts[budget.unit],
             limit=budget.limit,
             label=f"{budget.unit} of this {budget.scope} per {budget.window}"
             if budget.window != "total"
             else f"total {budget.unit} of this {budget.scope}",
+            on_exceed=budget.on_exceed,
+            warn_from=budget.limit * budget.warn_at // 100,
         )
     return tuple(found[account] for account in sorted(found))
 

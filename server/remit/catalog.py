@@ -299,6 +299,7 @@ def _made(
             else None,
             expect=_compiled(undo.verify.expect) if undo.verify else None,
             residue=undo.residue,
+            refund=undo.refund,
         )
         if undo
         else None,

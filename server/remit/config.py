@@ -273,6 +273,8 @@ class Undo(Lookup):
     verify: Verify | None = None
     #: What stays behind although the undo worked (compensable only).
     residue: str | None = None
+    #: How much of the cost comes back into the budgets with the undo, in percent; never the unit `calls`.
+    refund: Annotated[int, Field(strict=True, ge=0, le=100)] = 0
 
 
 class PriceRule(Strict):
@@ -352,6 +354,11 @@ class Budget(Strict):
     limit: Amount
     #: Time zone of hour, day and month windows.
     zone: Zone = "UTC"
+    #: What becomes of a call that goes beyond the limit: it is refused, it needs a person, or it runs and the
+    #: excess is recorded.
+    on_exceed: Literal["deny", "approve", "observe"] = "deny"
+    #: From this share of the limit on (percent), each receipt tells the agent that the limit comes near.
+    warn_at: Annotated[int, Field(strict=True, ge=1, le=100)] = 80
 
 
 class Approvals(Strict):

@@ -55,6 +55,8 @@ class Admitted:
     """The call may be sent: its intent, holds and undo are durable."""
 
     deadline_us: int
+    #: Which limits come near, a sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +233,7 @@ class Journal:
 
         Checks again what may have changed since the decision (switches, an equal earlier call, the approval,
         the undo's own state, the balances), then holds the budget, registers the undo and appends the
-        intent. A Verdict is a refusal; nothing was written then.
+        intent. A Verdict is a refusal, or says that people must agree first; nothing was written then.
         """
 
         def change() -> Admitted | Repeated | Verdict:
@@ -240,7 +242,7 @@ class Journal:
                 return refusal
             if earlier := self._earlier(call, now):
                 return earlier
-            if refusal := self._short(verdict, charges, now):
+            if refusal := self._short(call, verdict, charges, now, agreed=approved is not None):
                 return refusal
             if call.undoing and (
                 refusal := self._undo_blocked(call, verdict, now, forced=call.undoing.forced)
@@ -280,7 +282,7 @@ class Journal:
                 **sealed,
                 **_decision(verdict),
             )
-            return Admitted(deadline_us=deadline_us)
+            return Admitted(deadline_us=deadline_us, warnings=balances.near(self._ledger, charges))
 
         return await self._write(change)
 
@@ -336,11 +338,13 @@ class Journal:
                         call_id,
                     ),
                 )
-            if undo_state:
+            refunded: list[Json] = []
+            if undo_state and call.of_call:
                 ledger.execute(
                     "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
                     (undo_state, call.of_call, call_id),
                 )
+                refunded = self._refund(call.of_call) if undo_state == "done" else []
             self._event(
                 f"call.{state}",
                 call,
@@ -348,6 +352,7 @@ class Journal:
                 result_commit=commit,
                 error_code=error[0] if error else None,
                 spent=spent,
+                **({"refunded": refunded} if refunded else {}),
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
             return entry(ledger.stream, *ledger.position)
@@ -525,11 +530,13 @@ class Journal:
             spent = balances.resolve(ledger, call_id, costs)
             if not happened:
                 ledger.execute("UPDATE undos SET state = 'void' WHERE call_id = ?", (call_id,))
+            refunded: list[Json] = []
             if row["kind"] == "undo":
                 ledger.execute(
                     "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
                     ("done" if happened else "ready", row["of_call"], call_id),
                 )
+                refunded = self._refund(row["of_call"]) if happened else []
             ledger.event(
                 "call.resolved",
                 tenant=row["tenant"],
@@ -538,6 +545,7 @@ class Journal:
                 reason=reason,
                 by=by,
                 spent=spent,
+                **({"refunded": refunded} if refunded else {}),
             )
             return state
 
@@ -695,8 +703,8 @@ class Journal:
 
         return await self._writer.write(change, durable=False)
 
-    async def standing(self, tenant: str, agent: str, user: str) -> dict[str, Any]:
-        """How one agent stands: its open requests, the balances it pays from, the switches that are on."""
+    async def standing(self, tenant: str, agent: str, accounts: Sequence[Charge]) -> dict[str, Any]:
+        """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
 
         def change() -> dict[str, Any]:
             now = self._ledger.now_us
@@ -707,16 +715,18 @@ class Journal:
                 " AND approvals.expires_us > ?",
                 (tenant, agent, now),
             )
-            balances_now = self._ledger.all(
-                "SELECT id, window_start_us, unit, limit_amount,"
-                " limit_amount - held - posted + refunded AS remaining"
-                " FROM accounts AS a WHERE (id GLOB ? OR id GLOB ?) AND window_start_us ="
-                " (SELECT MAX(window_start_us) FROM accounts WHERE id = a.id)",
-                (f"agent:{tenant}/{agent}:*", f"user:{tenant}/{user}:*"),
-            )
             return {
                 "pending_approvals": [dict(row) for row in open_requests],
-                "budgets": [dict(row) for row in balances_now],
+                "budgets": [
+                    {
+                        "budget": account.label,
+                        "unit": account.unit,
+                        "limit": account.limit,
+                        "left": max(0, balances.left(self._ledger, account)),
+                        "renewed_us": account.window_end_us,
+                    }
+                    for account in accounts
+                ],
                 "switches_on": sorted({kind for kind, *_ in self._ledger.switches}),
             }
 
@@ -780,12 +790,38 @@ class Journal:
         reply = _reply(answer["body"]) if answer and row["state"] in ("succeeded", "failed") else None
         return Repeated(call_id=row["id"], state=row["state"], reply=reply)
 
-    def _short(self, verdict: Verdict, charges: Sequence[Charge], now: int) -> Verdict | None:
-        """The refusal when an account cannot take its hold."""
-        short = balances.too_small(self._ledger, charges)
+    def _refund(self, call_id: str) -> list[Json]:
+        """Give back what the undo of this call brings back, as its plan says; return that."""
+        row = self._ledger.one("SELECT plan FROM undos WHERE call_id = ?", (call_id,))
+        percent = orjson.loads(row["plan"])["refund"] if row else 0
+        return balances.refund(self._ledger, call_id, percent) if percent else []
+
+    def _short(
+        self, call: Call, verdict: Verdict, charges: Sequence[Charge], now: int, *, agreed: bool
+    ) -> Verdict | None:
+        """The refusal when an account cannot take its hold, or the word that people must agree (`agreed`).
+
+        An empty budget never stands in the way of an undo.
+        """
+        if call.kind in ("undo", "verify"):
+            return None
+        strict = [
+            charge
+            for charge in charges
+            if charge.on_exceed == "deny" or (charge.on_exceed == "approve" and not agreed)
+        ]
+        short = balances.too_small(self._ledger, strict)
         if short is None:
             return None
         charge, account = short
+        if charge.on_exceed == "approve":
+            return replace(
+                verdict,
+                rung=Rung.APPROVE,
+                code="over_budget",
+                reason=f"The budget for {charge.label} cannot take this call, so a person must agree to it.",
+                remedy=Remedy.ASK,
+            )
         until = charge.window_end_us
         when = f" It is free again in {max(1, (until - now) // 1_000_000)} s." if until else ""
         return replace(
@@ -1079,7 +1115,7 @@ def _commit(salt: bytes, body: bytes) -> str:
 
 
 def _plan_json(plan: UndoPlan) -> str:
-    return orjson.dumps({"tool": plan.tool, "arguments": plan.arguments}).decode()
+    return orjson.dumps({"tool": plan.tool, "arguments": plan.arguments, "refund": plan.refund}).decode()
 
 
 def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:

@@ -55,6 +55,7 @@ class UndoRule:
     verify: Lookup | None
     expect: Expression | None
     residue: str | None
+    refund: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,10 @@ class Charge:
     limit: int
     #: For the agent: what this account is, for example "your calls per minute".
     label: str
+    #: What becomes of a call that the account cannot take.
+    on_exceed: Literal["deny", "approve", "observe"] = "deny"
+    #: From this amount on, agents are told that the limit comes near; None: never.
+    warn_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +193,8 @@ class UndoPlan:
     expires_us: int
     arguments: Arguments | None = None
     residue: str | None = None
+    #: How much of what the call cost comes back with it (percent).
+    refund: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +213,8 @@ class Done:
     failed: bool = False
     #: The answer was recorded by an earlier, equal call: nothing was sent now.
     repeated: bool = False
+    #: Which limits come near, a sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,10 +105,10 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
     return outcome
 
 
-async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, caller: Caller) -> Outcome:
+async def _in_four_steps(call: Call, decided: Decision | None, on: Services, caller: Caller) -> Outcome:
     # 1. decide
     with telemetry.stage("decide", call):
-        decision = crowded or await informed(call, on)
+        decision = decided or await informed(call, on)
     verdict = decision.verdict
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
         await on.journal.refuse(call, verdict)
@@ -139,6 +139,9 @@ async def _in_four_steps(call: Call, crowded: Decision | None, on: Services, cal
             approved=approved,
             before=before,
         )
+    if isinstance(admitted, Verdict) and admitted.rung is Rung.APPROVE:
+        # A budget asks for people: the same call once more, with their word.
+        return await _in_four_steps(call, replace(decision, verdict=admitted), on, caller)
     if isinstance(admitted, Verdict):
         await on.journal.refuse(call, admitted)
         return Refused(call_id=call.id, verdict=admitted)
@@ -245,7 +248,8 @@ async def _run(
         return ended(call_id=call_id, code=code, message=message)
     with telemetry.stage("settle", call):
         try:
-            return await _settle(call, call_id, decision, reply, before, on)
+            done = await _settle(call, call_id, decision, reply, before, on)
+            return replace(done, warnings=admitted.warnings) if admitted.warnings else done
         except (StoreUnavailable, WrongState):
             # The effect happened. Its record is owed, and the journal writes it as soon as it can; or the
             # call was given up for dead while this process slept, and stands as others concluded.
@@ -283,7 +287,7 @@ def _request(call: Call, call_id: str, seconds: float) -> Request:
 
 async def _settle(
     call: Call, call_id: str, decision: Decision, reply: Reply, before: Any, on: Services
-) -> Outcome:
+) -> Done:
     result, text = result_of(reply)
     roots = {"args": call.arguments, "result": result, "before": before_value(before), "text": text}
     failed = reply.is_error or _says_failed(call, roots)
@@ -372,6 +376,7 @@ def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | Non
         resource=touches,
         expires_us=call.received_us + rule.within_s * 1_000_000,
         residue=rule.residue,
+        refund=rule.refund,
     ), None
 
 

@@ -25,6 +25,8 @@ from sqlalchemy import (
     text,
 )
 
+from remit.states import STATES
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_name)s",
@@ -35,17 +37,6 @@ metadata = MetaData(
     }
 )
 
-STATES = (
-    "denied",
-    "awaiting_approval",
-    "rejected",
-    "expired",
-    "withdrawn",
-    "dispatched",
-    "succeeded",
-    "failed",
-    "in_doubt",
-)
 _STATES = ", ".join(f"'{state}'" for state in STATES)
 
 #: One row for each life of a process that writes here. Its `id` names that life's stream of events.

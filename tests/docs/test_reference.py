@@ -18,6 +18,7 @@ from tests.docs.pages import ROOT, read
 from remit import tables
 from remit.config import Config
 from remit.context import context_names
+from remit.states import STATES
 from remit_rbac.conditions import FUNCTIONS
 from remit_rbac.decisions import Code
 from remit_rbac.forms import ACTIONS
@@ -178,7 +179,7 @@ def _about(text: str, table: str) -> str:
 
 
 def test_every_state_of_a_call_is_listed() -> None:
-    assert first_column(section("docs/audit.md", "States")) == list(tables.STATES)
+    assert first_column(section("docs/audit.md", "States")) == list(STATES)
 
 
 def test_every_kind_of_event_is_listed() -> None:

@@ -16,7 +16,7 @@ from tests.server.acme import Story, Terminal, a_place, made, serving
 
 from remit import tables
 from remit.chain import GENESIS
-from remit.cli.calls import STATES
+from remit.states import STATES
 
 
 def test_calls_are_listed_newest_first(remit: Terminal, story: Story) -> None:

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from tests.server.builders import Clock, Gate, Remit, a_database, a_principal, a_remit, kept_anywhere, until
 
+from remit.budgets import own_accounts
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord
 from remit.identity import mint_key
 from remit.journal import Journal, open_journal
@@ -208,13 +209,22 @@ async def test_two_who_turn_the_same_switch_at_once_turn_it_once(tmp_path: Path)
 
 async def test_an_agent_sees_its_own_standing_and_nobody_elses(tmp_path: Path) -> None:
     budgets = [{**BUDGET, "window": "hour"}, {**BUDGET, "scope": "user"}]
-    async with a_remit(tmp_path, budgets=budgets) as remit:
+    clock = Clock()
+    async with a_remit(tmp_path, budgets=budgets, clock=clock) as remit:
         await remit.done("shop.look", {"thing": "pen"})
         await remit.done("shop.look", {"thing": "pen"}, principal=a_principal("agent:other"))
         await remit.call("shop.buy", {"thing": "car", "price": 500}, principal=a_principal("agent:other"))
-        mine = await remit.on.journal.standing("acme", "agent:bot", "user:ann")
+
+        async def standing(agent: str) -> dict[str, Any]:
+            accounts = own_accounts(remit.on.config.budgets, a_principal(agent), "run-1", clock.now_us)
+            return await remit.on.journal.standing("acme", agent, accounts)
+
+        mine = await standing("agent:bot")
         assert mine["pending_approvals"] == []
-        left = {budget["id"].partition(":")[0]: budget["remaining"] for budget in mine["budgets"]}
-        assert left == {"agent": 9, "user": 8}
-        theirs = await remit.on.journal.standing("acme", "agent:other", "user:ann")
-        assert len(theirs["pending_approvals"]) == 1
+        left = {budget["budget"]: budget["left"] for budget in mine["budgets"]}
+        assert left == {"calls of this agent per hour": 9, "total calls of this user": 8}
+        assert len((await standing("agent:other"))["pending_approvals"]) == 1
+        # A window that is over says nothing about the one that has begun.
+        clock.now_us += 3_600_000_000
+        left = {budget["budget"]: budget["left"] for budget in (await standing("agent:bot"))["budgets"]}
+        assert left == {"calls of this agent per hour": 10, "total calls of this user": 8}

@@ -11,7 +11,10 @@ import anyio
 import pytest
 from tests.server.builders import Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
 
-from remit.model import Done, InDoubt, Refused, Remedy
+from remit.audit import verify_balances
+from remit.model import Done, InDoubt, Pending, Refused, Remedy
+from remit.records import open_records
+from remit.undo import undo
 from remit_adapters.base import AdapterError
 
 MANY = {"per_agent": 10_000, "per_source": 10_000}
@@ -216,3 +219,84 @@ async def test_calls_that_end_in_every_way_at_once_leave_exact_balances(tmp_path
         remit.source.on["send"] = send
         await asyncio.gather(*(remit.call("shop.send", {"text": f"{n:03}"}) for n in range(120)))
         assert 30 < len(remit.source.sent) <= 90 + 24
+
+
+SOLD = {"thing": "pen", "price": 5}
+REFUNDED = tools(
+    buy={
+        "price": {"usd": "args.price"},
+        "undo": {"call": "shop.give_back", "args": {"order": "result.order"}, "within": "1h", "refund": 60},
+    }
+)
+
+
+async def test_an_undo_gives_back_the_declared_share_once_and_never_the_calls(tmp_path: Path) -> None:
+    budgets = [a_budget(10), a_budget(9, unit="calls")]
+    async with a_remit(tmp_path, tools=REFUNDED, budgets=budgets) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        call_id = (await remit.done("shop.buy", SOLD)).call_id
+        for _ in range(2):
+            await undo(call_id, a_principal(), "run-1", remit.on)
+        account = remit.one("SELECT posted, refunded, overrun FROM accounts WHERE unit = 'usd'")
+        assert account == {"posted": 5, "refunded": 3, "overrun": 0}
+        assert remit.one("SELECT refunded FROM accounts WHERE unit = 'calls'") == {"refunded": 0}
+        assert remit.one("SELECT refunded FROM holds WHERE unit = 'usd'") == {"refunded": 3}
+        # What came back can be spent again: 10 - 5 + 3.
+        await remit.done("shop.buy", {**SOLD, "price": 8})
+        assert isinstance(await remit.call("shop.buy", {**SOLD, "price": 1}), Refused)
+    with open_records(remit.path) as records:
+        assert list(verify_balances(records)) == []
+
+
+async def test_an_undo_that_failed_gives_nothing_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=REFUNDED, budgets=[a_budget(10)]) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        call_id = (await remit.done("shop.buy", SOLD)).call_id
+        remit.source.on["give_back"] = a_reply({"no": "way"}, is_error=True)
+        await undo(call_id, a_principal(), "run-1", remit.on)
+        assert remit.one("SELECT refunded FROM accounts WHERE unit = 'usd'") == {"refunded": 0}
+
+
+async def test_an_empty_budget_stands_in_the_way_of_no_undo(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(1, unit="calls")]) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        call_id = (await remit.done("shop.buy", SOLD)).call_id
+        assert isinstance(await remit.call("shop.buy", SOLD), Refused)
+        outcome = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(outcome, Done)
+        assert outcome.undone["state"] == "done"
+        assert balance(remit, "calls") == {"held": 0, "posted": 2, "overrun": 1}
+
+
+async def test_a_budget_can_ask_for_a_person_instead_of_refusing(tmp_path: Path) -> None:
+    budgets = [a_budget(6, on_exceed="approve")]
+    priced = tools(buy={"price": {"usd": "args.price"}})
+    async with a_remit(tmp_path, tools=priced, budgets=budgets) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", SOLD)
+        more = {**SOLD, "thing": "cup"}
+        pending = await remit.call("shop.buy", more)
+        assert isinstance(pending, Pending)
+        assert pending.verdict.code == "over_budget"
+        assert len(remit.source.effects("buy")) == 1
+        await remit.vote(pending.approval_id)
+        await remit.done("shop.buy", more)
+        assert balance(remit) == {"held": 0, "posted": 10, "overrun": 4}
+
+
+async def test_a_budget_that_observes_refuses_nothing_and_counts_the_excess(tmp_path: Path) -> None:
+    budgets = [a_budget(1, unit="calls", on_exceed="observe"), a_budget(3, scope="tenant", unit="calls")]
+    async with a_remit(tmp_path, budgets=budgets) as remit:
+        for text in ("a", "b", "c"):
+            await remit.done("shop.send", {"text": text})
+        assert isinstance(await remit.call("shop.send", {"text": "d"}), Refused)
+        accounts = remit.rows("SELECT id, posted, overrun FROM accounts ORDER BY id")
+        assert [(row["posted"], row["overrun"]) for row in accounts] == [(3, 2), (3, 0)]
+
+
+async def test_a_receipt_warns_from_the_declared_share_of_a_limit_on(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(4, unit="calls", warn_at=75)]) as remit:
+        warnings = [(await remit.done("shop.send", {"text": text})).warnings for text in "abcd"]
+    assert warnings[:2] == [(), ()]
+    assert [len(sentences) for sentences in warnings[2:]] == [1, 1]
+    assert "1 of 4 are left of total calls of this agent" in warnings[2][0]

@@ -22,23 +22,12 @@ from remit.cli.options import (
     print_json,
     records,
 )
+from remit.states import STATES
 
 if TYPE_CHECKING:
     from remit.chain import EventRow
     from remit.records import CallRecord, Story
 
-#: As in `tables.py`, which takes long to import.
-STATES = (
-    "denied",
-    "awaiting_approval",
-    "rejected",
-    "expired",
-    "withdrawn",
-    "dispatched",
-    "succeeded",
-    "failed",
-    "in_doubt",
-)
 _POLL_S = 0.25
 #: What of an event's facts fits on one line.
 _TOLD = ("agent", "user", "tool", "code", "error_code", "by", "reason")

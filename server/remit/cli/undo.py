@@ -114,6 +114,8 @@ def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
             said = _ENDS[state]
         case Refused():
             said = outcome.verdict.reason
+            if outcome.verdict.code == "undo_conflict":
+                said += " --force takes it back all the same, and the later change with it."
         case Pending():
             state, said = "pending", f"A person must agree first: request {outcome.approval_id}."
         case Failed():

@@ -74,6 +74,8 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
         receipt["event"] = outcome.event
     if outcome.repeated:
         receipt["repeated"] = True
+    if outcome.warnings:
+        receipt["warnings"] = list(outcome.warnings)
     meta = dict(body.get("_meta") or {})
     meta.pop(_SERVER_INFO, None)  # the source is not who answers here
     body["_meta"] = {**meta, RECEIPT: receipt}
