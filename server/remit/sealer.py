@@ -172,7 +172,7 @@ def _signers(path: Path, db: sqlite3.Connection) -> tuple[Signer, ...]:
 
 def _new_name() -> str:
     """What this log calls itself in its checkpoints: no other one is called so."""
-    return f"remit-log/{secrets.token_hex(8)}"
+    return f"remit-log/{secrets.token_hex(6)}"
 
 
 def _write_keys(path: Path, signers: Sequence[Signer]) -> None:

@@ -18,6 +18,7 @@ from tests.server.acme import Terminal, a_place, a_story
 
 from remit import tables
 from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events
+from remit.proofs import verify_log
 from remit.records import open_records
 
 
@@ -39,6 +40,7 @@ def found(database: Path) -> bool:
     with open_records(database) as records:
         verifications = (
             verify_events(records),
+            verify_log(records),
             verify_calls(records),
             verify_approvals(records),
             verify_balances(records),
