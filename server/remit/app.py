@@ -31,6 +31,7 @@ from remit.identity import load_pepper
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
 from remit.pipeline import Services
+from remit.shadow import Shadow
 from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
 from remit_rbac import Policy, load_files
@@ -60,6 +61,7 @@ class App:
         self._failure: BaseException | None = None
         self._settled = anyio.Event()
         self._offers: dict[str, Offer] = {}
+        self._shadow = Shadow(loaded.config)
         self._listeners: list[Callable[[Event], None]] = []
 
     async def services(self) -> Services:
@@ -134,6 +136,8 @@ class App:
             self._rebuild(services)
             tasks.start_soon(self._upkeep, journal)
             tasks.start_soon(self._sealing)
+            if self._role != "cli":
+                tasks.start_soon(self._shadow.run, services)
         except BaseException as error:
             self._failure = error
             if self._services is not None:
@@ -149,6 +153,7 @@ class App:
             return
         for each in self._services.adapters.values():
             await each.stop()
+        await self._shadow.finish(self._services)
         await self._services.journal.close()
         self._services = None
         if self._role != "cli":

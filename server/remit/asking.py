@@ -7,7 +7,7 @@ declared ones, and arguments are not held against a schema. Nothing is recorded 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from remit.approvals import eligible, votes_needed
@@ -97,18 +97,10 @@ class Asker:
     def ask(self, supposed: Supposed) -> Answered:
         """Raises NoQuestion."""
         call, estimates = self._call(supposed)
-        question = self.question(supposed)
-        decision = self.policy.decide(question)
-        verdict = permission(call, self.policy, question.ctx)
-        rung, code = verdict.rung, verdict.code
-        approvers: tuple[str, ...] = ()
+        answered = answer(call, self.question(supposed), self.policy)
         if estimates is None:
-            rung, code = Rung.DENY, "no_price"
-        elif rung is Rung.APPROVE:
-            approvers = eligible(call, question.ctx, self.policy)
-            if len(approvers) < votes_needed(verdict.duties):
-                rung, code = Rung.DENY, "no_approver"
-        return Answered(question=question, decision=decision, rung=rung, code=code, approvers=approvers)
+            answered = replace(answered, rung=Rung.DENY, code="no_price", approvers=())
+        return answered
 
     def _call(self, supposed: Supposed) -> tuple[Call, Mapping[str, int] | None]:
         """The call, and what it may cost; None when that cannot be worked out."""
@@ -146,3 +138,16 @@ class Asker:
                 raise NoQuestion(f"{name!r} is not the name of a tool: use A-Z a-z 0-9 _ . -")
             self._tools[name] = known
         return self._tools[name]
+
+
+def answer(call: Call, question: Question, policy: Policy) -> Answered:
+    """What the gateway would do with a call under a policy, budgets, switches and ways back aside."""
+    decision = policy.decide(question)
+    verdict = permission(call, policy, question.ctx)
+    rung, code = verdict.rung, verdict.code
+    approvers: tuple[str, ...] = ()
+    if rung is Rung.APPROVE:
+        approvers = eligible(call, question.ctx, policy)
+        if len(approvers) < votes_needed(verdict.duties):
+            rung, code = Rung.DENY, "no_approver"
+    return Answered(question=question, decision=decision, rung=rung, code=code, approvers=approvers)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from remit.app import load_policy
+from remit.config import Config
 from remit.config_file import Loaded, load
 from remit.errors import RemitError
-from remit_rbac import Policy, load_files
+from remit_rbac import Policy, load_files, load_text
 
 #: Stands for the policy in force.
 CURRENT = "current"
+
+
+def files_of(named: str) -> tuple[tuple[str, str], ...]:
+    """Name and text of the files that make a candidate. Raises RemitError."""
+    path = Path(named)
+    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    if path.suffix in (".yaml", ".yml"):
+        files = list(load(path).config.policy.files)
+    try:
+        return tuple((str(file), file.read_text("utf-8")) for file in files)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RemitError(f"{named}: cannot be read: {error}") from None
+
+
+def built(files: Iterable[tuple[str, str]], config: Config) -> Policy:
+    """The policy that stored files make, under the model of this configuration. Raises PolicyError."""
+    text = "\n".join(text for _, text in files)
+    return load_text(text, model=config.policy.model, file="candidate")
 
 
 def candidate(named: str, loaded: Loaded) -> Policy:

@@ -7,8 +7,10 @@ instead of one is decided otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from remit.asking import Answered
+if TYPE_CHECKING:
+    from remit.asking import Answered
 
 #: Calls that are named for each group.
 EXAMPLES_MAX = 5

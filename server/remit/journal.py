@@ -29,6 +29,7 @@ import orjson
 from remit import balances
 from remit.calls import redacted
 from remit.chain import GENESIS, entry
+from remit.comparing import Group
 from remit.config import Effect
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord
@@ -596,6 +597,59 @@ class Journal:
             return True
 
         return await self._writer.write(change)
+
+    async def start_shadow(self, *, version: str, files: str, by: str) -> None:
+        """Try a policy beside the one in force; what an earlier trial found is gone."""
+
+        def change() -> None:
+            ledger = self._ledger
+            ledger.execute("DELETE FROM shadow_differences")
+            ledger.execute("DELETE FROM shadows")
+            ledger.execute(
+                "INSERT INTO shadows (version, files, started_by, started_us) VALUES (?, ?, ?, ?)",
+                (version, files, by, ledger.now_us),
+            )
+            ledger.event("shadow.started", tenant=None, call_id=None, version=version, by=by)
+
+        await self._writer.write(change)
+
+    async def stop_shadow(self, *, by: str) -> bool:
+        """End the trial, and keep what it found; False when there is none."""
+
+        def change() -> bool:
+            ledger = self._ledger
+            running = ledger.one("SELECT version FROM shadows WHERE stopped_us IS NULL", ())
+            if running is None:
+                return False
+            ledger.execute("UPDATE shadows SET stopped_us = ?", (ledger.now_us,))
+            ledger.event("shadow.stopped", tenant=None, call_id=None, version=running["version"], by=by)
+            return True
+
+        return await self._writer.write(change)
+
+    async def note_shadow(
+        self, *, started_us: int, decided: int, dropped: int, groups: Sequence[Group]
+    ) -> None:
+        """Add what one process found since it last said so, if the trial is still the same."""
+
+        def change() -> None:
+            ledger = self._ledger
+            if ledger.one("SELECT 1 FROM shadows WHERE started_us = ?", (started_us,)) is None:
+                return
+            ledger.execute(
+                "UPDATE shadows SET decided = decided + ?, dropped = dropped + ?", (decided, dropped)
+            )
+            for group in groups:
+                found = group.difference
+                key = (found.before, found.after, orjson.dumps(found.rules).decode())
+                ledger.execute(
+                    "INSERT INTO shadow_differences (before, after, rules, count, examples, last_us)"
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                    " count = count + excluded.count, last_us = excluded.last_us",
+                    (*key, group.count, orjson.dumps(group.examples).decode(), ledger.now_us),
+                )
+
+        await self._writer.write(change, durable=False)
 
     async def add_key(self, key: KeyRecord, *, by: str) -> None:
         def change() -> None:

@@ -13,7 +13,7 @@ lose an action or a cent without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -68,6 +68,8 @@ class Services:
     #: The key of call fingerprints.
     secret: bytes
     in_flight: dict[str, int]
+    #: Takes note of a decision, to be made again under a policy that is tried; None while none is.
+    shadow: Callable[[Call, Mapping[str, Any], Policy], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,8 @@ async def _in_four_steps(call: Call, decided: Decision | None, on: Services, cal
     with telemetry.stage("decide", call):
         decision = decided or await informed(call, on)
     verdict = decision.verdict
+    if on.shadow is not None and call.kind == "call" and verdict.policy_version:
+        on.shadow(call, decision.context, on.policy)
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
         await on.journal.refuse(call, verdict)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))

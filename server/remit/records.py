@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remit.chain import EventRow
+from remit.comparing import Difference, Group
 from remit.errors import RemitError, UnknownRecord
 from remit.schema import HEAD
 
@@ -196,6 +197,21 @@ class KeyUse:
     revoked_us: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowRecord:
+    """A policy that is or was tried beside the one in force, and what it would have changed."""
+
+    version: str
+    started_by: str
+    started_us: int
+    #: None while it runs.
+    stopped_us: int | None
+    #: Calls decided under both, and calls that came too fast for that.
+    decided: int
+    dropped: int
+    groups: tuple[Group, ...]
+
+
 @contextmanager
 def open_records(path: Path) -> Generator[Records]:
     """The records in the audit database at `path`, as of now. Raises RemitError when it cannot be read."""
@@ -344,6 +360,29 @@ class Records:
         values = _values(row)
         values["shown"] = json.loads(values["shown"])
         return ApprovalRecord(**values, votes=tuple(Vote(**vote) for vote in votes))
+
+    def shadow(self) -> ShadowRecord | None:
+        """The policy that is tried, or was tried last."""
+        row = self._one("SELECT * FROM shadows", ())
+        if row is None:
+            return None
+        differences = self._all("SELECT * FROM shadow_differences ORDER BY count DESC")
+        return ShadowRecord(
+            version=row["version"],
+            started_by=row["started_by"],
+            started_us=row["started_us"],
+            stopped_us=row["stopped_us"],
+            decided=row["decided"],
+            dropped=row["dropped"],
+            groups=tuple(
+                Group(
+                    Difference(found["before"], found["after"], tuple(json.loads(found["rules"]))),
+                    found["count"],
+                    json.loads(found["examples"]),
+                )
+                for found in differences
+            ),
+        )
 
     # Budgets, switches, keys.
 

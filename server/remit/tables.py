@@ -331,6 +331,38 @@ switches = Table(
     PrimaryKeyConstraint("kind", "scope", "target", "tenant"),
 )
 
+#: The policy that is tried beside the one in force (`remit policy shadow`): at most one row.
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("version", String(64), primary_key=True),
+    # Its files, as JSON: a list of {name, text}.
+    Column("files", Text, nullable=False),
+    Column("started_by", String(133), nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("stopped_us", BigInteger),
+    # Calls that were decided under both policies, and calls that came too fast for that.
+    Column("decided", BigInteger, nullable=False, server_default="0"),
+    Column("dropped", BigInteger, nullable=False, server_default="0"),
+)
+
+#: How calls would have been decided otherwise under it: one row for each way.
+shadow_differences = Table(
+    "shadow_differences",
+    metadata,
+    # `execute`, `approve`, `advise` or `deny`, with the duties that go with it.
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    # The rules that make the difference, as a JSON list: `- row` decides now, `+ row` would.
+    Column("rules", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    # The first calls of it, by id. JSON.
+    Column("examples", Text, nullable=False),
+    Column("last_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("before", "after", "rules"),
+    sqlite_with_rowid=False,
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

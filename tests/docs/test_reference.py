@@ -184,7 +184,7 @@ def test_every_state_of_a_call_is_listed() -> None:
 
 def test_every_kind_of_event_is_listed() -> None:
     source = (ROOT / "server/remit/journal.py").read_text("utf-8")
-    kinds = set(re.findall(r'"((?:call|approval|stream|key|switch|log)\.[a-z_]+)"', source))
+    kinds = set(re.findall(r'"((?:call|approval|stream|key|switch|log|shadow)\.[a-z_]+)"', source))
     kinds |= {
         "call.succeeded",
         "call.failed",

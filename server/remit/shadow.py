@@ -1,0 +1,141 @@
+"""A policy on trial: live calls are decided under it too, and what would differ is counted.
+
+It never decides what happens. A call leaves behind, in the pipeline, what policy was asked; that is all it
+pays. Beside the event loop, both policies are then asked again, so that a difference is the policy's and
+nothing else's, and the counts go to the audit database. What comes faster than that is dropped and counted.
+
+The trial is a row in the database: `remit policy shadow start` writes it, every serving process looks for it.
+The application owns it, from `run` to `finish`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from remit.comparing import Difference, Group, add, difference, ordered
+from remit.config import Config
+from remit.errors import StoreBusy, StoreUnavailable
+from remit_rbac import Policy, PolicyError, Question
+
+if TYPE_CHECKING:
+    from remit.model import Call
+    from remit.pipeline import Services
+
+_log = logging.getLogger("remit.shadow")
+#: Seconds between two looks at the database, and at what waits.
+_LOOK_S = 0.5
+#: Calls that may wait to be decided again: a second at full speed.
+_WAITING_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    started_us: int
+    policy: Policy
+
+
+class Shadow:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._trial: _Trial | None = None
+        #: A trial whose policy cannot be built here, so that it is tried and told once.
+        self._unfit: int | None = None
+        self._waiting: deque[tuple[Call, Mapping[str, Any], Policy]] = deque()
+        self._dropped = 0
+
+    def take(self, call: Call, context: Mapping[str, Any], policy: Policy) -> None:
+        """Note a call that policy was asked about. Called by the pipeline: it only appends."""
+        if len(self._waiting) < _WAITING_MAX:
+            self._waiting.append((call, context, policy))
+        else:
+            self._dropped += 1
+
+    async def run(self, services: Services) -> None:
+        """Follow the database, and decide again what the pipeline left behind; until cancelled."""
+        while True:
+            await anyio.sleep(_LOOK_S)
+            await self._look(services)
+            await self._catch_up(services)
+
+    async def finish(self, services: Services) -> None:
+        """Decide what still waits; the journal is about to be closed."""
+        services.shadow = None
+        await self._catch_up(services)
+
+    async def _look(self, services: Services) -> None:
+        started_us = self._trial.started_us if self._trial else None
+        try:
+            found = await anyio.to_thread.run_sync(self._stored)
+        except sqlite3.Error:
+            return  # the database is busy or away: it is looked at again soon
+        if found is None:
+            services.shadow = None
+            if self._trial is not None:
+                await self._catch_up(services)
+            self._trial = None
+        elif found[0] not in (started_us, self._unfit):
+            await self._catch_up(services)
+            await self._begin(services, *found)
+
+    async def _begin(self, services: Services, started_us: int, files: str) -> None:
+        from remit.candidates import built
+
+        try:
+            policy = await anyio.to_thread.run_sync(built, json.loads(files), self._config)
+        except PolicyError as error:
+            _log.error("the policy on trial cannot be used here: %s", error)
+            self._unfit, self._trial, services.shadow = started_us, None, None
+            return
+        self._trial = _Trial(started_us, policy)
+        services.shadow = self.take
+
+    def _stored(self) -> tuple[int, str] | None:
+        """When the trial began, and its files; None when there is none."""
+        path = self._config.store.path
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT started_us, files FROM shadows WHERE stopped_us IS NULL").fetchone()
+
+    async def _catch_up(self, services: Services) -> None:
+        trial = self._trial
+        if trial is None or not (self._waiting or self._dropped):
+            return
+        dropped, self._dropped = self._dropped, 0
+        decided, groups = await anyio.to_thread.run_sync(self._decide, trial.policy, len(self._waiting))
+        # Counts that cannot be stored just now are not worth holding up anything for.
+        with suppress(StoreBusy, StoreUnavailable):
+            await services.journal.note_shadow(
+                started_us=trial.started_us, decided=decided, dropped=dropped, groups=groups
+            )
+
+    def _decide(self, candidate: Policy, count: int) -> tuple[int, list[Group]]:
+        from remit.asking import answer
+
+        groups: dict[Difference, Group] = {}
+        for _ in range(count):
+            call, context, policy = self._waiting.popleft()
+            who = call.principal
+            question = Question(
+                tenant=who.tenant,
+                agent=who.agent,
+                user=who.user,
+                tool=call.tool.name,
+                args=call.arguments,
+                ctx=context,
+            )
+            found = difference(answer(call, question, policy), answer(call, question, candidate))
+            if found is not None:
+                add(groups, call.id, found)
+            # Let the event loop have the interpreter: a live call waits for one decision, never for many.
+            time.sleep(0)
+        return count, ordered(groups)
