@@ -66,6 +66,7 @@ class Policy:
         self._cases: dict[tuple[str, str, str, str], Case] = {}
         self._plans: dict[tuple[str, str, str, str], Plan] = {}
         self._subjects: dict[str, Subjects] = {}
+        self._read: frozenset[str] | None = None
         self._candidates: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def decide(self, q: Question) -> Decision:
@@ -185,6 +186,23 @@ class Policy:
         Columns in `ignoring` match whatever they hold.
         """
         return self._index["p"].find(request, ignoring=ignoring)
+
+    def reads(self, attribute: str) -> bool:
+        """Whether any condition reads something inside an attribute of `r.ctx`, other than its `id`."""
+        if self._read is None:
+            conditions = {
+                rule.condition.text: rule.condition
+                for rules in self.rules.values()
+                for rule in rules
+                if rule.condition
+            }
+            self._read = frozenset(
+                str(path[2])
+                for condition in conditions.values()
+                for path in condition.paths
+                if path[1] == "ctx" and path[3:] != ("id",)
+            )
+        return attribute in self._read
 
     @property
     def tenants(self) -> tuple[str, ...]:

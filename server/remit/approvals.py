@@ -18,7 +18,7 @@ from remit.calls import redacted
 from remit.context import at_vote, lasting
 from remit.context import redacted as context_redacted
 from remit.errors import RemitError
-from remit.journal import Approved, Repeated, Waiting
+from remit.journal import Approved, Repeated, Saw, Waiting
 from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
 from remit_rbac import Duty, Policy, Rung
@@ -50,13 +50,14 @@ async def ask(
     verdict: Verdict,
     cost: Mapping[str, int],
     plan: UndoPlan | None,
-    context: Json,
+    saw: Saw | None,
     on: Services,
 ) -> Approved | Repeated | Pending | Refused:
     """Approved when people have agreed to exactly this call; otherwise what the agent is told.
 
     Repeated when the call was made before and people need not be asked.
     """
+    context: Json = saw.context if saw else {}
     shown = _shown(call, verdict, cost, plan, context)
     votes = votes_needed(verdict.duties)
     # Asked as it will be when they vote: of what lasts, at the time that it is then.
@@ -70,11 +71,12 @@ async def ask(
             "Tell your user.",
             remedy=Remedy.STOP,
         )
-        await on.journal.refuse(call, nobody)
+        await on.journal.refuse(call, nobody, saw)
         return Refused(call_id=call.id, verdict=nobody)
     answer = await on.journal.ask_people(
         call,
         verdict,
+        saw,
         binding=binding_of(shown),
         shown={
             **shown,
@@ -93,7 +95,7 @@ async def ask(
                 verdict=verdict,
             )
         case Verdict():
-            await on.journal.refuse(call, answer)
+            await on.journal.refuse(call, answer, saw)
             return Refused(call_id=call.id, verdict=answer)
         case Repeated():
             return answer
@@ -107,7 +109,7 @@ async def ask(
                 reason="Someone who approved this call no longer may. Ask your user to bring it up again.",
                 remedy=Remedy.ASK,
             )
-            await on.journal.refuse(call, lost)
+            await on.journal.refuse(call, lost, saw)
             return Refused(call_id=call.id, verdict=lost)
 
 

@@ -108,9 +108,11 @@ def verify_calls(records: Records, progress: Callable[[], None] = lambda: None) 
     history = next(events, None)
     for call in records.rows(
         "SELECT calls.*, arguments.salt AS arguments_salt, arguments.body AS arguments_body,"
-        " results.salt AS result_salt, results.body AS result_body FROM calls"
+        " results.salt AS result_salt, results.body AS result_body,"
+        " contexts.salt AS context_salt, contexts.body AS context_body FROM calls"
         " LEFT JOIN payloads AS arguments ON arguments.call_id = calls.id AND arguments.kind = 'arguments'"
         " LEFT JOIN payloads AS results ON results.call_id = calls.id AND results.kind = 'result'"
+        " LEFT JOIN payloads AS contexts ON contexts.call_id = calls.id AND contexts.kind = 'context'"
         " ORDER BY calls.id"
     ):
         progress()
@@ -149,6 +151,32 @@ def verify_approvals(records: Records) -> Iterator[Finding]:
         votes = records.rows("SELECT * FROM votes WHERE approval_id = ?", (request["id"],))
         if {(f"approval.{vote['vote']}", vote["user"], vote["comment"]) for vote in votes} != heard:
             yield Finding(where=where, what="its votes are not those that its events tell")
+
+
+def verify_runs(records: Records) -> Iterator[Finding]:
+    """Every fact of a run that its call did not establish, or not so, and every one that is gone."""
+    told: dict[tuple[str, str], str] = {}
+    conflicts: set[tuple[str, str]] = set()
+    for row in records.rows("SELECT call_id, body FROM events WHERE kind = 'call.succeeded'"):
+        if '"established"' in row["body"]:
+            facts = _facts(row["body"])
+            told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
+            conflicts |= {(row["call_id"], name) for name in facts.get("conflicts", ())}
+    for row in records.rows(
+        "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
+        " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"
+        ' AND calls."user" = run_facts."user" AND calls.run = run_facts.run'
+    ):
+        where = f"run {row['run']} of {row['agent']}, {row['name']}"
+        commit = told.pop((row["call_id"], row["name"]), None)
+        if row["found"] is None or hashlib.sha256(row["salt"] + row["value"].encode()).hexdigest() != commit:
+            yield Finding(where=where, what="no call established it so")
+        if row["conflict_call"] is not None:
+            if (row["conflict_call"], row["name"]) not in conflicts:
+                yield Finding(where=where, what="its conflict is not what the events tell")
+            conflicts.discard((row["conflict_call"], row["name"]))
+    for call_id, name in [*told, *sorted(conflicts)]:
+        yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
 
 
 def verify_balances(records: Records) -> Iterator[Finding]:
@@ -238,19 +266,22 @@ def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]])
     ended = happened.get("call.succeeded") or happened.get("call.failed") or {}
     if call["result_commit"] != ended.get("result_commit"):
         yield "result_commit is not what its event says"
-    if call["result_body"] is not None and not _committed(call, "result"):
+    context = call["context_body"] is not None and not opening.get("redacted")
+    if context and not _committed(call, "context", opening.get("context_commit")):
+        yield "its stored context is not the one that was committed to"
+    if call["result_body"] is not None and not _committed(call, "result", call["result_commit"]):
         yield "its stored result is not the one that was committed to"
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
     if (
         call["arguments_body"] is not None
         and not opening.get("redacted")
-        and not _committed(call, "arguments")
+        and not _committed(call, "arguments", call["arguments_commit"])
     ):
         yield "its stored arguments are not the ones that were committed to"
 
 
-def _committed(call: sqlite3.Row, payload: str) -> bool:
+def _committed(call: sqlite3.Row, payload: str, commit: Any) -> bool:
     salt, body = call[f"{payload}_salt"], call[f"{payload}_body"]
     if not isinstance(salt, bytes) or not isinstance(body, bytes):
         return False
-    return hashlib.sha256(salt + body).hexdigest() == call[f"{payload}_commit"]
+    return hashlib.sha256(salt + body).hexdigest() == commit

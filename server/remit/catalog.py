@@ -321,6 +321,9 @@ def _made(
             for wave in config.in_waves(rules.facts)
         ),
         derived={value: compile_derivation(text) for value, text in rules.derive.items()},
+        establishes=_expressions(rules.establishes),
+        reads_run=any(re.search(r"\brun\b", text) for text in _computed(rules)),
+        serial=rules.serial,
         idempotency_arg=rules.idempotency_arg,
         errors_have_no_effect=rules.on_error == "no_effect",
         repeat_window_s=rules.repeat_window,
@@ -342,6 +345,14 @@ def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
         )
         for unit, price in prices.items()
     )
+
+
+def _computed(rules: ToolRules) -> Iterator[str]:
+    """Every text that facts and derived values are computed by."""
+    yield from rules.derive.values()
+    for fact in rules.facts.values():
+        yield from map(str, fact.args.values())
+        yield fact.each or ""
 
 
 _ROOTS = ("args", "result", "before", "original", "text", "parsed", "facts", "run", "each")

@@ -74,6 +74,16 @@ def _jmespath(value: str) -> str:
     return value
 
 
+#: What rules read below `r.ctx.run`, beside what the operator's tools establish (see `runs.py`).
+RUN_NAMES = ("id", "calls", "writes", "tools", "tool_calls", "conflicts")
+
+
+def _run_name(value: str) -> str:
+    if value in RUN_NAMES:
+        raise ValueError(f"{value} is what Remit itself says about a run: choose another name")
+    return value
+
+
 Duration = Annotated[
     int,
     BeforeValidator(_duration),
@@ -87,6 +97,7 @@ AgentName = Annotated[str, Field(pattern=r"^agent:[A-Za-z0-9_.@-]{1,128}$")]
 UserName = Annotated[str, Field(pattern=r"^user:[A-Za-z0-9_.@-]{1,128}$")]
 Amount = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+RunName = Annotated[Name, AfterValidator(_run_name)]
 JmesPath = Annotated[str, AfterValidator(_jmespath)]
 Unit = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -318,6 +329,10 @@ class ToolRules(Strict):
     #: JMESPath over `args`, `parsed`, `facts`, `run` and what is `derived` above; offered to rules as
     #: `r.ctx.derived.<name>`.
     derive: Mapping[Name, JmesPath] = {}
+    #: What a success establishes for the run, offered to the rules on its later calls as `r.ctx.run.<name>`.
+    establishes: Mapping[RunName, Annotated[str, expression("args", "result", "text")]] = {}
+    #: Calls of one run wait for each other, as far as their tools say so.
+    serial: bool = False
     #: The argument that carries an idempotency key to the source; Remit fills it when the agent does not.
     idempotency_arg: str | None = None
     #: What an error answer (`isError`) of the source means: it did nothing, or who knows.

@@ -20,6 +20,11 @@ _NOTHING: Json = {}
 ATTRIBUTES = (
     "tenant",
     "run.id",
+    "run.calls",
+    "run.writes",
+    "run.tools",
+    "run.tool_calls",
+    "run.conflicts",
     "hour",
     "weekday",
     "effect",
@@ -84,7 +89,12 @@ def context_names(config: Config) -> tuple[str, ...]:
     declared = {
         f"{root}.{name}"
         for rules in config.tools.values()
-        for root, names in (("parsed", rules.parse), ("facts", rules.facts), ("derived", rules.derive))
+        for root, names in (
+            ("parsed", rules.parse),
+            ("facts", rules.facts),
+            ("derived", rules.derive),
+            ("run", rules.establishes),
+        )
         for name in names
     }
     return (*config.context, *ATTRIBUTES, *sorted(declared))

@@ -26,16 +26,18 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances
+from remit import balances, runs
 from remit.calls import redacted
 from remit.chain import GENESIS, entry
 from remit.comparing import Group
 from remit.config import Effect
+from remit.context import redacted as context_redacted
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord
 from remit.ids import Clock, now_us, uuid7
 from remit.ledger import Ledger
-from remit.model import Call, Charge, Remedy, UndoPlan, Verdict
+from remit.model import Call, Charge, Remedy, Scalar, UndoPlan, Verdict
+from remit.runs import Run
 from remit.schema import upgrade
 from remit.writer import Writer
 from remit_adapters.base import Json, Reply
@@ -58,6 +60,20 @@ class Admitted:
     deadline_us: int
     #: Which limits come near, a sentence each.
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The run is not any more what the decision was made for; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saw:
+    """What policy saw beside the arguments, for the record."""
+
+    context: Json
+    #: The calls that looked its facts up, by fact.
+    reads: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +152,25 @@ class Journal:
 
     # The life of a call.
 
-    async def refuse(self, call: Call, verdict: Verdict) -> None:
+    async def refuse(self, call: Call, verdict: Verdict, saw: Saw | None = None) -> None:
         """Record a call that was not let out. It costs nothing."""
 
         def change() -> None:
-            sealed = self._insert_call(call, verdict, state="denied", finished=True)
+            sealed = self._insert_call(call, verdict, saw, state="denied", finished=True)
             self._event("call.denied", call, **sealed, **_decision(verdict))
 
         await self._write(change)
 
     async def ask_people(
-        self, call: Call, verdict: Verdict, *, binding: str, shown: Json, votes: int, pending_s: int
+        self,
+        call: Call,
+        verdict: Verdict,
+        saw: Saw | None = None,
+        *,
+        binding: str,
+        shown: Json,
+        votes: int,
+        pending_s: int,
     ) -> Waiting | Approved | Repeated | Verdict:
         """Put the call to people, or find what they said to an equal one.
 
@@ -187,7 +211,7 @@ class Journal:
                 return earlier
             approval_id = uuid7(now)
             expires_us = now + pending_s * 1_000_000
-            sealed = self._insert_call(call, verdict, state="awaiting_approval", approval_id=approval_id)
+            sealed = self._insert_call(call, verdict, saw, state="awaiting_approval", approval_id=approval_id)
             self._ledger.insert(
                 "approvals",
                 (
@@ -229,18 +253,23 @@ class Journal:
         touches: str | None = None,
         approved: Approved | None = None,
         before: bytes | None = None,
-    ) -> Admitted | Repeated | Verdict:
+        saw: Saw | None = None,
+        run: Run | None = None,
+    ) -> Admitted | Repeated | Moved | Verdict:
         """Let the call out: the one transaction between deciding and doing.
 
         Checks again what may have changed since the decision (switches, an equal earlier call, the approval,
         the undo's own state, the balances), then holds the budget, registers the undo and appends the
-        intent. A Verdict is a refusal, or says that people must agree first; nothing was written then.
+        intent. A Verdict is a refusal, or says that people must agree first; nothing was written then. With
+        `run`, what the decision took the run to be, Moved says that it has changed since.
         """
 
-        def change() -> Admitted | Repeated | Verdict:
+        def change() -> Admitted | Repeated | Moved | Verdict:
             now = self._ledger.now_us
             if refusal := stopped(call, self._ledger.switches):
                 return refusal
+            if run is not None and runs.current(self._ledger, runs.key_of(call)) != run:
+                return Moved()
             if earlier := self._earlier(call, now):
                 return earlier
             if refusal := self._short(call, verdict, charges, now, agreed=approved is not None):
@@ -252,9 +281,11 @@ class Journal:
             deadline_us = now + call.tool.timeout_s * 1_000_000
             sealed: Json = {}
             if approved is None:
-                sealed = self._insert_call(call, verdict, state="dispatched", deadline_us=deadline_us)
+                sealed = self._insert_call(call, verdict, saw, state="dispatched", deadline_us=deadline_us)
             elif refusal := self._use_approval(call, approved, verdict, deadline_us, now):
                 return refusal
+            if call.kind == "call":
+                runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
             for charge in charges:
                 balances.hold(self._ledger, call_id, charge)
@@ -300,6 +331,7 @@ class Journal:
         undo_state: UndoEnd | None = None,
         touches: str | None = None,
         frees_key: bool = False,
+        establishes: Mapping[str, Scalar] | None = None,
     ) -> str:
         """Record how the call ended: post `costs` (by unit) and release the rest, bind the undo.
 
@@ -308,6 +340,7 @@ class Journal:
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
         `touches` is what only the answer told that the call touched.
+        `establishes` is what this success says about the run.
         `frees_key`: nothing was done, so the client may use its idempotency key again.
         Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
         """
@@ -354,6 +387,7 @@ class Journal:
                 error_code=error[0] if error else None,
                 spent=spent,
                 **({"refunded": refunded} if refunded else {}),
+                **(runs.establish(ledger, call, call_id, establishes) if establishes else {}),
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
             return entry(ledger.stream, *ledger.position)
@@ -748,6 +782,14 @@ class Journal:
 
         return await self._writer.write(change, durable=False)
 
+    async def run(self, call: Call) -> Run:
+        """What the run of a call has come to, as of the newest transaction here or the last idle look."""
+        key = runs.key_of(call)
+        known = self._ledger.runs.get(key)
+        if known is not None:
+            return known
+        return await self._write(lambda: runs.current(self._ledger, key), durable=False)
+
     async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """The refusal that this undo would meet if it were let out now."""
         forced = call.undoing is not None and call.undoing.forced
@@ -950,6 +992,7 @@ class Journal:
         self,
         call: Call,
         verdict: Verdict,
+        saw: Saw | None,
         *,
         state: str,
         approval_id: str | None = None,
@@ -963,6 +1006,16 @@ class Journal:
         commit = _commit(salt, call.arguments_json)
         kept = redacted(call.arguments_json, verdict.duties)
         self._ledger.insert("payloads", (call.id, "arguments", salt, kept))
+        seen: dict[str, Any] = {}
+        if saw is not None:
+            salt = os.urandom(16)
+            body = orjson.dumps(saw.context, option=orjson.OPT_SORT_KEYS)
+            seen["context_commit"] = _commit(salt, body)
+            if verdict.duties and (shown := context_redacted(saw.context, verdict.duties)) is not saw.context:
+                body = orjson.dumps(shown, option=orjson.OPT_SORT_KEYS)
+            self._ledger.insert("payloads", (call.id, "context", salt, body))
+            if saw.reads:
+                seen["facts"] = saw.reads
         who = call.principal
         self._ledger.insert(
             "calls",
@@ -1008,6 +1061,7 @@ class Journal:
             "redacted": kept != call.arguments_json,
             "purpose": call.kind,
             "of_call": call.of_call,
+            **seen,
         }
 
     def _event(self, kind: str, call: Call, *, call_id: str | None = None, **facts: Any) -> None:

@@ -28,6 +28,8 @@ from remit.writer import OthersWrite
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
+    from remit.runs import Run, RunKey
+
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
 _WAL_MAX_BYTES = 8 * 2**20
 _COMMITS_BETWEEN_LOOKS = 64
@@ -69,6 +71,8 @@ class Ledger:
         self._data_version = -1
         self._inserts: dict[str, list[Row]] = {}
         self._accounts: dict[tuple[str, int], Account] = {}
+        #: Runs that were asked about (see `runs.py`), as of the newest transaction.
+        self.runs: dict[RunKey, Run] = {}
         #: Every switch that is on: (kind, scope, target, tenant). Replaced whole, so any thread may read it.
         self.switches: frozenset[tuple[str, str, str, str]] = frozenset()
         self._busy_ms = _BUSY_MS
@@ -266,6 +270,7 @@ class Ledger:
         self._seq, self._head = seq, head
         self._inserts.clear()
         self._accounts.clear()
+        self.runs.clear()
         self._data_version = -1
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
@@ -275,6 +280,7 @@ class Ledger:
         if version != self._data_version:
             self._data_version = version
             self._accounts.clear()
+            self.runs.clear()
             self.reload_switches()
         elif len(self._accounts) > 4096:
             self._accounts.clear()

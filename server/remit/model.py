@@ -19,6 +19,10 @@ from remit_rbac import Duty, Expression, Rung
 Arguments = Mapping[str, Any]
 
 
+#: What a run can be known by.
+Scalar = str | int | float
+
+
 class Remedy(StrEnum):
     """What an agent that was refused may usefully do."""
 
@@ -94,6 +98,12 @@ class Tool:
     facts: tuple[Mapping[str, Fact], ...]
     #: What rules see as `r.ctx.derived`.
     derived: Mapping[str, Derivation]
+    #: What a success says about the run.
+    establishes: Mapping[str, Expression]
+    #: Its facts or derived values are computed from what the run has come to.
+    reads_run: bool
+    #: The calls of one run wait for each other.
+    serial: bool
     idempotency_arg: str | None
     #: An error answer of the source means that it did nothing.
     errors_have_no_effect: bool

@@ -22,7 +22,7 @@ import anyio
 import anyio.lowlevel
 import orjson
 
-from remit import approvals, telemetry
+from remit import approvals, runs, telemetry
 from remit.budgets import CALLS, charges
 from remit.calls import fingerprint_of, result_of
 from remit.catalog import Catalog
@@ -34,7 +34,7 @@ from remit.context import context_of
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
-from remit.journal import Admitted, Approved, Journal, Repeated, UndoEnd
+from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, UndoEnd
 from remit.model import (
     OWN_READS,
     Call,
@@ -48,11 +48,24 @@ from remit.model import (
     Outcome,
     Refused,
     Remedy,
+    Scalar,
     UndoPlan,
     Verdict,
 )
+from remit.runs import Run
 from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Json, Operation, Reply, Request
 from remit_rbac import EvaluationError, Policy, Rung
+
+_NOTHING: Json = {}
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """Whose turn it is among the calls of one run that are made one after another."""
+
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    #: The calls that have it or wait for it.
+    wanted: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +83,7 @@ class Services:
     in_flight: dict[str, int]
     #: Takes note of a decision, to be made again under a policy that is tried; None while none is.
     shadow: Callable[[Call, Mapping[str, Any], Policy], None] | None = None
+    turns: dict[runs.RunKey, Turn] = field(default_factory=dict[runs.RunKey, Turn])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +97,23 @@ class Decision:
     plan: UndoPlan | None = None
     #: What the call touches; None also while only its answer can tell.
     touches: str | None = None
-    #: What policy saw as `r.ctx`.
-    context: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    #: What policy saw as `r.ctx`; None when it was not asked.
+    context: Mapping[str, Any] | None = None
     facts: Facts | None = None
+    #: What the run had come to; None when nothing asks about it.
+    run: Run | None = None
     #: Its tool has facts, and they were not looked up.
     lacks_facts: bool = False
+
+    @property
+    def saw(self) -> Saw | None:
+        if self.context is None:
+            return None
+        return Saw(context=self.context, reads=self.facts.reads if self.facts else {})
+
+
+#: How often a call is decided anew because its run has moved on meanwhile.
+_ATTEMPTS = 16
 
 
 async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
@@ -97,7 +123,8 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
     """
     with _counted(call, on) as crowded, on.journal.under_way(), telemetry.stage("govern", call):
         try:
-            outcome = await _in_four_steps(call, crowded, on, caller)
+            steps = _in_turn if call.tool.serial and call.kind == "call" else _in_four_steps
+            outcome = await steps(call, crowded, on, caller)
         except StoreBusy:
             outcome = Refused(call_id=call.id, verdict=_BUSY)
         except StoreUnavailable:
@@ -107,19 +134,35 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
     return outcome
 
 
-async def _in_four_steps(call: Call, decided: Decision | None, on: Services, caller: Caller) -> Outcome:
+async def _in_turn(call: Call, decided: Decision | None, on: Services, caller: Caller) -> Outcome:
+    """The same, once no other call of this run that waits its turn is under way in this process."""
+    key = runs.key_of(call)
+    turn = on.turns.setdefault(key, Turn())
+    turn.wanted += 1
+    try:
+        async with turn.lock:
+            return await _in_four_steps(call, decided, on, caller)
+    finally:
+        turn.wanted -= 1
+        if not turn.wanted:
+            del on.turns[key]
+
+
+async def _in_four_steps(
+    call: Call, decided: Decision | None, on: Services, caller: Caller, attempts: int = _ATTEMPTS
+) -> Outcome:
     # 1. decide
     with telemetry.stage("decide", call):
         decision = decided or await informed(call, on)
     verdict = decision.verdict
-    if on.shadow is not None and call.kind == "call" and verdict.policy_version:
+    if on.shadow is not None and decision.context is not None and verdict.policy_version:
         on.shadow(call, decision.context, on.policy)
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
-        await on.journal.refuse(call, verdict)
+        await on.journal.refuse(call, verdict, decision.saw)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     approved: Approved | None = None
     if verdict.rung is Rung.APPROVE:
-        answer = await approvals.ask(call, verdict, decision.estimates, decision.plan, decision.context, on)
+        answer = await approvals.ask(call, verdict, decision.estimates, decision.plan, decision.saw, on)
         if isinstance(answer, Repeated):
             return await _repeat(call, answer, on)
         if not isinstance(answer, Approved):
@@ -128,7 +171,7 @@ async def _in_four_steps(call: Call, decided: Decision | None, on: Services, cal
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
-        await on.journal.refuse(call, refusal)
+        await on.journal.refuse(call, refusal, decision.saw)
         return Refused(call_id=call.id, verdict=refusal)
 
     # 2. admit
@@ -142,12 +185,18 @@ async def _in_four_steps(call: Call, decided: Decision | None, on: Services, cal
             touches=decision.touches,
             approved=approved,
             before=before,
+            saw=decision.saw,
+            run=decision.run,
         )
+    if isinstance(admitted, Moved):
+        if attempts > 1:
+            return await _in_four_steps(call, None, on, caller, attempts - 1)
+        admitted = _RESTLESS
     if isinstance(admitted, Verdict) and admitted.rung is Rung.APPROVE:
         # A budget asks for people: the same call once more, with their word.
-        return await _in_four_steps(call, replace(decision, verdict=admitted), on, caller)
+        return await _in_four_steps(call, replace(decision, verdict=admitted), on, caller, attempts)
     if isinstance(admitted, Verdict):
-        await on.journal.refuse(call, admitted)
+        await on.journal.refuse(call, admitted, decision.saw)
         return Refused(call_id=call.id, verdict=admitted)
     if isinstance(admitted, Repeated):
         return await _repeat(call, admitted, on)
@@ -163,14 +212,19 @@ async def informed(call: Call, on: Services) -> Decision:
     Nothing is read for a call that no fact could save: where deciding without them met no condition that
     asks for more, or refused before policy was asked.
     """
-    decision = decide(call, on)
+    run = await on.journal.run(call) if _asks_about_run(call, on) else None
+    decision = decide(call, on, run=run)
     if not decision.lacks_facts or (decision.verdict.rung is Rung.DENY and not decision.verdict.in_doubt):
         return decision
     facts = await _look_up(call, decision, on)
-    return decide(call, on, facts) if isinstance(facts, Facts) else Decision(verdict=facts)
+    return decide(call, on, facts, run) if isinstance(facts, Facts) else Decision(verdict=facts)
 
 
-def decide(call: Call, on: Services, facts: Facts | None = None) -> Decision:
+def _asks_about_run(call: Call, on: Services) -> bool:
+    return call.kind == "call" and (call.tool.reads_run or on.policy.reads("run"))
+
+
+def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None = None) -> Decision:
     """All checks in order; the first that refuses ends it. Reads memory only."""
     parsed: Json = {}
     if refusal := stopped(call, on.journal.switches) or misfit(call):
@@ -193,6 +247,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None) -> Decision:
         undo_ready=plan is not None,
         parsed=parsed,
         facts=facts.values if facts else None,
+        run=run.seen_by(call) if run else _NOTHING,
     )
     verdict = permission(call, on.policy, context)
     if no_way_back and verdict.rung is not Rung.DENY:
@@ -205,8 +260,9 @@ def decide(call: Call, on: Services, facts: Facts | None = None) -> Decision:
         charges=charges(on.config.budgets, call, estimates, call.received_us),
         plan=plan,
         touches=touches,
-        context=context,
+        context=context if call.kind == "call" else None,
         facts=facts,
+        run=run,
         lacks_facts=facts is None and bool(call.tool.facts) and call.kind == "call",
     )
 
@@ -319,6 +375,7 @@ async def _settle(
         undo_state=undo_state,
         touches=None if decision.touches else _touched(call, roots),
         frees_key=reply.kind == "input_required",
+        establishes=_established(call, roots) if not failed and reply.kind == "complete" else None,
     )
     return Done(
         call_id=call_id,
@@ -329,6 +386,18 @@ async def _settle(
         event=event,
         undone={"state": undo_state, "residue": call.undoing.residue} if call.undoing else {},
     )
+
+
+def _established(call: Call, roots: Mapping[str, Any]) -> Mapping[str, Scalar] | None:
+    """What the success of a call says about its run; what cannot be worked out is not said."""
+    if not call.tool.establishes or call.kind != "call":
+        return None
+    found: dict[str, Scalar] = {}
+    for name, expression in call.tool.establishes.items():
+        with suppress(EvaluationError):
+            if runs.is_scalar(value := expression(**roots)):
+                found[name] = value
+    return found
 
 
 async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: Services) -> None:
@@ -454,7 +523,8 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
     reads: dict[str, str] = {}
     answers: dict[tuple[str, bytes], Any] = {}
     ids: dict[tuple[str, bytes], str] = {}
-    roots = {"args": call.arguments, **{name: decision.context.get(name, {}) for name in ("parsed", "run")}}
+    context = decision.context or _NOTHING
+    roots = {"args": call.arguments, **{name: context.get(name, {}) for name in ("parsed", "run")}}
 
     async def ask(read: Call) -> None:
         if done := await _answered(read, on):
@@ -677,6 +747,13 @@ _IN_DOUBT = Verdict(
     reason="An equal call was sent before and nobody knows whether it took effect, so it is not sent again. "
     "Read the current state to find out, or have an operator resolve it.",
     remedy=Remedy.ASK,
+)
+_RESTLESS = Verdict(
+    rung=Rung.DENY,
+    code="too_many_at_once",
+    reason="Other calls of this piece of work kept changing what this one depends on. Make them one after "
+    "another, then try again.",
+    remedy=Remedy.WAIT,
 )
 _ENDED = Verdict(
     rung=Rung.DENY,

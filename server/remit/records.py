@@ -21,6 +21,7 @@ from remit.chain import EventRow
 from remit.comparing import Difference, Group
 from remit.errors import RemitError, UnknownRecord
 from remit.schema import HEAD
+from remit_rbac import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,8 @@ class Story:
     arguments: Any
     result: Any
     before: Any
+    #: What policy saw as `r.ctx` when the call was first decided; None also where it was not asked.
+    context: Any
     approval: ApprovalRecord | None
     holds: tuple[Hold, ...]
     moves: tuple[Move, ...]
@@ -153,6 +156,18 @@ class Story:
     #: The calls that served this one: its undo with the verification of that, its before-read.
     served_by: tuple[CallRecord, ...]
     events: tuple[EventRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What policy was asked about a call when it was first decided, exactly; so it can be asked again.
+
+    A call that people approved is decided once more when it is sent; only what they were asked is kept.
+    """
+
+    question: Question
+    #: Parts were struck out before it was stored: another answer may be due to that.
+    redacted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +294,7 @@ class Records:
             arguments=payloads.get("arguments"),
             result=payloads.get("result"),
             before=payloads.get("before"),
+            context=payloads.get("context"),
             approval=self.approval(call.approval_id) if call.approval_id else None,
             holds=tuple(
                 Hold(**row)
@@ -311,6 +327,36 @@ class Records:
                 as_event(row)
                 for row in self._all("SELECT * FROM events WHERE call_id = ? ORDER BY at_us, seq", (call.id,))
             ),
+        )
+
+    def asked(self, start: str) -> Asked | None:
+        """What policy was asked about the one call whose id begins so; None where nothing of that is kept.
+
+        Raises UnknownRecord.
+        """
+        call = self.call(start)
+        kept = {
+            row["kind"]: row["body"]
+            for row in self._all(
+                "SELECT kind, body FROM payloads WHERE call_id = ? AND kind IN ('arguments', 'context')",
+                (call.id,),
+            )
+        }
+        if len(kept) < 2:
+            return None
+        opening = self._one(
+            "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (call.id,)
+        )
+        return Asked(
+            question=Question(
+                tenant=call.tenant,
+                agent=call.agent,
+                user=call.user,
+                tool=call.tool,
+                args=json.loads(kept["arguments"]),
+                ctx=json.loads(kept["context"]),
+            ),
+            redacted=opening is not None and bool(json.loads(opening["body"]).get("redacted")),
         )
 
     def undo(self, call_id: str) -> UndoRecord | None:

@@ -157,13 +157,33 @@ payloads = Table(
     Column(
         "kind",
         String(10),
-        CheckConstraint("kind IN ('arguments', 'result', 'before')", name="kind"),
+        CheckConstraint("kind IN ('arguments', 'result', 'before', 'context')", name="kind"),
         nullable=False,
     ),
-    # The commitment in `calls` is SHA-256(salt || body).
+    # The commitment in `calls`, or for a context in its first event, is SHA-256(salt || body).
     Column("salt", LargeBinary(16), nullable=False),
     Column("body", LargeBinary, nullable=False),
     PrimaryKeyConstraint("call_id", "kind"),
+    sqlite_with_rowid=False,
+)
+
+#: What the calls of a run have established about it, each once. A run is one agent's, for one user.
+run_facts = Table(
+    "run_facts",
+    metadata,
+    Column("tenant", String(128), nullable=False),
+    Column("agent", String(134), nullable=False),
+    Column("user", String(133), nullable=False),
+    Column("run", String(128), nullable=False),
+    Column("name", String(32), nullable=False),
+    # JSON: a text, a number or a boolean. The event of the call holds SHA-256(salt || value).
+    Column("value", Text, nullable=False),
+    Column("salt", LargeBinary(16), nullable=False),
+    # The call whose success established it, and the first that said otherwise later.
+    Column("call_id", String(36), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("conflict_call", String(36)),
+    PrimaryKeyConstraint("tenant", "agent", "user", "run", "name"),
     sqlite_with_rowid=False,
 )
 

@@ -12,6 +12,7 @@ order; every stream is a whole chain.
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
@@ -186,6 +187,11 @@ def _commitments(db: sqlite3.Connection) -> Iterator[str]:
         " LEFT JOIN calls ON calls.id = payloads.call_id"
     ):
         promised: dict[str, Any] = {"arguments": row["arguments_commit"], "result": row["result_commit"]}
+        if row["kind"] == "context":
+            opening = db.execute(
+                "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (row["call_id"],)
+            ).fetchone()
+            promised["context"] = json.loads(opening["body"]).get("context_commit")
         if row["kind"] not in promised or b"[redacted]" in row["body"]:
             continue
         if hashlib.sha256(row["salt"] + row["body"]).hexdigest() != promised[row["kind"]]:

@@ -124,7 +124,7 @@ def test_every_context_attribute_is_listed() -> None:
         {"version": 1, "policy": {"files": ["p"]}, "sources": {"s": {"kind": "mcp", "command": ["c"]}}}
     )
     listed = {name.removeprefix("r.ctx.") for name in first_column(section("docs/policy.md", "Context"))}
-    declared = {"<name>", "facts.<fact>", "parsed.<argument>", "derived.<value>"}
+    declared = {"<name>", "run.<name>", "facts.<fact>", "parsed.<argument>", "derived.<value>"}
     assert listed == {*context_names(config), *declared}
 
 

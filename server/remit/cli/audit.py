@@ -61,7 +61,7 @@ def verify(
     against its events, and every stored argument and result against what was committed to. With
     --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
-    from remit.audit import verify_approvals, verify_calls, verify_events
+    from remit.audit import verify_approvals, verify_calls, verify_events, verify_runs
     from remit.cli.output import report
     from remit.proofs import size_of, verify_log
     from remit.records import open_records
@@ -76,6 +76,7 @@ def verify(
                 *verify_log(found, kept, verifiers, advance),
                 *verify_calls(found, advance),
                 *verify_approvals(found),
+                *verify_runs(found),
             ]
     if as_json:
         print_json(

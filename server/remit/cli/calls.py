@@ -145,6 +145,7 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
     yield "policy", call.policy_version[:12] or None
     yield "its words", as_json_text(call.claim) if call.claim else None
     yield "arguments", as_json_text(story.arguments) if story.arguments is not None else "erased"
+    yield "rules saw", as_json_text(story.context) if story.context is not None else None
     if request := story.approval:
         ends = exactly(request.expires_us)
         yield "approval", f"{request.id} {request.state}, {request.votes_needed} needed, until {ends}"
