@@ -227,7 +227,11 @@ def _sums(records: Records, sql: str, parts: Sequence[str]) -> dict[tuple[str, i
 
 
 def _heads_in(body: str) -> dict[tuple[str, int], str]:
-    return {(head["stream"], head["seq"]): head["hash"] for head in _facts(body).get("heads", ())}
+    heads = _facts(body).get("heads")
+    try:
+        return {(str(head["stream"]), int(head["seq"])): head["hash"] for head in heads or ()}
+    except (KeyError, TypeError, ValueError, IndexError):
+        return {}  # the chain tells that this event was changed
 
 
 def _facts(body: str) -> dict[str, Any]:

@@ -62,9 +62,9 @@ def newest_checkpoint(records: Records) -> tuple[str, int]:
 
 def in_log_order(records: Records) -> Iterator[EventRow]:
     """Every sealed event, in the order of the leaves."""
-    for run in records.rows("SELECT * FROM log_runs ORDER BY first_leaf"):
+    for run in records.rows("SELECT stream, first_seq, events FROM log_runs ORDER BY first_leaf"):
         for row in records.rows(
-            "SELECT * FROM events WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq", _within(run)
+            "SELECT * FROM events WHERE stream = ?1 AND seq >= ?2 AND seq < ?2 + ?3 ORDER BY seq", tuple(run)
         ):
             yield as_event(row)
 
@@ -126,31 +126,36 @@ def verify_log(
             or not isinstance(count, int)
             or not 0 < count <= most - log.size
         ):
+            yield from log.flush()
             yield Finding(
                 where=f"log, entry {log.size}", what="the register of what was sealed is not what was written"
             )
             break
         sealed[stream] = first + count - 1
-        hashes = {
-            row["seq"]: row["hash"]
+        hashes: dict[object, Any] = {
+            row[0]: row[1]
             for row in records.rows(
-                "SELECT seq, hash FROM events WHERE stream = ? AND seq >= ? AND seq < ?", _within(run)
+                "SELECT seq, hash FROM events WHERE stream = ? AND seq >= ? AND seq < ?",
+                (stream, first, first + count),
             )
         }
         for seq in range(first, first + count):
             progress()
-            yield from log.add(stream, seq, hashes.pop(seq, None))
+            if log.add(stream, seq, hashes.get(seq)):
+                yield from log.flush()
+    yield from log.flush()
     yield from log.end()
     yield from _stored_checkpoints(records, log, verifiers or known_keys(records))
 
 
 class _Rehashed:
-    """The tree, hashed anew while events come by, beside the stored tiles."""
+    """The tree, hashed anew while events come by, a tile at a time, beside the stored tiles."""
 
     def __init__(self, records: Records, kept: Sequence[Checkpoint]) -> None:
         self._frontier = merkle.Frontier()
         self._read = tiles_of(records)
-        self._tile = b""
+        #: The events of the tile under way: stream, number, and hash unless it is gone.
+        self._waiting: list[tuple[str, int, str | None]] = []
         self._kept: dict[int, list[Checkpoint]] = {}
         for checkpoint in kept:
             self._kept.setdefault(checkpoint.size, []).append(checkpoint)
@@ -161,34 +166,46 @@ class _Rehashed:
 
     @property
     def size(self) -> int:
-        return self._frontier.size
+        return self._frontier.size + len(self._waiting)
 
-    def add(self, stream: str, seq: int, digest: object) -> Iterator[Finding]:
-        place = self.size % merkle.TILE_WIDTH
-        if place == 0:
-            self._tile = self._read(0, self.size // merkle.TILE_WIDTH)
-        stored = self._tile[place * merkle.HASH_BYTES : (place + 1) * merkle.HASH_BYTES]
-        leaf = stored
-        if digest is not None:
-            leaf = merkle.leaf_hash(entry(stream, seq, str(digest)).encode())
-        if digest is None or leaf != stored:
-            what = "it was taken out after it was sealed" if digest is None else "it is not what was sealed"
-            yield Finding(where=f"stream {stream}, event {seq}", what=what)
-            leaf = stored or leaf
-        self._frontier.add(leaf)
-        if self.size in self._wanted:
-            self.roots[self.size] = self._frontier.root().hex()
-        yield from self._compare(stream, seq)
+    def add(self, stream: str, seq: int, digest: str | None) -> bool:
+        """Append an event; whether its tile is full, and `flush` is due."""
+        self._waiting.append((stream, seq, digest))
+        return self.size % merkle.TILE_WIDTH == 0
 
-    def _compare(self, stream: str, seq: int) -> Iterator[Finding]:
-        for checkpoint in self._kept.pop(self.size, ()):
-            if checkpoint.root == self._frontier.root():
-                self._good = self.size
+    def flush(self) -> Iterator[Finding]:
+        """Compare what waits with the tile; what differs from it is told, and taken from the tile."""
+        first, offset = divmod(self._frontier.size, merkle.TILE_WIDTH)
+        stored = self._read(0, first)[offset * merkle.HASH_BYTES :]
+        leaves = [
+            merkle.leaf_hash(entry(stream, seq, str(digest)).encode())
+            for stream, seq, digest in self._waiting
+        ]
+        if b"".join(leaves) != stored[: len(leaves) * merkle.HASH_BYTES]:
+            for number, (stream, seq, digest) in enumerate(self._waiting):
+                there = stored[number * merkle.HASH_BYTES : (number + 1) * merkle.HASH_BYTES]
+                if leaves[number] != there:
+                    what = "it is not what was sealed" if digest else "it was taken out after it was sealed"
+                    yield Finding(where=f"stream {stream}, event {seq}", what=what)
+                    leaves[number] = there or leaves[number]
+        for leaf, (stream, seq, _) in zip(leaves, self._waiting, strict=True):
+            self._frontier.add(leaf)
+            if self._frontier.size in self._wanted:
+                self.roots[self._frontier.size] = self._frontier.root().hex()
+            if self._frontier.size in self._kept:
+                yield from self._compare(f"event {seq} of stream {stream}")
+        self._waiting.clear()
+
+    def _compare(self, newest: str) -> Iterator[Finding]:
+        size, root = self._frontier.size, self._frontier.root()
+        for checkpoint in self._kept.pop(size):
+            if checkpoint.root == root:
+                self._good = size
                 continue
             yield Finding(
-                where=f"log, entries {self._good} to {self.size - 1}",
-                what=f"rewritten: a checkpoint of {self.size} entries that was kept elsewhere has another "
-                f"root (the last of them is event {seq} of stream {stream})",
+                where=f"log, entries {self._good} to {size - 1}",
+                what=f"rewritten: a checkpoint of {size} entries that was kept elsewhere has another root"
+                f" (the last of them is {newest})",
             )
 
     def end(self) -> Iterator[Finding]:
@@ -248,10 +265,6 @@ def tiles_of(records: Records) -> merkle.ReadTile:
         return row["hashes"] if row and isinstance(row["hashes"], bytes) else b""
 
     return read
-
-
-def _within(run: Any) -> tuple[str, int, int]:
-    return run["stream"], run["first_seq"], run["first_seq"] + run["events"]
 
 
 def _leaf_of(records: Records, event: EventRow) -> int | None:
