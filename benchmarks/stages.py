@@ -22,7 +22,6 @@ from typing import Any
 
 from benchmarks.targets.launch import write_remit_files
 from remit import catalog
-from remit.app import load_policy
 from remit.calls import new_call
 from remit.checks.containment import stopped
 from remit.config_file import load
@@ -32,6 +31,7 @@ from remit.identity import Principal
 from remit.ids import now_us
 from remit.journal import Admitted, Journal, open_journal
 from remit.pipeline import Services, decide
+from remit.policies import load_policy
 from remit_adapters.base import Caller, Offer, Reply, Request
 
 PRINCIPAL = Principal(tenant="bench", agent="agent:load", user="user:owner", auth="api_key")

@@ -11,7 +11,7 @@ from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, 
 from remit_rbac.decisions import Answer, Decision, Duty, Question, RowError, Rung, Subjects
 from remit_rbac.explain import NearMiss, near_misses
 from remit_rbac.index import Row
-from remit_rbac.loading import GUARDRAILS, load_files, load_layers, load_rows, load_text
+from remit_rbac.loading import GUARDRAILS, Layer, load_files, load_layers, load_rows, load_text
 from remit_rbac.policy import Policy
 from remit_rbac.problems import CODES, PolicyError, Problem
 
@@ -24,6 +24,7 @@ __all__ = [
     "EvaluationError",
     "Expression",
     "ExpressionError",
+    "Layer",
     "NearMiss",
     "Policy",
     "PolicyError",

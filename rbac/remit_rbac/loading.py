@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,26 @@ from remit_rbac.forms import COLUMNS, RowReader
 from remit_rbac.index import Rule
 from remit_rbac.lines import Line, read_lines, read_values
 from remit_rbac.lint import Surroundings, lint
-from remit_rbac.model import Constant, Equal, Lookup, Member, Model, Prefix, read_model
+from remit_rbac.model import Constant, Equal, Lookup, Member, Model, Prefix, parse_model, read_model
 from remit_rbac.policy import Policy
 from remit_rbac.problems import PolicyError, Problem
 from remit_rbac.roles import Link, RoleGraph
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One file of a policy, read: its name in messages, and its bytes."""
+
+    file: str
+    content: bytes
+    #: Whose file it is: it may speak about that tenant only. None: the organisation's, about all of them.
+    tenant: str | None = None
+
+
 #: Rules that no policy should be without. The lowest layer, unless another is given.
-GUARDRAILS = Path(__file__).with_name("guardrails.csv")
+GUARDRAILS = Layer(
+    file="built-in guardrails", content=Path(__file__).with_name("guardrails.csv").read_bytes()
+)
 
 _REQUEST = ("sub", "dom", "tool", "act", "args", "ctx")
 _MATCHED = ("sub", "dom", "tool", "act")
@@ -58,27 +72,44 @@ def load_files(
 
 
 def load_layers(
-    model: Path | None,
+    layers: Iterable[Layer],
     *,
-    guardrails: Sequence[Path] = (GUARDRAILS,),
-    base: Sequence[Path],
-    tenants: Mapping[str, Sequence[Path]],
+    model: Layer | None = None,
+    guardrails: Sequence[Layer] = (GUARDRAILS,),
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
     known_context: Collection[str] | None = None,
 ) -> Policy:
-    """Load guardrails, the organisation's policy, and each tenant's own files, as one policy.
+    """Load guardrails, the organisation's files and those of its tenants, as one policy.
 
     A deny of any layer holds whatever another allows. A tenant's files may speak about that tenant only
-    and may not change tool groups. Raises as `load_files` does.
+    and may not change tool groups. `model` None is the shipped one. Nothing is read from disk, so what was
+    checked is what counts. Raises PolicyError naming every problem.
     """
-    builder = _Builder(read_model(model), Surroundings(tool_schemas, known_context))
-    for path in (*guardrails, *base):
-        builder.add(*read_lines(path.read_bytes(), str(path)))
-    for tenant, paths in tenants.items():
-        for path in paths:
-            lines, problems = read_lines(path.read_bytes(), str(path))
-            builder.add(lines, [*problems, *_trespasses(tenant, lines)])
+    builder = _Builder(_model_of(model), Surroundings(tool_schemas, known_context))
+    for layer in (*guardrails, *layers):
+        lines, problems = read_lines(layer.content, layer.file)
+        foreign = _trespasses(layer.tenant, lines) if layer.tenant is not None else ()
+        builder.add(lines, [*problems, *foreign])
     return builder.build()
+
+
+def _model_of(layer: Layer | None) -> Model:
+    if layer is None:
+        return read_model(None)
+    try:
+        return parse_model(layer.content.decode("utf-8"), layer.file)
+    except UnicodeDecodeError as error:
+        line = layer.content.count(b"\n", 0, error.start) + 1
+        problem = Problem(
+            code="not-utf8",
+            file=layer.file,
+            line=line,
+            column=1,
+            text="",
+            message="this line is not UTF-8",
+            fix="save the file as UTF-8",
+        )
+        raise PolicyError([problem]) from None
 
 
 def load_text(
@@ -195,7 +226,7 @@ class _Builder:
                 line.problem(
                     "duplicate-row",
                     f"the same row stands at {first.row.file}:{first.row.line}",
-                    "delete one of them",
+                    "delete this one",
                     level="warning",
                 )
             )

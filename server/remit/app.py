@@ -1,8 +1,8 @@
 """Building and wiring: the only place where the parts of a running Remit are made and joined.
 
 An `App` lives as long as its process serves: it opens the journal, loads the policy, connects the sources
-and keeps the catalog current. It answers nothing itself; fronts wait for `services()` and hand calls to
-the pipeline.
+and keeps catalog and policy current. It answers nothing itself; fronts wait for `services()` and hand calls
+to the pipeline.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from remit.identity import load_pepper
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
 from remit.pipeline import Services
+from remit.policy_watch import PolicyWatch
 from remit.shadow import Shadow
 from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
-from remit_rbac import Policy, load_files
+from remit_rbac import Policy
 
 _log = logging.getLogger("remit.app")
 #: A client may start Remit by its full path: programs installed beside it are found all the same.
@@ -63,6 +64,7 @@ class App:
         self._offers: dict[str, Offer] = {}
         self._shadow = Shadow(loaded.config)
         self._listeners: list[Callable[[Event], None]] = []
+        self._watch = PolicyWatch(loaded.config)
 
     async def services(self) -> Services:
         """What calls are governed with, as soon as the start is done. Raises what the start raised."""
@@ -84,6 +86,10 @@ class App:
         """Have `listener` called, in the event loop, when what is exported or subscribed to has changed."""
         self._listeners.append(listener)
 
+    def look_at_policy(self) -> None:
+        """Look for a new policy now, and try again one that was refused."""
+        self._watch.ask()
+
     @asynccontextmanager
     async def running(self, *, sources: Collection[str] | None = None) -> AsyncGenerator[App]:
         """Start everything, and stop it on the way out; yields once all is up.
@@ -104,7 +110,7 @@ class App:
             # A client that started this process waits for its first answer: what is slow to load or to
             # make goes beside the event loop.
             await anyio.to_thread.run_sync(import_module, "remit.tables")
-            policy = await anyio.to_thread.run_sync(load_policy, self.config)
+            policy = await anyio.to_thread.run_sync(self._watch.load)
             journal = await open_journal(
                 self.config.store.path,
                 role=self._role,
@@ -130,6 +136,7 @@ class App:
                 in_flight={},
             )
             self._services = services
+            await self._watch.keep(journal)
             async with anyio.create_task_group() as starts:
                 for name in services.adapters:
                     starts.start_soon(self._connect, name, services, tasks)
@@ -138,6 +145,7 @@ class App:
             tasks.start_soon(self._sealing)
             if self._role != "cli":
                 tasks.start_soon(self._shadow.run, services)
+                tasks.start_soon(self._watch.run, journal, self._use)
         except BaseException as error:
             self._failure = error
             if self._services is not None:
@@ -205,6 +213,13 @@ class App:
     def _rebuild(self, services: Services) -> None:
         services.catalog = catalog.build(self.config, self._offers)
 
+    def _use(self, policy: Policy) -> None:
+        if self._services is None:
+            return
+        self._services.policy = policy
+        for kind in ("tools", "resources", "prompts"):  # each list is what policy lets its reader see
+            self._tell(Event(kind=kind))
+
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
@@ -237,11 +252,6 @@ class App:
         for each in anchored:
             if each.error:
                 _log.error("the newest checkpoint is not at %s: %s", each.anchor, each.error)
-
-
-def load_policy(settings: Config) -> Policy:
-    """The policy as the configuration names it. Raises PolicyError with every problem."""
-    return load_files(settings.policy.model, list(settings.policy.files))
 
 
 def adapter(name: str, source: McpSource, loaded: Loaded) -> Adapter:

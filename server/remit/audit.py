@@ -179,6 +179,42 @@ def verify_runs(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
 
 
+def verify_policies(records: Records) -> Iterator[Finding]:
+    """Every policy version whose text, and every activation, that is not what its events say."""
+    told: dict[str, dict[str, Any]] = {}
+    activated: dict[Any, tuple[Any, ...]] = {}
+    for row in records.rows(
+        "SELECT kind, at_us, body FROM events WHERE kind IN ('policy.stored', 'policy.pushed',"
+        " 'policy.activated') ORDER BY rowid"
+    ):
+        facts = _facts(row["body"])
+        if row["kind"] == "policy.activated":
+            named = (facts.get(name) for name in ("version", "how", "by", "note", "at_us"))
+            activated[facts.get("number")] = tuple(named)
+            continue
+        version = told.setdefault(str(facts.get("version")), {"since": facts.get("at_us")})
+        version["text"] = facts.get("text_sha256")
+        version["pushed"] = (facts.get("by"), facts.get("note", ""))
+    for row in records.rows("SELECT * FROM policy_versions"):
+        where = f"policy version {row['id']}"
+        version = told.pop(row["id"], None)
+        if version is None:
+            yield Finding(where=where, what="it has no event")
+        elif hashlib.sha256(str(row["text"]).encode()).hexdigest() != version["text"]:
+            yield Finding(where=where, what="its text is not the one that was stored")
+        elif ((row["pushed_by"], row["note"]), row["created_us"]) != (version["pushed"], version["since"]):
+            yield Finding(where=where, what="who pushed it, when or why is not what its event says")
+    for row in records.rows("SELECT * FROM policy_activations"):
+        where = f"activation {row['number']}"
+        stated = (row["version"], row["kind"], row["activated_by"], row["note"], row["at_us"])
+        if activated.pop(row["number"], None) != stated:
+            yield Finding(where=where, what="no event says that this version came into force so")
+    for version_id in told:
+        yield Finding(where=f"policy version {version_id}", what="it has events, and its text is gone")
+    for number in activated:
+        yield Finding(where=f"activation {number}", what="it has an event, and no row")
+
+
 def verify_balances(records: Records) -> Iterator[Finding]:
     """Every balance that its journal of moves, or the holds of its calls, do not add up to."""
     parts = ("held", "posted", "refunded", "overrun")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from remit.app import load_policy
 from remit.config import Config
 from remit.config_file import Loaded, load
-from remit.errors import RemitError
-from remit_rbac import Policy, load_files, load_text
+from remit.errors import RemitError, UnknownRecord
+from remit.policies import load_policy, load_version, text_of
+from remit_rbac import Layer, Policy, load_layers
 
 #: Stands for the policy in force.
 CURRENT = "current"
@@ -31,7 +32,11 @@ def files_of(named: str) -> tuple[tuple[str, str], ...]:
 def built(files: Iterable[tuple[str, str]], config: Config) -> Policy:
     """The policy that stored files make, under the model of this configuration. Raises PolicyError."""
     text = "\n".join(text for _, text in files)
-    return load_text(text, model=config.policy.model, file="candidate")
+    model = config.policy.model
+    return load_layers(
+        [Layer(file="candidate", content=text.encode())],
+        model=Layer(file=str(model), content=model.read_bytes()) if model else None,
+    )
 
 
 def candidate(named: str, loaded: Loaded) -> Policy:
@@ -47,14 +52,17 @@ def candidate(named: str, loaded: Loaded) -> Policy:
         files = sorted(path.glob("*.csv"))
         if not files:
             raise RemitError(f"{named}: there is no .csv file in this folder")
-        return load_files(loaded.config.policy.model, files)
+        return text_of(files, loaded.config.policy.model).build()
     if path.is_file():
         if path.suffix in (".yaml", ".yml"):
             return load_policy(load(path).config)
-        return load_files(loaded.config.policy.model, [path])
+        return text_of([path], loaded.config.policy.model).build()
     if re.fullmatch(r"[0-9a-f]{6,64}", named):
         current = load_policy(loaded.config)
         if current.version.startswith(named):
             return current
+        with suppress(UnknownRecord):
+            if loaded.config.store.path.is_file():
+                return load_version(loaded.config, named)
         raise RemitError(f"no policy version {named} is kept; name a file, a folder or a configuration")
     raise RemitError(f"{named}: there is no such file or folder; name one, a configuration or a version")

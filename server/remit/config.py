@@ -113,10 +113,27 @@ class Store(Strict):
     durability: Literal["full", "relaxed"] = "full"
 
 
-class PolicyFiles(Strict):
+class PolicySource(Strict):
+    """Where the policy comes from. What is written in files is also what `remit policy push` stores."""
+
+    #: `files`: these files, read again whenever they change. `database`: the version that a person activated.
+    source: Literal["files", "database"] = "files"
     #: A Casbin model; without it the one that ships with Remit is used.
     model: Path | None = None
-    files: Annotated[tuple[Path, ...], Field(min_length=1)]
+    #: The organisation's rules, for all tenants. With `source: database`, needed to push versions only.
+    files: Annotated[tuple[Path, ...], Field(min_length=1)] = ()
+    #: What each tenant adds; such a file may speak about its own tenant only.
+    tenants: Mapping[SubjectId, Annotated[tuple[Path, ...], Field(min_length=1)]] = {}
+    #: Whoever pushed a version cannot be the one who activates it.
+    second_person: bool = False
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> PolicySource:
+        if self.source == "files" and not self.files:
+            raise ValueError("files is missing; write files: [policy.csv], or source: database")
+        if self.source == "files" and self.second_person:
+            raise ValueError("second_person needs source: database; who may edit the files decides otherwise")
+        return self
 
 
 class StdioIdentity(Strict):
@@ -435,7 +452,7 @@ AgentTool = Literal["status", "explain", "undo", "withdraw"]
 class Config(Strict):
     version: Literal[1]
     store: Store = Store()
-    policy: PolicyFiles
+    policy: PolicySource
     identity: Identity = Identity()
     http: Http = Http()
     sources: Annotated[Mapping[SourceId, Source], Field(min_length=1)]

@@ -201,8 +201,16 @@ def _anchored(value: Any, folder: Path) -> Any:
 
 
 def _absent_files(shown: str, document: Document, config: Config) -> Iterator[Problem]:
-    files: dict[strict_yaml.Path, Path | None] = {("policy", "model"): config.policy.model}
-    files |= {("policy", "files", number): path for number, path in enumerate(config.policy.files)}
+    files: dict[strict_yaml.Path, Path | None] = {}
+    policy = config.policy
+    if policy.source == "files":  # elsewhere only who pushes a version needs them
+        files[("policy", "model")] = policy.model
+        files |= {("policy", "files", number): path for number, path in enumerate(policy.files)}
+        files |= {
+            ("policy", "tenants", tenant, number): path
+            for tenant, paths in policy.tenants.items()
+            for number, path in enumerate(paths)
+        }
     if tls := config.http.tls:
         files |= {("http", "tls", "certificate"): tls.certificate, ("http", "tls", "key"): tls.key}
     for field, path in files.items():

@@ -55,7 +55,6 @@ FORMS = {
 EXAMPLES = {
     "version": "version: 1",
     "policy": "policy: {files: [policy.csv]}",
-    "files": "files: [policy.csv]",
     "sources": "sources: {time: {kind: mcp, command: [mcp-server-time]}}",
     "kind": "kind: mcp",
     "tenant": "tenant: acme",

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, runs
+from remit import balances, runs, versions
 from remit.calls import redacted
 from remit.chain import GENESIS, entry
 from remit.comparing import Group
@@ -39,6 +39,7 @@ from remit.ledger import Ledger
 from remit.model import Call, Charge, Remedy, Scalar, UndoPlan, Verdict
 from remit.runs import Run
 from remit.schema import upgrade
+from remit.versions import Digests, Version
 from remit.writer import Writer
 from remit_adapters.base import Json, Reply
 from remit_rbac import Rung
@@ -684,6 +685,39 @@ class Journal:
                 )
 
         await self._writer.write(change, durable=False)
+
+    # The policy.
+
+    async def decides_by(self, version: Version, *, from_files: bool) -> None:
+        """Keep the text of the policy that this process decides by; of one from files, also since when."""
+
+        def change() -> None:
+            if from_files:
+                versions.found_in_files(self._ledger, version)
+            else:
+                versions.keep(self._ledger, version)
+
+        await self._writer.write(change)
+
+    async def push_policy(self, version: Version, *, by: str, note: str) -> bool:
+        """Store a version that a person offers; False when somebody pushed the same rules before."""
+        return await self._writer.write(lambda: versions.push(self._ledger, version, by=by, note=note))
+
+    async def activate_policy(self, version: Version, *, by: str, note: str, second_person: bool) -> bool:
+        """Put a stored version into force; False when it is already. Raises UnknownRecord, WrongState."""
+        return await self._writer.write(
+            lambda: versions.activate(self._ledger, version, by=by, note=note, second_person=second_person)
+        )
+
+    async def roll_back_policy(self, version: Version, *, by: str, note: str) -> bool:
+        """Return to a version that was in force before; False when it is in force. Raises WrongState."""
+        return await self._writer.write(lambda: versions.roll_back(self._ledger, version, by=by, note=note))
+
+    async def reject_policy(self, *, problems: Sequence[str], digests: Digests) -> None:
+        """Record that a new version was not taken, and why."""
+        await self._writer.write(lambda: versions.reject(self._ledger, problems=problems, digests=digests))
+
+    # Keys.
 
     async def add_key(self, key: KeyRecord, *, by: str) -> None:
         def change() -> None:

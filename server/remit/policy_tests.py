@@ -244,7 +244,7 @@ def coverage(policy: Policy, used: set[Row]) -> Coverage:
         rule
         for ptype in ("p", "p2")
         for rule in policy.rules.get(ptype, ())
-        if rule.row.file != str(GUARDRAILS)
+        if rule.row.file != GUARDRAILS.file
     ]
     unused = [Unused(row=rule.row, why=_WHY.get(rule.values[5], "was never due")) for rule in counted]
     return Coverage(rows=len(counted), unused=tuple(each for each in unused if each.row not in used))

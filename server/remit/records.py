@@ -227,6 +227,31 @@ class ShadowRecord:
     groups: tuple[Group, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVersion:
+    id: str
+    #: The complete text; read it with `PolicyText.from_json`.
+    text: str
+    #: None: known from a server's files alone.
+    pushed_by: str | None
+    note: str
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """When a policy version came into force."""
+
+    number: int
+    version: str
+    #: `files`, `activate` or `rollback`.
+    kind: str
+    #: None: a server found it in its files.
+    activated_by: str | None
+    note: str
+    at_us: int
+
+
 @contextmanager
 def open_records(path: Path) -> Generator[Records]:
     """The records in the audit database at `path`, as of now. Raises RemitError when it cannot be read."""
@@ -458,6 +483,26 @@ class Records:
         """When each (tenant, agent) last called."""
         rows = self._all("SELECT tenant, agent, MAX(created_us) AS at_us FROM calls GROUP BY tenant, agent")
         return {(row["tenant"], row["agent"]): row["at_us"] for row in rows}
+
+    # The policy.
+
+    def policy_versions(self) -> list[PolicyVersion]:
+        """Every version that is stored, the oldest first."""
+        rows = self._all("SELECT * FROM policy_versions ORDER BY created_us, id")
+        return [PolicyVersion(**row) for row in rows]
+
+    def policy_version(self, start: str) -> PolicyVersion:
+        """The version whose id begins so. Raises UnknownRecord when none does, or several do."""
+        return PolicyVersion(**self._only("policy_versions", start, "policy version"))
+
+    def activations(self) -> list[Activation]:
+        """What was in force and since when, the oldest first."""
+        return [Activation(**row) for row in self._all("SELECT * FROM policy_activations ORDER BY number")]
+
+    def active_policy(self) -> Activation | None:
+        """What is in force; None before the first activation."""
+        row = self._one("SELECT * FROM policy_activations ORDER BY number DESC LIMIT 1")
+        return Activation(**row) if row else None
 
     # Events.
 

@@ -453,3 +453,35 @@ log_anchors = Table(
     PrimaryKeyConstraint("anchor", "size"),
     sqlite_with_rowid=False,
 )
+
+#: Every policy that ever decided or was pushed, so that a recorded `policy_version` can be looked up.
+policy_versions = Table(
+    "policy_versions",
+    metadata,
+    # SHA-256 of the model and the set of rows: what `calls.policy_version` names.
+    Column("id", String(64), primary_key=True),
+    # The complete text as JSON: model, guardrails, and every file with its name and tenant.
+    Column("text", Text, nullable=False),
+    # `user:<id>`; null while it is known from a server's files alone.
+    Column("pushed_by", String(133)),
+    Column("note", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+#: Which version was in force when. Append-only; the highest number counts.
+policy_activations = Table(
+    "policy_activations",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("version", String(64), ForeignKey("policy_versions.id"), nullable=False),
+    Column(
+        "kind",
+        String(8),
+        CheckConstraint("kind IN ('files', 'activate', 'rollback')", name="kind"),
+        nullable=False,
+    ),
+    # Null: a server found it in its files.
+    Column("activated_by", String(133)),
+    Column("note", Text, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+)

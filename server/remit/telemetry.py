@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry import metrics, propagate, trace
 
@@ -23,6 +23,12 @@ _meter = metrics.get_meter("remit")
 _calls = _meter.create_counter("remit.calls", unit="{call}", description="Governed calls by outcome.")
 _stages = _meter.create_histogram("remit.stage.duration", unit="s", description="Time in each stage.")
 _held = _meter.create_counter("remit.budget.held", unit="1", description="Amounts held, by unit.")
+_loads = _meter.create_counter(
+    "remit.policy.loads", unit="{version}", description="New policy versions of a running server, by result."
+)
+_stale = _meter.create_gauge(
+    "remit.policy.stale", unit="1", description="1 while a new policy version is refused and the old decides."
+)
 _on = False
 
 
@@ -74,6 +80,17 @@ def held(charges: Sequence[Charge]) -> None:
     if _on:
         for charge in charges:
             _held.add(charge.amount, {"unit": charge.unit})
+
+
+def policy_loaded(result: Literal["activated", "rejected"]) -> None:
+    if _on:
+        _loads.add(1, {"result": result})
+
+
+def policy_stale(stale: bool) -> None:
+    """Whether something stands where the next policy should and is refused."""
+    if _on:
+        _stale.set(int(stale))
 
 
 def propagated(meta: Mapping[str, Any]) -> Mapping[str, Any]:

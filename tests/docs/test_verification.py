@@ -17,7 +17,7 @@ from tests.docs.test_reference import rows, section
 from tests.server.acme import Terminal, a_place, a_story
 
 from remit import tables
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events
+from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events, verify_policies
 from remit.proofs import verify_log
 from remit.records import open_records
 
@@ -44,6 +44,7 @@ def found(database: Path) -> bool:
             verify_calls(records),
             verify_approvals(records),
             verify_balances(records),
+            verify_policies(records),
         )
         return any(next(iter(findings), None) is not None for findings in verifications)
 

@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from remit import config, config_problems
 from remit.config_file import ConfigError, Loaded, load, resolve, stdio_identity
 from remit.config_schema import json_schema
-from remit_rbac import Question, Rung, load_files
+from remit.policies import load_policy
+from remit_rbac import Question, Rung
 
 ROOT = Path(__file__).parents[2]
 
@@ -617,7 +618,7 @@ def test_every_example_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_minimal_example_lets_its_agent_read_and_nothing_else() -> None:
     example = load(ROOT / "configs" / "minimal" / "remit.yaml").config
     who = stdio_identity(example, {})
-    policy = load_files(example.policy.model, example.policy.files)
+    policy = load_policy(example)
 
     def rung(effect: str) -> Rung:
         question = Question(

@@ -15,7 +15,9 @@ import pytest
 from mcp import MCPError, StdioServerParameters
 from mcp.client import Client
 
-from remit_rbac import Policy, Question, Rung, load_files
+from remit.config_file import load
+from remit.policies import load_policy
+from remit_rbac import Policy, Question, Rung
 
 ACME = Path(__file__).parents[2] / "configs" / "acme"
 SERVER = str(ACME / "acme_server.py")
@@ -376,7 +378,7 @@ BOT, ALICE, SUE, STRANGER = "agent:support-bot", "user:alice", "user:sue", "user
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return load_files(None, [ACME / "policy.csv"])
+    return load_policy(load(ACME / "remit.yaml").config)
 
 
 def how_far(

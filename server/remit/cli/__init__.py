@@ -53,7 +53,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "safe": ("remit.cli.switch:safe", "Safe mode: reads and undoing only, for everybody."),
     },
     "Manage": {
-        "policy": ("remit.cli.policy:policy", "Ask the policy, test it, and try another one."),
+        "policy": ("remit.cli.policy:policy", "Ask the policy, test it, try another one, and roll it out."),
         "agents": ("remit.cli.agents:agents", "Agents and their API keys."),
         "db": ("remit.cli.db:db", "The audit database as a file."),
         "completion": ("remit.cli.completion:completion", "Print the completion script of a shell."),

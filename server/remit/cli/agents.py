@@ -33,10 +33,10 @@ def agents() -> None:
 @json_option
 def list_(config_path: Path, as_json: bool) -> None:
     """List the agents that the policy names, whom they act for, and when they last called."""
-    from remit.app import load_policy
     from remit.cli.output import listing, when
     from remit.config_file import load
     from remit.ids import now_us
+    from remit.policies import load_policy
     from remit.records import open_records
 
     config, now = load(config_path).config, now_us()

@@ -57,11 +57,11 @@ def verify(
 ) -> int:
     """Find whatever was edited, deleted, inserted or reordered. Exits with 1 when anything was.
 
-    Every event is checked against the chain and against the log that was sealed, every call and every vote
-    against its events, and every stored argument and result against what was committed to. With
-    --checkpoint, also everything against what was sealed when those checkpoints were made.
+    Every event is checked against the chain and against the log that was sealed; every call, every vote and
+    every policy version against its events; every stored argument and result against what was committed to.
+    With --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
-    from remit.audit import verify_approvals, verify_calls, verify_events, verify_runs
+    from remit.audit import verify_approvals, verify_calls, verify_events, verify_policies, verify_runs
     from remit.cli.output import report
     from remit.proofs import size_of, verify_log
     from remit.records import open_records
@@ -77,6 +77,7 @@ def verify(
                 *verify_calls(found, advance),
                 *verify_approvals(found),
                 *verify_runs(found),
+                *verify_policies(found),
             ]
     if as_json:
         print_json(

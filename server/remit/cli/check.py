@@ -88,18 +88,14 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
 def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | None, list[Finding]]:
     """The policy and what is wrong with it, held against the tools where all of them are known."""
     from remit.context import context_names
-    from remit_rbac import PolicyError, load_files
+    from remit.policies import load_policy
+    from remit_rbac import PolicyError
 
     schemas = catalog and {
         name: tool.definition.get("inputSchema", {}) for name, tool in catalog.tools.items()
     }
     try:
-        policy = load_files(
-            config.policy.model,
-            config.policy.files,
-            tool_schemas=schemas,
-            known_context=context_names(config),
-        )
+        policy = load_policy(config, tool_schemas=schemas, known_context=context_names(config))
     except PolicyError as error:
         return None, [_ruled(problem) for problem in error.problems]
     return policy, [_ruled(problem) for problem in policy.warnings]

@@ -114,6 +114,9 @@ CALL = _Recorded("CALL", _calls())
 CALL_DONE = _Recorded("CALL", _calls("succeeded"))
 CALL_IN_DOUBT = _Recorded("CALL", _calls("in_doubt"))
 APPROVAL = _Recorded("APPROVAL", _open_approvals)
+POLICY_VERSION = _Recorded(
+    "VERSION", lambda found: [(each.id[:12], each.note) for each in found.policy_versions()]
+)
 TOOL = _Recorded("TOOL", lambda found: [(name, "") for name in found.tools()])
 
 as_option = click.option(

@@ -15,11 +15,12 @@ from remit.cli.policy_compare import diff, replay
 from remit.cli.policy_explain import explain
 from remit.cli.policy_shadow import shadow
 from remit.cli.policy_test import test
+from remit.cli.policy_versions import activate, push, rollback, show, versions
 
 
 @click.group()
 def policy() -> None:
-    """Ask the policy, test it, and try another one."""
+    """Ask the policy, test it, try another one, and roll it out."""
 
 
 @policy.command()
@@ -48,4 +49,6 @@ def check(config_path: Path, as_json: bool) -> int:
 
 
 for command in (can, who_can, explain, test, diff, replay, shadow):
+    policy.add_command(command)
+for command in (push, versions, show, activate, rollback):
     policy.add_command(command)

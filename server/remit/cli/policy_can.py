@@ -182,10 +182,10 @@ def who_can(
 
 
 def _opened(config_path: Path, tenant: str | None) -> tuple[Loaded, Policy, Asker, str]:
-    from remit.app import load_policy
     from remit.asking import Asker
     from remit.cli.acting import tenant_of
     from remit.config_file import load
+    from remit.policies import load_policy
 
     loaded = load(config_path)
     rules = load_policy(loaded.config)

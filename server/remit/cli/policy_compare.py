@@ -74,10 +74,10 @@ def replay(config_path: Path, as_json: bool, since_us: int, named: str) -> int:
     CANDIDATE is a CSV file, a folder of them, a configuration (.yaml) or a version id. Both policies are
     asked the same, so what differs is theirs. Nothing is called. Exits with 1 when anything would change.
     """
-    from remit.app import load_policy
     from remit.candidates import candidate
     from remit.cli.output import progress
     from remit.config_file import load
+    from remit.policies import load_policy
     from remit.records import open_records
     from remit.replay import count, replay
 

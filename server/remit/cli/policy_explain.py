@@ -67,10 +67,10 @@ def explain(config_path: Path, as_json: bool, call_id: str) -> None:
     CALL is a call's id, or enough of its beginning. Tells who asked for what, what each rule said about it,
     whose rights were the narrower, what would have had to be otherwise, and what today's policy would say.
     """
-    from remit.app import load_policy
     from remit.config_file import load
     from remit.escaping import escaped
     from remit.explaining import explain
+    from remit.policies import load_policy
     from remit.records import open_records
 
     loaded = load(config_path)

@@ -33,8 +33,8 @@ def test(
     Says of each case that fails what differed and which rows decided, and of the policy which rows no case
     made use of. Connects to nothing. Exits with 1 when a case fails, or too few rows are covered.
     """
-    from remit.app import load_policy
     from remit.config_file import load
+    from remit.policies import load_policy
     from remit.policy_tests import Report, coverage, read_tests, run
 
     config = load(config_path).config

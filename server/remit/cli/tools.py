@@ -31,10 +31,10 @@ def tools() -> None:
 @click.option("--tenant", metavar="TENANT", help="Where it looks; by default the tenant of identity.")
 def list_(config_path: Path, as_json: bool, agent: str | None, user: str | None, tenant: str | None) -> None:
     """Connect to every source and list what is exported."""
-    from remit.app import load_policy
     from remit.cli.acting import sole_user, tenant_of
     from remit.cli.exported import ask, shown, table
     from remit.config_file import load
+    from remit.policies import load_policy
 
     loaded = load(config_path)
     policy = load_policy(loaded.config)
@@ -52,12 +52,12 @@ def list_(config_path: Path, as_json: bool, agent: str | None, user: str | None,
 @click.argument("name", type=TOOL, metavar="TOOL")
 def show(config_path: Path, as_json: bool, name: str) -> None:
     """Show one tool: its effect, its price, its way back, its schema, who sees it."""
-    from remit.app import load_policy
     from remit.catalog import source_of
     from remit.cli.exported import ask, table
     from remit.cli.output import facts
     from remit.config_file import load
     from remit.errors import UnknownRecord
+    from remit.policies import load_policy
 
     loaded = load(config_path)
     policy = load_policy(loaded.config)

@@ -74,7 +74,7 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(front.tell_clients)
-            tasks.start_soon(_stop_on_signal, server)
+            tasks.start_soon(_heed_signals, server, app)
             _settle_memory()
             announce(url)
             await server.serve(sockets=[listener])
@@ -94,10 +94,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _stop_on_signal(server: uvicorn.Server) -> None:
-    """Let what runs end, then close the journal: uvicorn's own handlers would kill the process before."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
+async def _heed_signals(server: _Server, app: App) -> None:
+    """Let what runs end, then close the journal: uvicorn's own handlers would kill the process before.
+
+    SIGHUP means what it means to most servers: look at what may have changed, here the policy.
+    """
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                app.look_at_policy()
+                continue
             server.force_exit = server.should_exit
             server.should_exit = True
 

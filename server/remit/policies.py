@@ -1,0 +1,179 @@
+"""Where policies come from: files or the audit database in, one checked `Policy` out.
+
+Every place that needs the policy gets it here, so that what is asked by hand is what decides. Three layers
+make one policy: the guardrails that ship, the organisation's files, each tenant's own. A deny of any layer
+holds whatever another allows. Nothing here writes, and nothing here watches: that is `policy_watch.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from remit.config import Config
+from remit.context import context_names
+from remit.errors import RemitError
+from remit.records import open_records
+from remit_rbac import GUARDRAILS, Layer, Policy, load_layers
+from remit_rbac.model import SHIPPED
+
+#: How rows and problems name the model that ships.
+_MODEL = Layer(file="built-in model", content=SHIPPED.read_bytes())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyText:
+    """The complete text of one policy: what builds it again, anywhere and at any time."""
+
+    model: Layer
+    guardrails: tuple[Layer, ...]
+    #: The organisation's files, then those of its tenants.
+    layers: tuple[Layer, ...]
+
+    def build(
+        self,
+        *,
+        tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
+        known_context: Collection[str] | None = None,
+    ) -> Policy:
+        """The policy that this text is. Raises PolicyError naming every problem."""
+        return load_layers(
+            self.layers,
+            model=self.model,
+            guardrails=self.guardrails,
+            tool_schemas=tool_schemas,
+            known_context=known_context,
+        )
+
+    @property
+    def parts(self) -> tuple[Layer, ...]:
+        return (self.model, *self.guardrails, *self.layers)
+
+    @property
+    def digests(self) -> list[dict[str, str | None]]:
+        """Each file with the SHA-256 of its bytes, for the record."""
+        return [
+            {"file": part.file, "tenant": part.tenant, "sha256": hashlib.sha256(part.content).hexdigest()}
+            for part in self.parts
+        ]
+
+    def of_today(self) -> PolicyText:
+        """The same rules under what ships with this Remit: guardrails are not taken from a stored version."""
+        model = _MODEL if self.model.file == _MODEL.file else self.model
+        return replace(self, model=model, guardrails=(GUARDRAILS,))
+
+    def as_json(self) -> str:
+        """How a version is stored. Call it for what has been built: every byte of that is UTF-8."""
+
+        def of(part: Layer) -> dict[str, str | None]:
+            return {"file": part.file, "tenant": part.tenant, "text": part.content.decode("utf-8")}
+
+        return json.dumps(
+            {
+                "model": of(self.model),
+                "guardrails": [of(part) for part in self.guardrails],
+                "layers": [of(part) for part in self.layers],
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> PolicyText:
+        def part(value: dict[str, Any]) -> Layer:
+            return Layer(file=value["file"], content=value["text"].encode(), tenant=value["tenant"])
+
+        found = json.loads(text)
+        return cls(
+            model=part(found["model"]),
+            guardrails=tuple(part(value) for value in found["guardrails"]),
+            layers=tuple(part(value) for value in found["layers"]),
+        )
+
+
+def load_policy(
+    settings: Config,
+    *,
+    tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
+    known_context: Collection[str] | None = None,
+) -> Policy:
+    """The policy that decides under this configuration.
+
+    With `tool_schemas` and `known_context` it is held against the tools and against exactly these attributes.
+    Raises PolicyError with every problem, RemitError when it cannot be read.
+    """
+    return built(text_in_force(settings), settings, tool_schemas=tool_schemas, known_context=known_context)
+
+
+def built(
+    text: PolicyText,
+    settings: Config,
+    *,
+    tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
+    known_context: Collection[str] | None = None,
+) -> Policy:
+    """The policy that `text` is here: rules that read what this configuration does not set are refused."""
+    if known_context is None:
+        # Which facts there are depends on the tool; a rule may speak of one before its tool does.
+        known_context = (*context_names(settings), "facts", "run")
+    return text.build(tool_schemas=tool_schemas, known_context=known_context)
+
+
+def text_in_force(settings: Config) -> PolicyText:
+    """The text of the policy that decides: the files, or the version that was activated."""
+    return files_text(settings) if settings.policy.source == "files" else active_text(settings)
+
+
+def files_text(settings: Config) -> PolicyText:
+    """What stands in the configured files, each read once. Raises RemitError when one cannot be read."""
+    source = settings.policy
+    if not source.files:
+        raise RemitError(
+            "policy.files names no file: write the files that make the policy into the configuration"
+        )
+    return text_of(source.files, source.model, tenants=source.tenants)
+
+
+def text_of(
+    files: Iterable[Path], model: Path | None = None, *, tenants: Mapping[str, Iterable[Path]] | None = None
+) -> PolicyText:
+    """These files as a policy, under the built-in guardrails. Raises RemitError when one cannot be read."""
+    layers = [_read(path) for path in files]
+    layers += [_read(path, tenant) for tenant, paths in (tenants or {}).items() for path in paths]
+    return PolicyText(model=_read(model) if model else _MODEL, guardrails=(GUARDRAILS,), layers=tuple(layers))
+
+
+def active_text(settings: Config) -> PolicyText:
+    """The version that was activated last, under the guardrails of this Remit."""
+    with open_records(settings.store.path) as found:
+        active = found.active_policy()
+        if active is None:
+            raise RemitError(
+                "no policy is active: `remit policy push` stores one, `remit policy activate` uses it"
+            )
+        return PolicyText.from_json(found.policy_version(active.version).text).of_today()
+
+
+def load_version(settings: Config, version: str) -> Policy:
+    """A version that decided or was stored, exactly as it was then; the beginning of its id is enough.
+
+    Raises UnknownRecord when there is none, RemitError when its text is no longer what it was.
+    """
+    with open_records(settings.store.path) as found:
+        stored = found.policy_version(version)
+    policy = PolicyText.from_json(stored.text).build()
+    if policy.version != stored.id:
+        raise RemitError(
+            f"the stored text of policy version {stored.id[:12]} was changed: see `remit audit verify`"
+        )
+    return policy
+
+
+def _read(path: Path, tenant: str | None = None) -> Layer:
+    try:
+        return Layer(file=str(path), content=path.read_bytes(), tenant=tenant)
+    except OSError as error:
+        raise RemitError(f"the policy file {path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,156 @@
+"""A running server's policy: read at start, looked at ever after, replaced whole or not at all.
+
+A new version is read once, built aside in a thread, checked, kept in the audit database, and only then
+handed over. Whatever is wrong with it, the old one goes on deciding; what was wrong is logged, recorded and
+shown as a metric until it is mended. The application runs one watch while it serves.
+
+Files are looked at by their status, twice a second: that costs some microseconds, works on every file system
+and for files that are renamed, linked or mounted over, where notifications of the kernel do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Hashable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from remit import telemetry
+from remit.config import Config
+from remit.errors import RemitError, StoreUnavailable
+from remit.journal import Journal
+from remit.policies import PolicyText, built, files_text, text_in_force
+from remit.versions import Version
+from remit_rbac import Policy, PolicyError
+
+_log = logging.getLogger("remit.policy")
+#: Seconds between two looks. Files count as written when two looks see the same, so within a second.
+_LOOK_S = 0.4
+#: Most problems of one refused version that are recorded.
+_PROBLEMS_MAX = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """A version that may decide."""
+
+    look: Hashable
+    text: PolicyText
+    policy: Policy
+
+    def version(self) -> Version:
+        return Version(id=self.policy.version, text=self.text.as_json(), digests=self.text.digests)
+
+
+class PolicyWatch:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._files = config.policy.source == "files"
+        self._current: _Read | None = None
+        #: What was seen when a version was last taken or refused.
+        self._tried: Hashable = None
+        #: The text that was refused last, while it stands where the next version should.
+        self._refused: object = None
+        self._asked = anyio.Event()
+
+    def load(self) -> Policy:
+        """Read the policy to start with. Raises PolicyError with every problem, RemitError."""
+        self._current = self._read()
+        self._tried = self._current.look
+        return self._current.policy
+
+    async def keep(self, journal: Journal) -> None:
+        """Keep the text of the policy that was loaded, so that what it decided can be looked up."""
+        if self._current is not None:
+            await journal.decides_by(self._current.version(), from_files=self._files)
+
+    def ask(self) -> None:
+        """Look now, and try again also what was refused before."""
+        self._asked.set()
+
+    async def run(self, journal: Journal, use: Callable[[Policy], None]) -> None:
+        """Look for new versions until cancelled; `use` is called in the event loop with each."""
+        before = self._tried
+        while True:
+            with anyio.move_on_after(_LOOK_S):
+                await self._asked.wait()
+            asked = self._asked.is_set()
+            self._asked = anyio.Event()
+            now = await anyio.to_thread.run_sync(self._look)
+            # A file that is being written changes from look to look; an activation is there or is not.
+            settled = now == before or not self._files
+            if asked or (now != self._tried and settled):
+                await self._try(now, journal, use)
+            before = now
+
+    async def _try(self, look: Hashable, journal: Journal, use: Callable[[Policy], None]) -> None:
+        try:
+            read = await anyio.to_thread.run_sync(self._read)
+            if read.look != look and self._files:
+                return  # it changed while it was read: the next look sees it again
+            current = self._current
+            if current is None or read.text != current.text:
+                await journal.decides_by(read.version(), from_files=self._files)
+                use(read.policy)
+                _log.info("policy version %s decides from now on", read.policy.version[:12])
+                telemetry.policy_loaded("activated")
+            self._current, self._refused = read, None
+            telemetry.policy_stale(False)
+        except StoreUnavailable as error:
+            _log.error("the policy stays as it was, for the new version cannot be recorded: %s", error)
+            return  # tried again with the next look
+        except (PolicyError, RemitError) as error:
+            await self._refuse(error, journal)
+        self._tried = look
+
+    async def _refuse(self, error: PolicyError | RemitError, journal: Journal) -> None:
+        telemetry.policy_stale(True)
+        if str(error) == self._refused:
+            return
+        self._refused = str(error)
+        _log.error("the policy stays as it was, for the new version was refused:\n%s", error)
+        telemetry.policy_loaded("rejected")
+        problems = (
+            [str(problem) for problem in error.problems] if isinstance(error, PolicyError) else [str(error)]
+        )
+        with suppress(StoreUnavailable):  # it was logged, and shows as a metric
+            await journal.reject_policy(problems=problems[:_PROBLEMS_MAX], digests=self._digests())
+
+    def _digests(self) -> list[dict[str, str | None]]:
+        with suppress(RemitError):
+            return text_in_force(self._config).digests
+        return []
+
+    def _read(self) -> _Read:
+        look = self._look()
+        text = files_text(self._config) if self._files else text_in_force(self._config)
+        return _Read(look=look, text=text, policy=built(text, self._config))
+
+    def _look(self) -> Hashable:
+        if self._files:
+            return tuple(_status(path) for path in _paths(self._config))
+        try:
+            path = self._config.store.path
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                return db.execute("SELECT MAX(number) FROM policy_activations").fetchone()
+        except sqlite3.Error:
+            return self._tried  # whoever writes there next will say what is wrong
+
+
+def _paths(config: Config) -> list[Path]:
+    source = config.policy
+    tenants = [path for paths in source.tenants.values() for path in paths]
+    return [*([source.model] if source.model else []), *source.files, *tenants]
+
+
+def _status(path: Path) -> Hashable:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return error.errno
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
