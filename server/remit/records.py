@@ -398,6 +398,18 @@ class Records:
             residue=row["residue"],
         )
 
+    def later_touches(self, call: CallRecord, resource: str) -> list[CallRecord]:
+        """The calls after `call` that changed the same thing, or may have, and are not undone, in order."""
+        rows = self._all(
+            "SELECT c.* FROM touches JOIN calls AS c ON c.id = touches.call_id"
+            " LEFT JOIN undos ON undos.call_id = c.id WHERE touches.resource = ? AND c.tenant = ?"
+            " AND c.id <> ? AND (c.dispatched_us, c.id) > (?, ?)"
+            " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') AND undos.state IS NOT 'done'"
+            " ORDER BY c.dispatched_us, c.id",
+            (resource, call.tenant, call.id, call.dispatched_us, call.id),
+        )
+        return [_call(row) for row in rows]
+
     def tools(self) -> list[str]:
         """Every tool that was ever called, by name."""
         # Jumps from name to name through the index, however many calls there are.

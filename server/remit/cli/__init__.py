@@ -45,6 +45,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "remit.cli.undo:undo",
             "Take a call back by its registered way.",
         ),
+        "rollback": (
+            "remit.cli.rollback:rollback",
+            "Take many calls back, newest first, each by its registered way.",
+        ),
         "doubt": ("remit.cli.doubt:doubt", "Calls of which nobody knows whether they took effect."),
         "switch": (
             "remit.cli.switch:switch",

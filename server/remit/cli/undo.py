@@ -60,7 +60,7 @@ async def _undo(
     from remit.cli.acting import run_name, services_of
     from remit.undo import undo as take_back
 
-    async with services_of(loaded, _sources(loaded, call, way)) as services:
+    async with services_of(loaded, sources_of(loaded, call, way)) as services:
         outcome = await take_back(call.id, who.principal(), run_name(), services, force=force)
     return _told(outcome, way)
 
@@ -74,7 +74,7 @@ async def _plan(
     from remit.undo import prepare
     from remit_rbac import Rung
 
-    async with services_of(loaded, _sources(loaded, call, way)) as services:
+    async with services_of(loaded, sources_of(loaded, call, way)) as services:
         undoing = await prepare(call.id, who.principal(), run_name(), services, force=force)
         verdict = decide(undoing, services).verdict
         if verdict.rung is Rung.EXECUTE:
@@ -91,7 +91,7 @@ async def _plan(
     }
 
 
-def _sources(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
+def sources_of(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
     """The sources that the way back needs: the call's own, the inverse's and the proof's."""
     from remit.catalog import rules_for, source_of
 

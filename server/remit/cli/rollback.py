@@ -1,0 +1,165 @@
+"""`remit rollback`: take back all that a run did, or an agent, or one tool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+
+from remit.cli.options import (
+    AGENT,
+    CALL_DONE,
+    SINCE,
+    TOOL,
+    as_option,
+    config_option,
+    json_option,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from remit.cli.acting import Person
+    from remit.config_file import Loaded
+    from remit.records import CallQuery, CallRecord, Records
+    from remit.rollback import Step
+
+#: More calls than one person can look through: narrow it.
+_CALLS_MAX = 10_000
+
+
+@click.command()
+@config_option
+@json_option
+@as_option
+@click.option("--agent", type=AGENT, help="Calls of this agent.")
+@click.option("--tool", type=TOOL, help="Calls of this tool; a final * means all that begin so.")
+@click.option("--since", "since_us", type=SINCE, help="Calls since then: 2h, 7d or a date.")
+@click.option("--call", "call_ids", type=CALL_DONE, multiple=True, help="This call; may be given again.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--force", is_flag=True, help="Also what was changed by others since: their change goes too.")
+@click.option("--yes", is_flag=True, help="Do not ask before it begins.")
+@click.argument("run", required=False, metavar="[RUN]")
+def rollback(
+    config_path: Path,
+    as_json: bool,
+    as_user: str | None,
+    agent: str | None,
+    tool: str | None,
+    since_us: int | None,
+    call_ids: tuple[str, ...],
+    only_plan: bool,
+    force: bool,
+    yes: bool,
+    run: str | None,
+) -> int:
+    """Take many calls back, newest first, each by its registered way.
+
+    RUN, --agent, --tool and --call say which; together they narrow it. Shows the plan and asks before it
+    begins. Each undo is governed like any call, so policy must let you `undo` the tools. Made again, it goes
+    on where it stopped. Exits with 0 when nothing of the calls is left (or, with --plan, would be), and
+    with 1 otherwise.
+    """
+    from remit.cli.acting import person
+    from remit.config_file import load
+    from remit.records import CallQuery
+    from remit.rollback import GONE
+
+    if not (run or agent or tool or call_ids):
+        raise click.UsageError("say what to take back: a RUN, --agent, --tool or --call")
+    loaded = load(config_path)
+    who = person(loaded, as_user)
+    query = CallQuery(tenant=who.tenant, agent=agent, tool=tool, run=run, since_us=since_us)
+    ask = not (only_plan or yes or as_json)
+    if as_json and not (only_plan or yes):
+        raise click.UsageError("with --json say --plan, or --yes to go through with it")
+    steps = anyio.run(_work, loaded, who, query, call_ids, force, only_plan, ask)
+    if as_json:
+        print_json(steps)
+    else:
+        _show(steps)
+    return 0 if all(step.part in GONE for step in steps) else 1
+
+
+async def _work(
+    loaded: Loaded,
+    who: Person,
+    query: CallQuery,
+    call_ids: Sequence[str],
+    force: bool,
+    only_plan: bool,
+    ask: bool,
+) -> list[Step]:
+    from remit.cli.acting import run_name, services_of
+    from remit.cli.output import progress
+    from remit.cli.undo import sources_of
+    from remit.records import open_records
+    from remit.rollback import plan, roll_back
+
+    with open_records(loaded.config.store.path) as found:
+        calls = _calls(found, query, call_ids)
+        ways = [(call, way) for call in calls if (way := found.undo(call.id))]
+    sources = {source for call, way in ways for source in sources_of(loaded, call, way)}
+    async with services_of(loaded, sources) as services:
+        with open_records(loaded.config.store.path) as found:
+            steps = plan(found, calls, services.catalog.tools, now_us=services.clock(), force=force)
+        if only_plan:
+            return steps
+        if ask:
+            _show(steps)
+            if not any(step.part == "undo" for step in steps):
+                return steps
+            click.confirm("Take these back?", abort=True)
+        with progress("taking back", len(steps)) as advance:
+            return await roll_back(steps, who.principal(), run_name(), services, force=force, advance=advance)
+
+
+def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[CallRecord]:
+    if call_ids:
+        chosen = [found.call(start) for start in call_ids]
+        return [call for call in chosen if call.tenant == query.tenant]
+    calls = found.calls(query, limit=_CALLS_MAX + 1)
+    if len(calls) > _CALLS_MAX:
+        raise click.UsageError(f"more than {_CALLS_MAX} calls fit: narrow it with --since or --agent")
+    return calls
+
+
+def _show(steps: Sequence[Step]) -> None:
+    from remit.cli.output import exactly, listing, short
+
+    listing(
+        steps,
+        {
+            "call": lambda step: short(step.call_id),
+            "when": lambda step: exactly(step.dispatched_us),
+            "agent": lambda step: step.agent,
+            "tool": lambda step: step.tool,
+            "touches": lambda step: step.resource,
+            "becomes": lambda step: _BECOMES[step.part],
+            "why": lambda step: step.why,
+        },
+        as_json=False,
+        none="No call there changed anything.",
+    )
+    counts = Counter(_BECOMES[step.part] for step in steps)
+    if steps:
+        click.echo(
+            f"{len(steps)} calls: " + ", ".join(f"{n} {part}" for part, n in counts.most_common()) + "."
+        )
+
+
+_BECOMES = {
+    "undo": "to undo",
+    "done": "undone",
+    "failed": "not undone",
+    "doubt": "in doubt",
+    "waits": "waits",
+    "refused": "refused",
+    "conflict": "conflict",
+    "open": "open",
+    "expired": "expired",
+    "impossible": "stays",
+}

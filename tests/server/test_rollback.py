@@ -1,0 +1,235 @@
+"""Taking many calls back: newest first, each by its own way, honest about what stays."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.server.acme import Terminal, made, refund_of, serving
+from tests.server.builders import POLICY, Clock, Remit, a_principal, a_remit, a_reply
+
+from remit.identity import Principal
+from remit.model import Done
+from remit.records import CallQuery, open_records
+from remit.rollback import Step, plan, roll_back
+from remit_adapters.base import AdapterError, Caller, Reply, Request
+
+WITH_BOSS = POLICY + "p, role:boss, acme, shop.set, undo, 1 == 1, allow\n"
+ALL_GONE = [("set", "done"), ("buy", "done"), ("set", "done")]
+BOSS = Principal(tenant="acme", agent="agent:remit-cli", user="user:bea", auth="local")
+
+
+class World:
+    """Things with values, behind the shop's tools: what undoing must put back."""
+
+    def __init__(self, remit: Remit) -> None:
+        self.values: dict[str, int] = {"pen": 0, "lamp": 0}
+        self.orders: set[str] = set()
+        remit.source.on.update(look=self.look, set=self.set, buy=self.buy, give_back=self.give_back)
+
+    async def look(self, request: Request, caller: Caller) -> Reply:
+        return a_reply({"value": self.values[request.arguments["thing"]]})
+
+    async def set(self, request: Request, caller: Caller) -> Reply:
+        self.values[request.arguments["thing"]] = request.arguments["value"]
+        return a_reply({"ok": True})
+
+    async def buy(self, request: Request, caller: Caller) -> Reply:
+        order = f"o-{request.key}"
+        self.orders.add(order)
+        return a_reply({"order": order})
+
+    async def give_back(self, request: Request, caller: Caller) -> Reply:
+        self.orders.remove(request.arguments["order"])
+        return a_reply({"ok": True})
+
+
+async def rolled_back(remit: Remit, *, force: bool = False, **query: Any) -> list[Step]:
+    """Everything that fits taken back by a person; what the plan foresaw is what came of it."""
+    with open_records(remit.path) as records:
+        calls = records.calls(CallQuery(tenant="acme", **query), limit=1000)
+        steps = plan(records, calls, remit.on.catalog.tools, now_us=remit.on.clock(), force=force)
+    ended = await roll_back(steps, BOSS, "cli", remit.on, force=force)
+    assert [step.call_id for step in ended] == [step.call_id for step in steps]
+    return ended
+
+
+def parts(steps: list[Step]) -> list[tuple[str, str]]:
+    return [(step.tool.removeprefix("shop."), step.part) for step in steps]
+
+
+async def test_a_run_is_taken_back_newest_first_and_the_world_is_as_before(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+        await remit.done("shop.buy", {"thing": "cup", "price": 5})
+        await remit.done("shop.set", {"thing": "pen", "value": 2})
+        await remit.done("shop.look", {"thing": "pen"})
+        assert parts(await rolled_back(remit, run="run-1")) == ALL_GONE
+        assert (world.values["pen"], world.orders) == (0, set())
+        # Made again it changes nothing, and says the same.
+        before = len(remit.source.sent)
+        assert parts(await rolled_back(remit, run="run-1")) == ALL_GONE
+        assert len(remit.source.sent) == before
+
+
+async def test_what_somebody_changed_since_stays_and_is_named(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+        await remit.done("shop.set", {"thing": "lamp", "value": 1})
+        theirs = await remit.done(
+            "shop.set", {"thing": "pen", "value": 7}, principal=a_principal("agent:other")
+        )
+        steps = await rolled_back(remit, agent="agent:bot")
+        assert parts(steps) == [("set", "done"), ("set", "conflict")]
+        assert theirs.call_id in steps[1].why
+        assert "agent:other" in steps[1].why
+        assert world.values == {"pen": 7, "lamp": 0}
+        # A person may insist; then their change goes too.
+        assert parts(await rolled_back(remit, agent="agent:bot", force=True)) == [
+            ("set", "done"),
+            ("set", "done"),
+        ]
+        assert world.values == {"pen": 0, "lamp": 0}
+
+
+async def test_what_cannot_be_taken_back_is_said_with_the_reason(tmp_path: Path) -> None:
+    clock = Clock()
+    async with a_remit(tmp_path, policy=WITH_BOSS, clock=clock) as remit:
+        World(remit)
+        await remit.done("shop.send", {"text": "hello"})
+        await remit.done("shop.buy", {"thing": "cup", "price": 5})
+        remit.source.on["buy"] = AdapterError("The line broke.", no_effect=False)
+        await remit.call("shop.buy", {"thing": "pen", "price": 5})
+        clock.now_us += 25 * 3_600_000_000
+        steps = await rolled_back(remit, run="run-1")
+        assert parts(steps) == [("buy", "open"), ("buy", "expired"), ("send", "impossible")]
+        assert "irreversible" in steps[2].why
+
+
+async def test_an_undo_that_fails_stops_only_what_was_done_to_the_same_thing_before(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        for thing, value in (("pen", 1), ("lamp", 1), ("pen", 2)):
+            await remit.done("shop.set", {"thing": thing, "value": value})
+        working, failures = world.set, [a_reply("no", is_error=True)]
+
+        async def set_once_failing(request: Request, caller: Caller) -> Reply:
+            return failures.pop() if failures else await working(request, caller)
+
+        remit.source.on["set"] = set_once_failing
+        assert parts(await rolled_back(remit, run="run-1")) == [
+            ("set", "failed"),
+            ("set", "done"),
+            ("set", "conflict"),
+        ]
+        assert world.values == {"pen": 2, "lamp": 0}
+
+
+async def test_who_may_not_undo_takes_nothing_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        world = World(remit)
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+        (step,) = await rolled_back(remit, run="run-1")
+        assert step.part == "refused"
+        assert world.values["pen"] == 1
+
+
+WRITES = st.lists(
+    st.tuples(
+        st.sampled_from(["agent:bot", "agent:other"]), st.sampled_from(["pen", "lamp"]), st.integers(1, 3)
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(WRITES)
+def test_over_any_history_what_is_last_goes_and_nothing_of_the_others_is_lost(
+    writes: list[tuple[str, str, int]],
+) -> None:
+    async def history(folder: Path) -> None:
+        async with a_remit(folder, policy=WITH_BOSS) as remit:
+            world = World(remit)
+            for agent, thing, value in writes:
+                await remit.done("shop.set", {"thing": thing, "value": value}, principal=a_principal(agent))
+            steps = await rolled_back(remit, agent="agent:bot")
+            assert world.values == {thing: expected(thing) for thing in world.values}
+            assert len(steps) == sum(agent == "agent:bot" for agent, _, _ in writes)
+            assert {step.part for step in steps} <= {"done", "conflict"}
+
+    def expected(thing: str) -> int:
+        """The bot's writes go from the end, down to the last one of somebody else."""
+        of_thing = [(agent, value) for agent, what, value in writes if what == thing]
+        while of_thing and of_thing[-1][0] == "agent:bot":
+            of_thing.pop()
+        return of_thing[-1][1] if of_thing else 0
+
+    with TemporaryDirectory() as folder:
+        anyio.run(history, Path(folder))
+
+
+# At the command line, on Acme.
+
+
+def refunds(remit: Terminal, *amounts: int) -> list[str]:
+    async def run() -> list[str]:
+        async with serving(remit.config) as on:
+            done = [await made(on, "acme.refund", refund_of("ord-1003", amount)) for amount in amounts]
+        assert all(isinstance(outcome, Done) for outcome in done), done
+        return [outcome.call_id for outcome in done]
+
+    return anyio.run(run)
+
+
+def issued(remit: Terminal) -> int:
+    with closing(sqlite3.connect(remit.folder / "acme.db")) as db:
+        return db.execute(
+            "SELECT COUNT(*) FROM refunds WHERE order_id = 'ord-1003' AND status <> 'cancelled'"
+        ).fetchone()[0]
+
+
+def test_a_person_sees_the_plan_first_and_then_goes_through_with_it(remit: Terminal) -> None:
+    one, two = refunds(remit, 100, 200)
+    words = ("rollback", "--call", one, "--call", two)
+    planned = remit(*words, "--plan")
+    assert (planned.code, issued(remit)) == (0, 2)
+    assert "2 calls: 2 to undo." in planned.out
+    assert remit(*words, typed="n\n").code == 130
+    assert issued(remit) == 2
+    went = remit(*words, typed="y\n")
+    assert (went.code, issued(remit)) == (0, 0)
+    assert "2 calls: 2 undone." in went.out
+    assert [step["part"] for step in remit.json(*words, "--plan")] == ["done", "done"]
+    assert remit("audit", "verify").code == 0
+
+
+def test_a_rollback_of_a_run_says_what_stays(remit: Terminal) -> None:
+    refunds(remit, 300)
+    ran = remit("rollback", "ticket-7", "--yes", "--json")
+    assert ran.code == 1
+    # The last is the one of before, in doubt; below it is nothing on the same order.
+    assert [step["part"] for step in ran.json] == ["done", "open", "done"]
+    assert issued(remit) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("rollback",), 64, "say what to take back"),
+        (("rollback", "run-1", "--json"), 64, "--plan"),
+        (("rollback", "no-such-run", "--yes"), 0, "No call there changed anything."),
+    ],
+)
+def test_a_rollback_needs_to_know_what(remit: Terminal, words: tuple[str, ...], code: int, said: str) -> None:
+    ran = remit(*words)
+    assert ran.code == code
+    assert said in ran.out + ran.err
