@@ -8,6 +8,7 @@ witnesses is c2sp.org/tlog-witness.
 from __future__ import annotations
 
 import os
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str
     ) as session:
         try:
             status, answer = await _add_checkpoint(session, path, prefix, there, sealed)
-            if status == 409 and answer.strip().isdigit():
+            if status == 409 and re.fullmatch(r"[0-9]{1,19}\n?", answer):
                 # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
                 there = int(answer)
                 status, answer = await _add_checkpoint(session, path, prefix, there, sealed)

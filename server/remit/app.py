@@ -43,6 +43,8 @@ _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH"
 #: Seconds between two looks for outcomes that are owed, approvals whose time is up, and processes that died.
 #: A late look allows nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
+#: How long a process that ends may take to seal what it wrote and to put the checkpoint elsewhere.
+_LAST_SEAL_S = 2.0
 #: Seconds between two tries to connect an optional source that was not there at the start.
 _RETRY_S = 1.0
 _RETRY_S_MAX = 60.0
@@ -165,7 +167,8 @@ class App:
         await self._services.journal.close()
         self._services = None
         if self._role != "cli":
-            await self._seal()
+            with anyio.move_on_after(_LAST_SEAL_S):  # no anchor keeps a process from ending
+                await self._seal()
 
     async def _connect(self, name: str, services: Services, tasks: TaskGroup) -> None:
         source = services.adapters[name]

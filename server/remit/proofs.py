@@ -7,6 +7,7 @@ checkpoint, and with those that were kept elsewhere: against the latter no rewri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from remit import merkle
@@ -67,6 +68,22 @@ def in_log_order(records: Records) -> Iterator[EventRow]:
             "SELECT * FROM events WHERE stream = ?1 AND seq >= ?2 AND seq < ?2 + ?3 ORDER BY seq", tuple(run)
         ):
             yield as_event(row)
+
+
+def published(records: Records) -> Iterator[tuple[str, bytes]]:
+    """The newest checkpoint, the tiles and the entries as files below a prefix (c2sp.org/tlog-tiles)."""
+    note, size = newest_checkpoint(records)
+    yield "checkpoint", note.encode()
+    read = tiles_of(records)
+    for level, index, width in merkle.tiles_of(size):
+        yield merkle.tile_path(level, index, width), read(level, index)[: width * merkle.HASH_BYTES]
+    events = islice(in_log_order(records), size)
+    index = 0
+    while entries := [
+        entry(event.stream, event.seq, event.hash).encode() for event in islice(events, merkle.TILE_WIDTH)
+    ]:
+        yield merkle.tile_path(None, index, len(entries)), merkle.bundle(entries)
+        index += 1
 
 
 def prove(records: Records, call_id: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from remit.ids import Clock, now_us
 #: Most events that one checkpoint adds: bounds memory, and the length of the write.
 _BATCH_MAX = 1 << 16
 _KEY_BYTES_MAX = 65536
+_NOT_AS_SIGNED = "the log is not what was signed last, so nothing more is sealed: see `remit audit verify`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +248,10 @@ def _append(
     def read(level: int, index: int) -> bytes:
         return tiles.get((level, index)) or tile_reader(db)(level, index)
 
-    checkpoint = Checkpoint(origin=signers[-1].name, size=first_leaf, root=merkle.root(read, first_leaf))
+    try:
+        checkpoint = Checkpoint(origin=signers[-1].name, size=first_leaf, root=merkle.root(read, first_leaf))
+    except ValueError:
+        raise SealRefused(_NOT_AS_SIGNED) from None
     note = sign(checkpoint.text(), signers)
     with _writing(path):
         db.execute("BEGIN IMMEDIATE")
@@ -279,9 +283,7 @@ def _must_follow(db: sqlite3.Connection, size: int) -> None:
     except ValueError:
         sound = False
     if not sound:
-        raise SealRefused(
-            "the log is not what was signed last, so nothing more is sealed: see `remit audit verify`"
-        )
+        raise SealRefused(_NOT_AS_SIGNED)
 
 
 def tile_reader(db: sqlite3.Connection) -> merkle.ReadTile:
@@ -291,6 +293,6 @@ def tile_reader(db: sqlite3.Connection) -> merkle.ReadTile:
         row = db.execute(
             "SELECT hashes FROM log_tiles WHERE level = ? AND tile = ?", (level, index)
         ).fetchone()
-        return bytes(row[0]) if row else b""
+        return row[0] if row and isinstance(row[0], bytes) else b""
 
     return read

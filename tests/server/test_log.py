@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp import web
-from tests.server.acme import Story, Terminal, a_place, a_story
+from tests.server.acme import Story, Terminal, a_place, a_story, made, serving
 from tests.server.builders import a_remit
 from tests.server.test_records import some_records, sql, tampering
 
@@ -157,13 +157,27 @@ async def test_without_its_key_a_log_is_not_gone_on_with(
         seal(path)
 
 
-async def test_nothing_is_signed_that_does_not_follow_what_was_signed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        sql("log_tiles", "hashes = zeroblob(length(hashes))"),
+        sql("log_tiles", "hashes = substr(hashes, 33)"),
+        sql("log_tiles", "hashes = 'text'"),
+        sql("log_tiles", ""),
+        sql("log_checkpoints", "root = 'x'"),
+        sql("log_checkpoints", ""),
+        sql("log_runs", ""),
+    ],
+)
+async def test_nothing_is_signed_that_does_not_follow_what_was_signed(
+    tmp_path: Path, change: tuple[str]
+) -> None:
     path = await some_records(tmp_path)
     seal(path)
     async with a_remit(tmp_path) as remit:
         await remit.done("shop.look", {"thing": "pen"})
     with tampering(path) as db:
-        db.execute("UPDATE log_tiles SET hashes = zeroblob(length(hashes))")
+        db.execute(*change)
     with pytest.raises(SealRefused, match="not what was signed last"):
         seal(path)
 
@@ -522,6 +536,32 @@ def test_a_server_that_ends_has_sealed_everything(copied: tuple[Terminal, Path, 
     assert told["sealed"] == told["events"] > 0
     assert remit.json("audit", "checkpoint")["checkpoint"]["new"] == 0
     assert found_in(folder / "remit.db") == []
+
+
+def test_a_server_seals_while_it_serves(tmp_path: Path) -> None:
+    config = a_place(tmp_path)
+    config.write_text(config.read_text() + "audit: {seal_every: 1s, anchors: [{file: kept}]}\n")
+
+    async def serve_until_sealed() -> None:
+        async with serving(config) as on:
+            await made(on, "acme.list_orders", {})
+            with anyio.fail_after(20):
+                while not (tmp_path / "kept").exists():  # noqa: ASYNC110 - another thread writes it
+                    await anyio.sleep(0.05)
+
+    anyio.run(serve_until_sealed)
+    assert found_in(tmp_path / "remit.db", split_notes((tmp_path / "kept").read_text())) == []
+
+
+def test_tiles_are_published_as_a_web_server_serves_them(copied: tuple[Terminal, Path, Story]) -> None:
+    remit, folder, _ = copied
+    assert remit("audit", "export", "--tiles", str(folder / "public")).code == 0
+    checkpoint = open_checkpoint((folder / "public/checkpoint").read_text(), keys(folder / "remit.db"))
+    hashes = (folder / f"public/tile/0/000.p/{checkpoint.size}").read_bytes()
+    entries = (folder / f"public/tile/entries/000.p/{checkpoint.size}").read_bytes()
+    assert merkle.root(lambda level, index: hashes, checkpoint.size) == checkpoint.root
+    assert len(hashes) == 32 * checkpoint.size
+    assert merkle.leaf_hash(entries[2 : 2 + int.from_bytes(entries[:2])]) == hashes[:32]
 
 
 def test_a_kept_checkpoint_is_compared_with(copied: tuple[Terminal, Path, Story]) -> None:

@@ -222,6 +222,11 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
     help="Every sealed event in the order of the log, and its checkpoint into this new file.",
 )
 @click.option(
+    "--tiles",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The log without the events, as files for a web server, into this new folder.",
+)
+@click.option(
     "--db",
     "copy",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -232,20 +237,27 @@ def export(
     since_us: int | None,
     output: Path | None,
     checkpoint: Path | None,
+    tiles: Path | None,
     copy: Path | None,
 ) -> None:
     """Print every event, one JSON object a line, in the order in which they were written.
 
     Each line is {"hash": ..., "event": ...}. The event is written exactly as it was sealed, so the chain of
     a stream can be verified from the export: hash = SHA-256(hash before, event). With --checkpoint,
-    `remit-verify` can tell from both files whether it is all there.
+    `remit-verify` can tell from both files whether it is all there. With --tiles, only checkpoint, hashes and
+    entries are written, in the layout of c2sp.org/tlog-tiles; they tell nothing about what happened.
     """
-    from remit.proofs import in_log_order, newest_checkpoint
+    from remit.proofs import in_log_order, newest_checkpoint, published
     from remit.records import open_records
 
     if checkpoint and since_us:
         raise click.UsageError("--checkpoint covers every event: leave out --since")
     with open_records(copy or _path(config_path)) as found:
+        if tiles:
+            for name, content in published(found):
+                (tiles / name).parent.mkdir(parents=True, exist_ok=True)
+                (tiles / name).write_bytes(content)
+            return
         if checkpoint:
             note, _ = newest_checkpoint(found)
             with _to(checkpoint) as write:
