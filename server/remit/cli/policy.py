@@ -13,6 +13,7 @@ from remit.cli.options import config_option, json_option, print_json
 from remit.cli.policy_can import can, who_can
 from remit.cli.policy_compare import diff, replay
 from remit.cli.policy_explain import explain
+from remit.cli.policy_graph import graph
 from remit.cli.policy_shadow import shadow
 from remit.cli.policy_test import test
 from remit.cli.policy_versions import activate, push, rollback, show, versions
@@ -48,7 +49,7 @@ def check(config_path: Path, as_json: bool) -> int:
     return 1 if problems else 0
 
 
-for command in (can, who_can, explain, test, diff, replay, shadow):
+for command in (can, who_can, explain, test, diff, replay, shadow, graph):
     policy.add_command(command)
 for command in (push, versions, show, activate, rollback):
     policy.add_command(command)
