@@ -13,6 +13,7 @@ from typing import Any
 
 from remit.asking import Asker, NoQuestion, Supposed
 from remit.config import Config
+from remit.records import Asked as AskedThen
 from remit.records import Story
 from remit_rbac import Decision, Duty, Policy, Question, Row, Rung
 from remit_rbac.decisions import LADDER
@@ -94,8 +95,13 @@ class Explanation:
         return self.decision.rung.name.lower() if self.decision else self.story.call.verdict
 
 
-def explain(story: Story, config: Config, policy: Policy, *, then: Policy | None) -> Explanation:
-    """Explain a call under the policy that decided it (`then`; None when it cannot be read), or today's."""
+def explain(
+    story: Story, kept: AskedThen | None, config: Config, policy: Policy, *, then: Policy | None
+) -> Explanation:
+    """Explain a call under the policy that decided it (`then`; None when it cannot be read), or today's.
+
+    `kept` is what policy was asked, as it was recorded.
+    """
     call = story.call
     gaps: list[str] = []
     asked = then or policy
@@ -108,7 +114,7 @@ def explain(story: Story, config: Config, policy: Policy, *, then: Policy | None
     elif story.arguments is None:
         gaps.append("The arguments have been erased, so only the rows that were recorded can be told.")
     else:
-        question = _question(story, Asker(config, asked), gaps)
+        question = _question(story, kept, Asker(config, asked), gaps)
     if question and not same:
         gaps.append(
             "The policy that decided cannot be read any more; what follows is what today's policy says."
@@ -142,8 +148,6 @@ def explain(story: Story, config: Config, policy: Policy, *, then: Policy | None
 def supposed_of(story: Story) -> Supposed:
     """The call as it can be asked about again."""
     call = story.call
-    known: dict[str, Any] = dict(story.approval.shown["context"]) if story.approval else {}
-    known["effect"] = call.effect
     return Supposed(
         tenant=call.tenant,
         agent=call.agent,
@@ -152,21 +156,25 @@ def supposed_of(story: Story) -> Supposed:
         arguments=story.arguments or {},
         at_us=call.created_us,
         claim=call.claim or {},
-        context=known,
+        context=story.context or {"effect": call.effect},
     )
 
 
-def _question(story: Story, asker: Asker, gaps: list[str]) -> Question | None:
+def _question(story: Story, kept: AskedThen | None, asker: Asker, gaps: list[str]) -> Question | None:
+    if kept is not None:
+        if kept.redacted:
+            gaps.append(
+                "Parts were struck out before it was stored: a rule that reads them may answer otherwise."
+            )
+        return kept.question
     try:
         question = asker.question(supposed_of(story))
     except NoQuestion as error:
         gaps.append(f"It cannot be asked again: {error}.")
         return None
-    if story.approval is None:
-        gaps.append(
-            "What the rules saw beside the arguments was not recorded; it is worked out again from today's "
-            "configuration."
-        )
+    gaps.append(
+        "What the rules saw beside the arguments is not kept: it is worked out again, as configured today."
+    )
     return question
 
 

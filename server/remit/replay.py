@@ -10,7 +10,6 @@ import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from remit.asking import Asker, NoQuestion, Supposed
 from remit.comparing import Difference, Group, add, difference, ordered
@@ -74,10 +73,10 @@ def count(found: Records, since_us: int) -> int:
 _COUNT = "SELECT COUNT(*) FROM calls WHERE id >= ? AND kind = 'call' AND policy_version <> ''"
 _CALLS = (
     "SELECT c.id, c.tenant, c.agent, c.user, c.tool, c.effect, c.verdict, c.created_us,"
-    " c.claim, p.body, a.shown"
+    " c.claim, p.body, x.body AS context"
     " FROM calls AS c"
     " LEFT JOIN payloads AS p ON p.call_id = c.id AND p.kind = 'arguments'"
-    " LEFT JOIN approvals AS a ON a.id = c.approval_id"
+    " LEFT JOIN payloads AS x ON x.call_id = c.id AND x.kind = 'context'"
     " WHERE c.id >= ? AND c.kind = 'call' AND c.policy_version <> '' ORDER BY c.id"
 )
 
@@ -85,7 +84,6 @@ _CALLS = (
 def _supposed(row: sqlite3.Row) -> Supposed | None:
     if row["body"] is None:
         return None
-    context: dict[str, Any] = json.loads(row["shown"])["context"] if row["shown"] else {}
     return Supposed(
         tenant=row["tenant"],
         agent=row["agent"],
@@ -94,5 +92,5 @@ def _supposed(row: sqlite3.Row) -> Supposed | None:
         arguments=json.loads(row["body"]),
         at_us=row["created_us"],
         claim=json.loads(row["claim"]) if row["claim"] else {},
-        context={**context, "effect": row["effect"]},
+        context=json.loads(row["context"]) if row["context"] else {"effect": row["effect"]},
     )

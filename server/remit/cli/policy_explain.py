@@ -77,8 +77,9 @@ def explain(config_path: Path, as_json: bool, call_id: str) -> None:
     policy = load_policy(loaded.config)
     with open_records(loaded.config.store.path) as found:
         story = found.story(call_id)
+        kept = found.asked(story.call.id)
     then = policy if policy.version == story.call.policy_version else None
-    told = explain(story, loaded.config, policy, then=then)
+    told = explain(story, kept, loaded.config, policy, then=then)
     if as_json:
         print_json(_as_json(told))
     else:
