@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import anyio
 import pytest
 from tests.server import acme
@@ -85,10 +88,20 @@ def test_what_todays_policy_would_say_is_told(remit: Terminal, story: Story) -> 
     file = remit.folder / "policy.csv"
     file.write_text(file.read_text().replace("amount_minor <= 10000,", "amount_minor <= 50000,"))
     told = remit("policy", "explain", story.pending).out
-    assert "The policy that decided cannot be read any more" in told
+    assert "amount_minor = 40,000) is at most 10,000" in told, "explained by the policy that decided"
     assert "would allow it (allowed)." in told
     same = remit("policy", "explain", story.denied).out
     assert "would decide the same." in same
+
+
+def test_without_the_policy_that_decided_todays_explains_and_says_so(remit: Terminal, story: Story) -> None:
+    file = remit.folder / "policy.csv"
+    file.write_text(file.read_text().replace("amount_minor <= 10000,", "amount_minor <= 50000,"))
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db, db:
+        db.execute("DELETE FROM policy_versions")
+    told = remit("policy", "explain", story.pending).out
+    assert "The policy that decided cannot be read any more" in told
+    assert "amount_minor = 40,000) is at most 50,000" in told
 
 
 def test_a_call_that_was_never_made_is_told(remit: Terminal) -> None:

@@ -12,8 +12,9 @@ import click
 from remit.cli.options import CALL, config_option, json_option, print_json
 
 if TYPE_CHECKING:
+    from remit.config import Config
     from remit.explaining import Due, Explanation, Rule, Side
-    from remit_rbac import Row
+    from remit_rbac import Policy, Row
     from remit_rbac.words import Part
 
 _HEADLINES = {
@@ -78,13 +79,27 @@ def explain(config_path: Path, as_json: bool, call_id: str) -> None:
     with open_records(loaded.config.store.path) as found:
         story = found.story(call_id)
         kept = found.asked(story.call.id)
-    then = policy if policy.version == story.call.policy_version else None
+    then = _policy_then(loaded.config, policy, story.call.policy_version)
     told = explain(story, kept, loaded.config, policy, then=then)
     if as_json:
         print_json(_as_json(told))
     else:
         for line in _lines(told):
             click.echo(escaped(line))
+
+
+def _policy_then(config: Config, policy: Policy, version: str) -> Policy | None:
+    """The policy that decided; None when its text is not kept, or is not what it was."""
+    from remit.errors import RemitError
+    from remit.policies import load_version
+    from remit_rbac import PolicyError
+
+    if version in ("", policy.version):
+        return policy if version else None
+    try:
+        return load_version(config, version)
+    except (RemitError, PolicyError):
+        return None
 
 
 def _lines(told: Explanation) -> Iterator[str]:

@@ -24,11 +24,11 @@ def graph(config_path: Path, as_json: bool, tenant: str | None, output: Path | N
 
     Conditions are not drawn: rest the pointer on a line to see the rows that it stands for.
     """
-    from remit.app import load_policy
     from remit.cli.acting import tenant_of
     from remit.config_file import load
     from remit.errors import RemitError
     from remit.graph import draw
+    from remit.policies import load_policy
 
     loaded = load(config_path)
     rules = load_policy(loaded.config)
