@@ -523,12 +523,17 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
     reads: dict[str, str] = {}
     answers: dict[tuple[str, bytes], Any] = {}
     ids: dict[tuple[str, bytes], str] = {}
+    own_error = ""
     context = decision.context or _NOTHING
     roots = {"args": call.arguments, **{name: context.get(name, {}) for name in ("parsed", "run")}}
 
     async def ask(read: Call) -> None:
-        if done := await _answered(read, on):
+        nonlocal own_error
+        outcome = await govern(read, on)
+        if done := _clean(outcome):
             answers[_what(read)], ids[_what(read)] = result_of(done.reply)[0], done.call_id
+        elif isinstance(outcome, Done) and _what(read) == _what(call):
+            own_error = result_of(outcome.reply)[1]  # what the call itself would be answered
 
     async def look_up(name: str, fact: Fact) -> None:
         here = {**roots, "facts": known}
@@ -556,7 +561,7 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
                 for name, fact in wave.items():
                     tasks.start_soon(look_up, name, fact)
             if missing := [name for name in wave if name not in values]:
-                return _unknown_facts(decision.verdict, missing)
+                return _unknown_facts(decision.verdict, missing, own_error)
         return Facts(values=values, reads=reads, answers=answers)
     late = [name for wave in call.tool.facts for name in wave if name not in values]
     return _unknown_facts(decision.verdict, late)
@@ -569,11 +574,12 @@ def _listed(value: Any, most: int) -> list[Any]:
     return elements
 
 
-def _unknown_facts(verdict: Verdict, names: Sequence[str]) -> Verdict:
+def _unknown_facts(verdict: Verdict, names: Sequence[str], own_error: str = "") -> Verdict:
     return Verdict(
         rung=Rung.DENY,
         code="no_facts",
-        reason=f"What decides about this call could not be looked up ({', '.join(names)}). Check that the "
+        reason=own_error[:500]
+        or f"What decides about this call could not be looked up ({', '.join(names)}). Check that the "
         "arguments name things that exist, or try again later.",
         remedy=Remedy.CHANGE,
         policy_version=verdict.policy_version,
@@ -616,7 +622,10 @@ def _own_read(
 
 async def _answered(read: Call | None, on: Services) -> Done | None:
     """What a read of the gateway's own found; None when it gave no answer that could be built on."""
-    outcome = await govern(read, on) if read else None
+    return _clean(await govern(read, on)) if read else None
+
+
+def _clean(outcome: Outcome) -> Done | None:
     if not isinstance(outcome, Done) or outcome.reply.is_error or outcome.reply.kind != "complete":
         return None
     return None if outcome.failed else outcome

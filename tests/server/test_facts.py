@@ -87,6 +87,17 @@ async def test_a_fact_that_cannot_be_had_refuses_the_call(tmp_path: Path, answer
         assert remit.source.effects("buy") == []
 
 
+async def test_what_the_source_said_to_the_very_read_that_was_asked_for_is_told(tmp_path: Path) -> None:
+    condition = "r.ctx.facts.item.status == 'on sale'"
+    policy = ROLES + rule(condition) + rule(condition, tool="look")
+    rules = tools(look={"facts": ITEM}, buy={"facts": ITEM})
+    async with a_remit(tmp_path, policy=policy, tools=rules) as remit:
+        remit.source.on["look"] = a_reply("There is no pen.", is_error=True)
+        mine = await remit.refused("shop.look", {"thing": "pen"})
+        assert (mine.verdict.code, mine.verdict.reason) == ("no_facts", "There is no pen.")
+        assert "no pen" not in (await remit.refused("shop.buy", PEN)).verdict.reason
+
+
 async def test_a_fact_is_only_ever_read(tmp_path: Path) -> None:
     facts = {"item": {"call": "shop.send", "args": {"text": "args.thing"}}}
     async with a_remit(tmp_path, policy=ROLES + rule("1 == 1"), tools=tools(buy={"facts": facts})) as remit:
