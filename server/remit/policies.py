@@ -148,13 +148,12 @@ def text_of(
 
 def active_text(settings: Config) -> PolicyText:
     """The version that was activated last, under the guardrails of this Remit."""
-    with open_records(settings.store.path) as found:
-        active = found.active_policy()
-        if active is None:
-            raise RemitError(
-                "no policy is active: `remit policy push` stores one, `remit policy activate` uses it"
-            )
-        return PolicyText.from_json(found.policy_version(active.version).text).of_today()
+    if settings.store.path.is_file():
+        with open_records(settings.store.path) as found:
+            active = found.active_policy()
+            if active is not None:
+                return PolicyText.from_json(found.policy_version(active.version).text).of_today()
+    raise RemitError("no policy is active: `remit policy push` stores one, `remit policy activate` uses it")
 
 
 def load_version(settings: Config, version: str) -> Policy:
