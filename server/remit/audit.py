@@ -299,6 +299,8 @@ def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]])
             yield f"{name} is {call[name]!r}, and its event says {value!r}"
     if call["policy_rows"] != orjson.dumps(opening.get("rows")).decode():
         yield "policy_rows is not what its event says"
+    if call["confirmation"] != happened.get("call.dispatched", {}).get("confirmation"):
+        yield "confirmation is not what its event says"
     last = max((kind for kind in happened if kind in _RANK), key=lambda kind: _RANK[kind])
     state = _LEAVES[last] or happened[last].get("state")
     if call["state"] != state:

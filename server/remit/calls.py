@@ -10,7 +10,7 @@ import orjson
 
 from remit.identity import Principal
 from remit.ids import uuid7
-from remit.model import Arguments, Call, Tool, Undoing
+from remit.model import Arguments, Call, Confirmation, Tool, Undoing
 from remit_adapters.base import Json, Reply
 from remit_rbac import Duty
 
@@ -29,6 +29,7 @@ def new_call(
     meta: Json | None = None,
     input_responses: Json | None = None,
     request_state: str | None = None,
+    confirmation: Confirmation | None = None,
     undoing: Undoing | None = None,
     of_call: str | None = None,
 ) -> Call:
@@ -53,6 +54,7 @@ def new_call(
         meta=meta or {},
         input_responses=input_responses,
         request_state=request_state,
+        confirmation=confirmation,
     )
 
 

@@ -442,7 +442,19 @@ class Telemetry(Strict):
 
 #: What rules read directly below `r.ctx`, beside the operator's own names (see `context.py`).
 CONTEXT_NAMES = frozenset(
-    {"claim", "derived", "effect", "facts", "hour", "in_chain", "parsed", "price", "run", "tenant"}
+    {
+        "claim",
+        "confirmed",
+        "derived",
+        "effect",
+        "facts",
+        "hour",
+        "in_chain",
+        "parsed",
+        "price",
+        "run",
+        "tenant",
+    }
     | {"undo_ready", "weekday"}
 )
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from remit import confirmations
 from remit.calls import REDACTED
 from remit.config import Config
 from remit.derivations import derived
@@ -31,10 +32,11 @@ ATTRIBUTES = (
     "undo_ready",
     "price",
     "claim",
+    "confirmed",
     "in_chain",
 )
 #: What is another thing by the time that somebody votes, or is no concern of theirs.
-_PASSING = frozenset({"hour", "weekday", "run", "claim"})
+_PASSING = frozenset({"hour", "weekday", "run", "claim", "confirmed"})
 
 
 def context_of(
@@ -63,6 +65,7 @@ def context_of(
         "undo_ready": undo_ready,
         "price": estimates,
         "claim": call.claim,
+        "confirmed": confirmations.holds(call),
     }
     if call.kind != "call":
         return context  # what is declared for an agent's calls is about an agent's arguments

@@ -36,7 +36,7 @@ from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord
 from remit.ids import Clock, now_us, uuid7
 from remit.ledger import Ledger
-from remit.model import Call, Charge, Remedy, Scalar, UndoPlan, Verdict
+from remit.model import Call, Charge, Confirmation, Remedy, Scalar, UndoPlan, Verdict
 from remit.runs import Run
 from remit.schema import upgrade
 from remit.versions import Digests, Version
@@ -279,6 +279,8 @@ class Journal:
                 refusal := self._undo_blocked(call, verdict, now, forced=call.undoing.forced)
             ):
                 return refusal
+            if call.confirmation and (refusal := self._spent(call.confirmation, verdict)):
+                return refusal
             deadline_us = now + call.tool.timeout_s * 1_000_000
             sealed: Json = {}
             if approved is None:
@@ -306,6 +308,7 @@ class Journal:
                 call,
                 call_id=call_id,
                 approval_id=approved.approval_id if approved else None,
+                confirmation=call.confirmation.id if call.confirmation else None,
                 deadline_us=deadline_us,
                 holds=[
                     {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
@@ -963,6 +966,21 @@ class Journal:
             remedy=Remedy.WAIT if until else Remedy.ASK,
         )
 
+    def _spent(self, confirmation: Confirmation, verdict: Verdict) -> Verdict | None:
+        """The refusal when the user's word was good for another call, or is too old by now."""
+        self._ledger.write_out()  # that call may have been let out in this very transaction
+        used = self._ledger.one("SELECT 1 FROM calls WHERE confirmation = ?", (confirmation.id,))
+        if used is None and confirmation.until_us > self._ledger.now_us:
+            return None
+        return replace(
+            verdict,
+            rung=Rung.DENY,
+            code="confirmation_spent",
+            reason="Your user's confirmation was used already or has run out. Send the call again without it "
+            "to have them asked anew.",
+            remedy=Remedy.ASK,
+        )
+
     def _use_approval(
         self, call: Call, approved: Approved, verdict: Verdict, deadline_us: int, now: int
     ) -> Verdict | None:
@@ -980,8 +998,15 @@ class Journal:
             )
         self._ledger.execute(
             "UPDATE calls SET state = 'dispatched', dispatched_us = ?, deadline_us = ?, incarnation = ?,"
-            " client_key = ? WHERE id = ?",
-            (now, deadline_us, self._ledger.stream, _key(call), approved.call_id),
+            " client_key = ?, confirmation = ? WHERE id = ?",
+            (
+                now,
+                deadline_us,
+                self._ledger.stream,
+                _key(call),
+                call.confirmation.id if call.confirmation else None,
+                approved.call_id,
+            ),
         )
         return None
 
@@ -1088,6 +1113,7 @@ class Journal:
                 None,
                 call.trace_id,
                 orjson.dumps(call.claim).decode() if call.claim else None,
+                call.confirmation.id if call.confirmation and state == "dispatched" else None,
             ),
         )
         return {

@@ -128,6 +128,16 @@ class Undoing:
     forced: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """What the user of the calling client answered when asked for one call (see `confirmations.py`)."""
+
+    id: str
+    accepted: bool
+    binding: str
+    until_us: int
+
+
 CallKind = Literal["call", "undo", "before", "verify", "fact"]
 #: Reads that the gateway makes for its own plans.
 OWN_READS = frozenset[CallKind]({"before", "verify", "fact"})
@@ -159,6 +169,7 @@ class Call:
     meta: Json = field(default_factory=dict[str, Any])
     input_responses: Json | None = None
     request_state: str | None = None
+    confirmation: Confirmation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +258,17 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unconfirmed:
+    """The client asks its user first, and sends the call again with the answer and `state`."""
+
+    call_id: str
+    #: The parameters of `elicitation/create`.
+    question: Json
+    state: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """The source certainly did nothing."""
 
@@ -266,4 +288,4 @@ class InDoubt:
     rpc: Json | None = None
 
 
-Outcome = Done | Refused | Pending | Failed | InDoubt
+Outcome = Done | Refused | Pending | Unconfirmed | Failed | InDoubt

@@ -22,7 +22,7 @@ import anyio
 import anyio.lowlevel
 import orjson
 
-from remit import approvals, runs, telemetry
+from remit import approvals, confirmations, runs, telemetry
 from remit.budgets import CALLS, charges
 from remit.calls import fingerprint_of, result_of
 from remit.catalog import Catalog
@@ -30,6 +30,7 @@ from remit.checks.arguments import misfit, unfit
 from remit.checks.containment import stopped
 from remit.checks.permission import permission
 from remit.config import Config, Effect
+from remit.confirmations import NOBODY_TO_ASK, AskingUser
 from remit.context import context_of
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
@@ -40,6 +41,7 @@ from remit.model import (
     Call,
     CallKind,
     Charge,
+    Confirmation,
     Done,
     Fact,
     Failed,
@@ -49,6 +51,7 @@ from remit.model import (
     Refused,
     Remedy,
     Scalar,
+    Unconfirmed,
     UndoPlan,
     Verdict,
 )
@@ -116,7 +119,9 @@ class Decision:
 _ATTEMPTS = 16
 
 
-async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
+async def govern(
+    call: Call, on: Services, caller: Caller = NOBODY, asking: AskingUser = NOBODY_TO_ASK
+) -> Outcome:
     """Run one call through all four steps. The only way to reach an adapter.
 
     Every outcome is a value; what is raised is cancellation (recorded first) or a bug.
@@ -124,7 +129,7 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
     with _counted(call, on) as crowded, on.journal.under_way(), telemetry.stage("govern", call):
         try:
             steps = _in_turn if call.tool.serial and call.kind == "call" else _in_four_steps
-            outcome = await steps(call, crowded, on, caller)
+            outcome = await steps(call, crowded, on, caller, asking)
         except StoreBusy:
             outcome = Refused(call_id=call.id, verdict=_BUSY)
         except StoreUnavailable:
@@ -134,14 +139,16 @@ async def govern(call: Call, on: Services, caller: Caller = NOBODY) -> Outcome:
     return outcome
 
 
-async def _in_turn(call: Call, decided: Decision | None, on: Services, caller: Caller) -> Outcome:
+async def _in_turn(
+    call: Call, decided: Decision | None, on: Services, caller: Caller, asking: AskingUser
+) -> Outcome:
     """The same, once no other call of this run that waits its turn is under way in this process."""
     key = runs.key_of(call)
     turn = on.turns.setdefault(key, Turn())
     turn.wanted += 1
     try:
         async with turn.lock:
-            return await _in_four_steps(call, decided, on, caller)
+            return await _in_four_steps(call, decided, on, caller, asking)
     finally:
         turn.wanted -= 1
         if not turn.wanted:
@@ -149,7 +156,12 @@ async def _in_turn(call: Call, decided: Decision | None, on: Services, caller: C
 
 
 async def _in_four_steps(
-    call: Call, decided: Decision | None, on: Services, caller: Caller, attempts: int = _ATTEMPTS
+    call: Call,
+    decided: Decision | None,
+    on: Services,
+    caller: Caller,
+    asking: AskingUser,
+    attempts: int = _ATTEMPTS,
 ) -> Outcome:
     # 1. decide
     with telemetry.stage("decide", call):
@@ -168,6 +180,14 @@ async def _in_four_steps(
         if not isinstance(answer, Approved):
             return answer
         approved = answer
+    if call.confirmation and not _to_confirm(verdict):
+        call = replace(call, confirmation=None)  # nobody asked for it, so it stays good
+    if _to_confirm(verdict) and not confirmations.holds(call):
+        answer = await _ask_user(call, decision, on, asking)
+        if not isinstance(answer, Confirmation):
+            return answer
+        # Decided anew: while somebody thought about it, everything may have changed.
+        return await _in_four_steps(replace(call, confirmation=answer), None, on, caller, asking, attempts)
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
@@ -190,11 +210,11 @@ async def _in_four_steps(
         )
     if isinstance(admitted, Moved):
         if attempts > 1:
-            return await _in_four_steps(call, None, on, caller, attempts - 1)
+            return await _in_four_steps(call, None, on, caller, asking, attempts - 1)
         admitted = _RESTLESS
     if isinstance(admitted, Verdict) and admitted.rung is Rung.APPROVE:
         # A budget asks for people: the same call once more, with their word.
-        return await _in_four_steps(call, replace(decision, verdict=admitted), on, caller, attempts)
+        return await _in_four_steps(call, replace(decision, verdict=admitted), on, caller, asking, attempts)
     if isinstance(admitted, Verdict):
         await on.journal.refuse(call, admitted, decision.saw)
         return Refused(call_id=call.id, verdict=admitted)
@@ -265,6 +285,37 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         run=run,
         lacks_facts=facts is None and bool(call.tool.facts) and call.kind == "call",
     )
+
+
+def _to_confirm(verdict: Verdict) -> bool:
+    return any(duty.name == "confirm" for duty in verdict.duties)
+
+
+async def _ask_user(
+    call: Call, decision: Decision, on: Services, asking: AskingUser
+) -> Confirmation | Refused | Unconfirmed:
+    """What the user of the client says to exactly this call, or what the agent is told until they do."""
+    good_for_s = on.config.approvals.pending
+    question = confirmations.question(call)
+    state: str | None = None
+    refusal = _CANNOT_CONFIRM
+    if call.confirmation is not None and not call.confirmation.accepted:
+        refusal = _NOT_CONFIRMED
+    elif question and asking.now:
+        with anyio.move_on_after(good_for_s):
+            if confirmations.said_yes(await asking.now(question)):
+                return confirmations.given(call, on.clock(), accepted=True, good_for_s=good_for_s)
+        refusal = _NOT_CONFIRMED
+    elif question and asking.again:
+        state = confirmations.sealed(call, on.secret, at_us=on.clock(), good_for_s=good_for_s)
+        refusal = _UNCONFIRMED if state else _CANNOT_CONFIRM
+    refused = replace(
+        decision.verdict, rung=Rung.DENY, code=refusal.code, reason=refusal.reason, remedy=refusal.remedy
+    )
+    await on.journal.refuse(call, refused, decision.saw)
+    if state and question:
+        return Unconfirmed(call_id=call.id, question=question, state=state, verdict=refused)
+    return Refused(call_id=call.id, verdict=refused)
 
 
 async def _run(
@@ -615,6 +666,7 @@ def _own_read(
         received_us=now,
         client_key=None,
         claim={},
+        confirmation=None,
         input_responses=None,
         request_state=None,
     )
@@ -693,6 +745,7 @@ def describe(decision: Decision) -> Mapping[str, Any]:
         "code": verdict.code,
         "reason": verdict.reason,
         "cost": decision.estimates,
+        "confirm": _to_confirm(verdict),
         "undo": {"tool": decision.plan.tool, "until_us": decision.plan.expires_us} if decision.plan else None,
     }
 
@@ -756,6 +809,25 @@ _IN_DOUBT = Verdict(
     reason="An equal call was sent before and nobody knows whether it took effect, so it is not sent again. "
     "Read the current state to find out, or have an operator resolve it.",
     remedy=Remedy.ASK,
+)
+_CANNOT_CONFIRM = Verdict(
+    rung=Rung.DENY,
+    code="cannot_confirm",
+    reason="Your user must confirm exactly this call before it is made, and this client cannot ask them: it "
+    "offers no form elicitation, or the call is too long to be read. Tell your user.",
+    remedy=Remedy.ASK,
+)
+_NOT_CONFIRMED = Verdict(
+    rung=Rung.DENY,
+    code="not_confirmed",
+    reason="Your user was asked to confirm exactly this call, and did not. Ask them what they want instead.",
+    remedy=Remedy.STOP,
+)
+_UNCONFIRMED = Verdict(
+    rung=Rung.DENY,
+    code="unconfirmed",
+    reason="Your user must confirm exactly this call before it is made.",
+    remedy=Remedy.WAIT,
 )
 _RESTLESS = Verdict(
     rung=Rung.DENY,

@@ -62,6 +62,7 @@ class CallRecord:
     resolution: str | None
     trace_id: str | None
     claim: Any
+    confirmation: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

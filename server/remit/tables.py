@@ -126,6 +126,8 @@ calls = Table(
     Column("trace_id", String(32)),
     # What the agent says about the call. Recorded, never believed. JSON.
     Column("claim", Text),
+    # The user's own word for exactly these arguments, where a duty asked for it. Good for one call.
+    Column("confirmation", String(36)),
     CheckConstraint(
         "(state IN ('dispatched', 'succeeded', 'failed', 'in_doubt')) = (dispatched_us IS NOT NULL)",
         name="dispatched_iff_sent",
@@ -142,6 +144,9 @@ calls = Table(
         "client_key",
         unique=True,
         sqlite_where=text("client_key IS NOT NULL"),
+    ),
+    Index(
+        "uq_calls_confirmation", "confirmation", unique=True, sqlite_where=text("confirmation IS NOT NULL")
     ),
     Index("ix_calls_open", "incarnation", sqlite_where=text("state = 'dispatched'")),
     Index("ix_calls_in_doubt", "fingerprint", sqlite_where=text("state = 'in_doubt'")),

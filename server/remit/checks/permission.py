@@ -45,7 +45,7 @@ _NO_RULE = ("No rule allows you this. Stop and tell your user what you would nee
 
 
 #: The duties that are carried out. A rule that asks for another is not met by leaving it undone.
-_DUTIES = frozenset({"approvals", "redact"})
+_DUTIES = frozenset({"approvals", "confirm", "redact"})
 
 
 def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdict:

@@ -104,7 +104,7 @@ def sources_of(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
 
 
 def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
-    from remit.model import Done, Failed, InDoubt, Pending, Refused
+    from remit.model import Done, Failed, InDoubt, Pending, Refused, Unconfirmed
 
     ok, state = False, "refused"
     match outcome:
@@ -118,6 +118,8 @@ def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
                 said += " --force takes it back all the same, and the later change with it."
         case Pending():
             state, said = "pending", f"A person must agree first: request {outcome.approval_id}."
+        case Unconfirmed():
+            said = outcome.verdict.reason
         case Failed():
             state, said = "ready", f"Nothing was undone: {outcome.message}"
         case InDoubt():

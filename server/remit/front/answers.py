@@ -12,7 +12,8 @@ from typing import Any
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 
-from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused
+from remit.confirmations import KEY
+from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused, Unconfirmed
 from remit_adapters.base import Json, Operation
 from remit_rbac import Rung
 
@@ -32,6 +33,12 @@ def to_wire(call: Call, outcome: Outcome) -> dict[str, Any]:
     """The result of `call`, or MCPError where the operation has no form for errors of its own."""
     if isinstance(outcome, Done):
         return _done(call, outcome)
+    if isinstance(outcome, Unconfirmed):
+        return {
+            "resultType": "input_required",
+            "inputRequests": {KEY: {"method": "elicitation/create", "params": outcome.question}},
+            "requestState": outcome.state,
+        }
     text, meta = _told(outcome)
     if isinstance(outcome, (Failed, InDoubt)) and outcome.rpc is not None:
         # The source's own protocol error keeps its code and data.

@@ -31,6 +31,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from remit import __version__, telemetry
 from remit.app import App
 from remit.calls import new_call
+from remit.confirmations import NOBODY_TO_ASK, AskingUser, Resumed, resumed
 from remit.errors import RemitError
 from remit.front.agent_tools import AGENT_TOOLS
 from remit.front.agent_tools import answer as answer_agent_tool
@@ -237,7 +238,9 @@ class Front:
             # The stateless revision says per request what the older ones say once.
             level = self._sessions.of(ctx).level
             raw = {**raw, "_meta": {**_meta_of(raw), f"{_RESERVED}logLevel": level}} if level else raw
-        result = await self.governed(raw, tool, arguments, principal, on, caller)
+        result = await self.governed(
+            raw, tool, arguments, principal, on, caller, asking_now=self._asking_now(ctx)
+        )
         if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS and not isinstance(
             result.get("structuredContent", {}), Mapping
         ):
@@ -252,9 +255,15 @@ class Front:
         principal: Principal,
         on: Services,
         caller: Caller,
+        *,
+        asking_now: AskingUser | None = None,
     ) -> Result:
         """Make a call of raw request params, govern it, and put its outcome into wire shape."""
         meta = _meta_of(raw)
+        sent = _SENT_PLAINLY
+        if "requestState" in raw or "inputResponses" in raw:
+            sent = resumed(raw.get("requestState"), raw.get("inputResponses"), on.secret)
+        asking = asking_now or (_AGAIN if _takes_forms(meta.get(_CAPABILITIES)) else NOBODY_TO_ASK)
         call = new_call(
             tool=tool,
             arguments=arguments,
@@ -266,10 +275,11 @@ class Front:
             claim=_claim(meta.get(f"{_PREFIX}claim")),
             trace_id=telemetry.current_trace_id(),
             meta={key: value for key, value in meta.items() if not key.startswith(_PREFIX)} if meta else None,
-            input_responses=raw.get("inputResponses"),
-            request_state=raw.get("requestState"),
+            input_responses=sent.input_responses,
+            request_state=sent.request_state,
+            confirmation=sent.confirmation,
         )
-        return to_wire(call, await govern(call, on, caller))
+        return to_wire(call, await govern(call, on, caller, asking))
 
     async def _note_invisible(
         self, name: str, arguments: Mapping[str, Any], principal: Principal, on: Services
@@ -396,6 +406,29 @@ class Front:
             notify=notify,
         )
 
+    def _asking_now(self, ctx: Context) -> AskingUser | None:
+        """How the user is asked on a session of the older revisions; None in the stateless one."""
+        if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+            return None
+        session = ctx.session
+        declared = session.client_capabilities
+        forms = declared.elicitation if declared else None
+        if not session.can_send_request or forms is None or (forms.url and not forms.form):
+            return NOBODY_TO_ASK
+
+        async def ask(params: Json) -> Json:
+            try:
+                answer = await session.send_request(
+                    t.ElicitRequest.model_validate({"method": "elicitation/create", "params": params}),
+                    t.ElicitResult,
+                    metadata=ServerMessageMetadata(related_request_id=ctx.request_id),
+                )
+            except MCPError:
+                return {}  # a client that cannot ask after all has confirmed nothing
+            return {"action": answer.action}
+
+        return AskingUser(now=ask)
+
     def _header_schema(self, name: str) -> Json | None:
         return self._header_schemas.get(name)
 
@@ -410,6 +443,17 @@ class Front:
             }
 
     _header_schemas_of: Any = None
+
+
+_CAPABILITIES = f"{_RESERVED}clientCapabilities"
+_AGAIN = AskingUser(again=True)
+_SENT_PLAINLY = Resumed(confirmation=None, input_responses=None, request_state=None)
+
+
+def _takes_forms(capabilities: object) -> bool:
+    """Whether the client asks its user with forms; `elicitation: {}` says so in every revision."""
+    found: Any = cast("Json", capabilities).get("elicitation") if isinstance(capabilities, Mapping) else None
+    return isinstance(found, Mapping) and (not found or "form" in found)
 
 
 #: A client that is asked nothing and told nothing while its call runs.
