@@ -13,7 +13,7 @@ from typing import Literal
 
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
-from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused
+from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused, Unconfirmed
 from remit.pipeline import Services
 from remit.records import CallRecord, Records, UndoRecord
 from remit.undo import undo
@@ -156,6 +156,8 @@ def _ended(step: Step, outcome: Outcome) -> Step:
             part, why = "failed", "The source refused, or the proof failed: look at the current state."
         case Pending():
             part, why = "waits", f"A person must agree first: request {outcome.approval_id}."
+        case Unconfirmed():
+            part, why = "waits", outcome.verdict.reason
         case Refused():
             part = "conflict" if outcome.verdict.code == "undo_conflict" else "refused"
             why = outcome.verdict.reason
