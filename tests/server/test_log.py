@@ -571,7 +571,7 @@ def test_a_kept_checkpoint_is_compared_with(copied: tuple[Terminal, Path, Story]
     (key,) = remit.json("audit", "key", "show")
     size = remit.json("audit", "verify")["sealed"]
     fine = remit("audit", "verify", "--checkpoint", str(kept), "--key", key)
-    assert fine.out.endswith(f"The first {size} are those of the checkpoint.\n")
+    assert fine.out.endswith(f"The first {size} events are those of the checkpoint.\n")
     rewritten(folder / "remit.db")
     wrong = remit("audit", "verify", "--checkpoint", str(kept), "--key", key, "--json")
     assert wrong.code == 1

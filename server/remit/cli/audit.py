@@ -92,7 +92,7 @@ def verify(
     else:
         fine = f"{events} events and {calls} calls are as they were written."
         if kept:
-            fine += f"\nThe first {max(each.size for each in kept)} are those of the checkpoint."
+            fine += f"\nThe first {max(each.size for each in kept)} events are those of the checkpoint."
         report(findings, fine)
     return 1 if findings else 0
 
