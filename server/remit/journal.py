@@ -636,7 +636,7 @@ class Journal:
 
         return await self._writer.write(change)
 
-    async def start_shadow(self, *, version: str, files: str, by: str) -> None:
+    async def start_shadow(self, *, version: str, text: str, by: str) -> None:
         """Try a policy beside the one in force; what an earlier trial found is gone."""
 
         def change() -> None:
@@ -644,8 +644,8 @@ class Journal:
             ledger.execute("DELETE FROM shadow_differences")
             ledger.execute("DELETE FROM shadows")
             ledger.execute(
-                "INSERT INTO shadows (version, files, started_by, started_us) VALUES (?, ?, ?, ?)",
-                (version, files, by, ledger.now_us),
+                "INSERT INTO shadows (version, text, started_by, started_us) VALUES (?, ?, ?, ?)",
+                (version, text, by, ledger.now_us),
             )
             ledger.event("shadow.started", tenant=None, call_id=None, version=version, by=by)
 

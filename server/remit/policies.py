@@ -161,14 +161,19 @@ def load_version(settings: Config, version: str) -> Policy:
 
     Raises UnknownRecord when there is none, RemitError when its text is no longer what it was.
     """
+    return load_text(settings, version).build()
+
+
+def load_text(settings: Config, version: str) -> PolicyText:
+    """The text of such a version. Raises as `load_version` does."""
     with open_records(settings.store.path) as found:
         stored = found.policy_version(version)
-    policy = PolicyText.from_json(stored.text).build()
-    if policy.version != stored.id:
+    text = PolicyText.from_json(stored.text)
+    if text.build().version != stored.id:
         raise RemitError(
             f"the stored text of policy version {stored.id[:12]} was changed: see `remit audit verify`"
         )
-    return policy
+    return text
 
 
 def _read(path: Path, tenant: str | None = None) -> Layer:

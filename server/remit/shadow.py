@@ -10,7 +10,6 @@ The application owns it, from `run` to `finish`.
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import time
@@ -26,6 +25,7 @@ import anyio.to_thread
 from remit.comparing import Difference, Group, add, difference, ordered
 from remit.config import Config
 from remit.errors import StoreBusy, StoreUnavailable
+from remit.policies import PolicyText
 from remit_rbac import Policy, PolicyError, Question
 
 if TYPE_CHECKING:
@@ -88,11 +88,9 @@ class Shadow:
             await self._catch_up(services)
             await self._begin(services, *found)
 
-    async def _begin(self, services: Services, started_us: int, files: str) -> None:
-        from remit.candidates import built
-
+    async def _begin(self, services: Services, started_us: int, text: str) -> None:
         try:
-            policy = await anyio.to_thread.run_sync(built, json.loads(files), self._config)
+            policy = await anyio.to_thread.run_sync(PolicyText.from_json(text).build)
         except PolicyError as error:
             _log.error("the policy on trial cannot be used here: %s", error)
             self._unfit, self._trial, services.shadow = started_us, None, None
@@ -101,10 +99,10 @@ class Shadow:
         services.shadow = self.take
 
     def _stored(self) -> tuple[int, str] | None:
-        """When the trial began, and its files; None when there is none."""
+        """When the trial began, and its text; None when there is none."""
         path = self._config.store.path
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return db.execute("SELECT started_us, files FROM shadows WHERE stopped_us IS NULL").fetchone()
+            return db.execute("SELECT started_us, text FROM shadows WHERE stopped_us IS NULL").fetchone()
 
     async def _catch_up(self, services: Services) -> None:
         trial = self._trial

@@ -361,8 +361,8 @@ shadows = Table(
     "shadows",
     metadata,
     Column("version", String(64), primary_key=True),
-    # Its files, as JSON: a list of {name, text}.
-    Column("files", Text, nullable=False),
+    # Everything that makes it, as JSON: its model, its guardrails, its files.
+    Column("text", Text, nullable=False),
     Column("started_by", String(133), nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("stopped_us", BigInteger),

@@ -116,4 +116,4 @@ def test_a_candidate_with_mistakes_is_refused_at_once(acme: Terminal) -> None:
     bad = acme.folder / "bad.csv"
     bad.write_text("p, nonsense\n")
     assert "error" in acme("policy", "shadow", "start", str(bad)).err
-    assert "cannot be read" in acme("policy", "shadow", "start", str(acme.folder / "no.csv")).err
+    assert "no such file" in acme("policy", "shadow", "start", str(acme.folder / "no.csv")).err

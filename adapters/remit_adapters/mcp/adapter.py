@@ -15,6 +15,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from math import ceil
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import anyio
@@ -411,7 +412,7 @@ class McpAdapter:
             async with asyncio.timeout(request.deadline_s):
                 return await self._through(work)
         except TimeoutError:
-            within = f"within {round(request.deadline_s, 1):g} s"
+            within = f"within {ceil(request.deadline_s)} s"
             raise AdapterError(
                 f"The source did not answer {within}; whether it acted is unknown."
                 if sent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import anyio
@@ -24,21 +23,22 @@ def shadow() -> None:
 def start(config_path: Path, as_json: bool, as_user: str | None, named: str) -> None:
     """Have running servers decide every call under CANDIDATE, too, and count what would differ.
 
-    CANDIDATE is a CSV file, a folder of them or a configuration (.yaml). Its text is stored, so later changes
-    of the files do not count. Servers notice within a second. An earlier trial ends, and its counts are gone.
+    CANDIDATE is a CSV file, a folder of them, a configuration (.yaml) or a version id. Its text is stored, so
+    later changes of the files do not count. Servers notice within a second. An earlier trial ends, and its
+    counts are gone.
     """
-    from remit.candidates import built, files_of
+    from remit.candidates import candidate_text
     from remit.cli.acting import journal_of, person
     from remit.config_file import load
 
     loaded = load(config_path)
     who = person(loaded, as_user)
-    files = files_of(named)
-    version = built(files, loaded.config).version
+    text = candidate_text(named, loaded)
+    version = text.build().version
 
     async def begin() -> None:
         async with journal_of(loaded) as journal:
-            await journal.start_shadow(version=version, files=json.dumps(files), by=who.user)
+            await journal.start_shadow(version=version, text=text.as_json(), by=who.user)
 
     anyio.run(begin)
     if as_json:
