@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.server.builders import Gate, Remit, ScriptedSource, a_config, a_definition, a_remit, a_reply, tools
+from tests.server.fronts import served
 
 from remit.config import Config
 from remit.derivations import compile_derivation
@@ -434,3 +435,13 @@ def test_what_could_never_be_found_is_refused_when_it_is_read(
 def test_an_operator_cannot_name_a_fact_like_one_of_remit(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="context names facts"):
         a_config(tmp_path, context={"facts": "mine"})
+
+
+async def test_a_rule_that_no_tool_here_can_answer_is_told_to_the_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = ON_SALE + rule("r.args.colour == 'red'", effect="deny") + rule("r.args.price == 'dear'")
+    async with served(tmp_path, monkeypatch, policy=policy, tools=on_item()):
+        await until(lambda: caplog.text.count("cannot be answered here") == 2)
+    assert "have no argument colour" in caplog.text or "has no argument colour" in caplog.text
+    assert "price of shop.buy is a number" in caplog.text
