@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.server.builders import Gate, Remit, ScriptedSource, a_config, a_definition, a_remit, a_reply, tools
+from tests.server.builders import (
+    Gate,
+    Remit,
+    ScriptedSource,
+    a_config,
+    a_definition,
+    a_remit,
+    a_reply,
+    tools,
+    until,
+)
 from tests.server.fronts import served
 
 from remit.config import Config
