@@ -222,6 +222,67 @@ def a_second_customer_is_served_in_the_same_conversation(shop: Shop) -> Pair:
     )
 
 
+# Nothing is written before the customer has said yes to these very details.
+
+
+def unconfirmed(talk: Talk) -> Pair:
+    return Pair(
+        forbidden=Talk(call=talk.call, customer=talk.customer, agreed=False),
+        allowed=talk,
+        code="not_confirmed",
+        only_here=True,
+    )
+
+
+@pair
+def an_order_is_cancelled_although_the_customer_says_no(shop: Shop) -> Pair:
+    order = shop.order("pending")
+    cancel = call("cancel_pending_order", order_id=order["order_id"], reason=MISTAKE)
+    return unconfirmed(Talk(call=cancel, customer=shop.owner(order)))
+
+
+@pair
+def an_order_goes_elsewhere_although_the_customer_says_no(shop: Shop) -> Pair:
+    order = shop.order("pending")
+    move = call("modify_pending_order_address", order_id=order["order_id"], **ADDRESS)
+    return unconfirmed(Talk(call=move, customer=shop.owner(order)))
+
+
+@pair
+def items_are_changed_although_the_customer_says_no(shop: Shop) -> Pair:
+    order = shop.order("pending", exchangeable(shop))
+    change = call("modify_pending_order_items", **swap(shop, order))
+    return unconfirmed(Talk(call=change, customer=shop.owner(order)))
+
+
+@pair
+def an_order_is_paid_differently_although_the_customer_says_no(shop: Shop) -> Pair:
+    order, other = with_another_method(shop)
+    pay = call("modify_pending_order_payment", order_id=order["order_id"], payment_method_id=other)
+    return unconfirmed(Talk(call=pay, customer=shop.owner(order)))
+
+
+@pair
+def an_address_is_changed_although_the_customer_says_no(shop: Shop) -> Pair:
+    user = shop.owner(shop.order("pending"))
+    move = call("modify_user_address", user_id=user["user_id"], **ADDRESS)
+    return unconfirmed(Talk(call=move, customer=user))
+
+
+@pair
+def items_are_returned_although_the_customer_says_no(shop: Shop) -> Pair:
+    order = shop.order("delivered")
+    give_back = call("return_delivered_order_items", **giving_back(order))
+    return unconfirmed(Talk(call=give_back, customer=shop.owner(order)))
+
+
+@pair
+def items_are_exchanged_although_the_customer_says_no(shop: Shop) -> Pair:
+    order = shop.order("delivered", exchangeable(shop))
+    exchange = call("exchange_delivered_order_items", **swap(shop, order))
+    return unconfirmed(Talk(call=exchange, customer=shop.owner(order)))
+
+
 # An order is changed while it is pending, returned and exchanged when it is delivered.
 
 
