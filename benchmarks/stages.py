@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,13 @@ class NoJournal:
     """Says yes at once and writes nothing."""
 
     switches: frozenset[Any] = frozenset()
+    under_way = staticmethod(nullcontext)
 
     async def admit(self, *_: object, **__: object) -> Admitted:
         return Admitted(deadline_us=now_us() + 60_000_000)
 
-    async def settle(self, *_: object, **__: object) -> None: ...
+    async def settle(self, *_: object, **__: object) -> str:
+        return ""
 
 
 class Echo:
@@ -152,7 +155,9 @@ async def journal(folder: Path, calls: int, together: int) -> Row:
             at_us=now_us(),
         )
         decision = decide(call, on)
-        await opened.admit(call, decision.verdict, decision.charges, decision.plan, stopped=stopped)
+        await opened.admit(
+            call, decision.verdict, decision.charges, decision.plan, stopped=stopped, saw=decision.saw
+        )
         costs: Mapping[str, int] = {charge.unit: charge.amount for charge in decision.charges}
         await opened.settle(
             call, call_id=call.id, state="succeeded", costs=costs, reply=b"{}", error=None, plan=decision.plan
