@@ -124,6 +124,8 @@ class PolicySource(Strict):
     files: Annotated[tuple[Path, ...], Field(min_length=1)] = ()
     #: What each tenant adds; such a file may speak about its own tenant only.
     tenants: Mapping[SubjectId, Annotated[tuple[Path, ...], Field(min_length=1)]] = {}
+    #: Policy tests: a version that fails one of them is refused.
+    tests: tuple[Path, ...] = ()
     #: Whoever pushed a version cannot be the one who activates it.
     second_person: bool = False
 

@@ -203,6 +203,7 @@ def _anchored(value: Any, folder: Path) -> Any:
 def _absent_files(shown: str, document: Document, config: Config) -> Iterator[Problem]:
     files: dict[strict_yaml.Path, Path | None] = {}
     policy = config.policy
+    files |= {("policy", "tests", number): path for number, path in enumerate(policy.tests)}
     if policy.source == "files":  # elsewhere only who pushes a version needs them
         files[("policy", "model")] = policy.model
         files |= {("policy", "files", number): path for number, path in enumerate(policy.files)}

@@ -26,6 +26,7 @@ from remit import strict_yaml
 from remit.asking import Asker, NoQuestion, Supposed
 from remit.config import AgentName, Config, Strict, SubjectId, UserName
 from remit.config_problems import ConfigError, Problem, flaws, shape
+from remit.errors import RemitError
 from remit_rbac import GUARDRAILS, Policy, Row
 from remit_rbac.tracing import exercised, step
 
@@ -237,6 +238,20 @@ def run(tests: Sequence[PolicyTest], config: Config, policy: Policy) -> Iterator
         except NoQuestion as error:
             problem = Problem(file=test.file, line=test.line, column=1, field=test.name, message=str(error))
             raise ConfigError([problem]) from None
+
+
+def must_pass(config: Config, policy: Policy) -> None:
+    """Run the tests that the configuration names. Raises RemitError naming each that fails, ConfigError."""
+    tests = [test for path in config.policy.tests for test in read_tests(path, config)]
+    failed = [outcome for outcome, _ in run(tests, config, policy) if not outcome.passed]
+    if failed:
+        raise RemitError(
+            "\n".join(
+                f"{outcome.test.file}:{outcome.test.line}: policy test {outcome.test.name!r} fails: "
+                + "; ".join(outcome.differences)
+                for outcome in failed
+            )
+        )
 
 
 def coverage(policy: Policy, used: set[Row]) -> Coverage:

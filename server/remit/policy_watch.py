@@ -1,8 +1,9 @@
 """A running server's policy: read at start, looked at ever after, replaced whole or not at all.
 
-A new version is read once, built aside in a thread, checked, kept in the audit database, and only then
-handed over. Whatever is wrong with it, the old one goes on deciding; what was wrong is logged, recorded and
-shown as a metric until it is mended. The application runs one watch while it serves.
+A new version is read once, built aside in a thread, checked, put to the policy tests of the configuration,
+kept in the audit database, and only then handed over. Whatever is wrong with it, the old one goes on
+deciding; what was wrong is logged, recorded and shown as a metric until it is mended. The application runs
+one watch while it serves.
 
 Files are looked at by their status, twice a second: that costs some microseconds, works on every file system
 and for files that are renamed, linked or mounted over, where notifications of the kernel do not.
@@ -129,11 +130,17 @@ class PolicyWatch:
     def _read(self) -> _Read:
         look = self._look()
         text = files_text(self._config) if self._files else text_in_force(self._config)
-        return _Read(look=look, text=text, policy=built(text, self._config))
+        policy = built(text, self._config)
+        if self._config.policy.tests:
+            # Imported only where it is used: a server answers before it needs this.
+            from remit.policy_tests import must_pass
+
+            must_pass(self._config, policy)
+        return _Read(look=look, text=text, policy=policy)
 
     def _look(self) -> Hashable:
         if self._files:
-            return tuple(_status(path) for path in _paths(self._config))
+            return tuple(_status(path) for path in (*_paths(self._config), *self._config.policy.tests))
         try:
             path = self._config.store.path
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:

@@ -99,6 +99,8 @@ async def served(
     kinds: dict[str, Any] = {name: {"kind": "mcp", "command": ["none"]} for name in found}
     for name, more in settings.pop("sources", {}).items():
         kinds[name] |= more
+    if policy_settings := settings.pop("policy_settings", None):
+        settings["policy"] = policy_settings
     config = a_config(folder, sources=kinds, http={"bind": "127.0.0.1:0"}, **settings)
     config.policy.files[0].write_text(policy)
     a_database(folder)

@@ -21,6 +21,7 @@ from tests.server.builders import POLICY, a_config, a_database, rows, until
 from tests.server.fronts import Served, names, served
 
 from remit import telemetry
+from remit.errors import RemitError
 from remit.journal import open_journal
 from remit.policies import files_text, load_version
 from remit.policy_watch import PolicyWatch
@@ -112,6 +113,29 @@ async def test_a_bad_version_is_told_recorded_and_not_taken_until_it_is_mended(
         await until(lambda: remit.on.policy.version != before)
         with pytest.raises(MCPError, match="Unknown tool"):
             await client.call_tool("shop.buy", THING)
+
+
+async def test_a_version_that_fails_a_policy_test_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"tenant": "acme", "agent": "agent:bot", "user": "user:ann", "tool": "shop.buy", "args": THING}
+    tests = tmp_path / "tests.yaml"
+    tests.write_text(json.dumps({"cases": [{**case, "name": "A lamp is bought", "expect": "execute"}]}))
+    settings = {"files": [tmp_path / "policy.csv"], "tests": [tests]}
+    async with served(tmp_path, monkeypatch, policy=POLICY, policy_settings=settings) as remit:
+        before = remit.on.policy.version
+        replace(tmp_path / "policy.csv", NO_BUYING)
+        await until(lambda: "policy.rejected" in kinds(remit))
+        (event,) = remit.rows("SELECT body FROM events WHERE kind = 'policy.rejected'")
+        (problem,) = json.loads(event["body"])["problems"]
+        assert problem.startswith(f"{tests}:1: policy test 'A lamp is bought' fails: ")
+        assert remit.on.policy.version == before
+        # Once the test says what is wanted, the same policy is taken.
+        replace(tests, tests.read_text().replace('"execute"', '"approve"'))
+        await until(lambda: remit.on.policy.version != before)
+    replace(tmp_path / "policy.csv", POLICY)
+    with pytest.raises(RemitError, match="A lamp is bought"):
+        PolicyWatch(remit.app.config).load()
 
 
 async def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None:

@@ -277,3 +277,31 @@ def test_can_refuses_what_nobody_could_approve(acme: Terminal) -> None:
     more(acme, "p2, role:support, acme, acme.refund, recommend, 1 == 1, approvals=2")
     asked = ("policy", "can", "agent:support-bot", "acme.refund", "--args", '{"amount_minor": 40000}')
     assert acme(*asked, "--json").json["code"] == "no_approver"
+
+
+def test_the_tests_that_the_configuration_names_guard_every_way_in(acme: Terminal) -> None:
+    file = acme.folder / "cases.yaml"
+    file.write_text(
+        json.dumps({"defaults": DEFAULTS, "cases": [a_refund(80, name="Small ones pass", expect="execute")]})
+    )
+    acme.config.write_text(
+        acme.config.read_text().replace("files: [policy.csv]", "files: [policy.csv], tests: [cases.yaml]")
+    )
+    assert acme("policy", "test").code == 0
+    assert acme("policy", "check").code == 0
+    assert acme("policy", "push").code == 0
+    more(acme, "p, *, acme, acme.refund, *, 1 == 1, deny")
+    for words in (("policy", "test"), ("policy", "check"), ("check", "--offline"), ("policy", "push")):
+        done = acme(*words)
+        assert done.code == 1, words
+        assert "Small ones pass" in done.out + done.err
+    file.unlink()
+    told = acme("policy", "check")
+    assert told.code == 1
+    assert "policy.tests[0]: there is no file" in told.out + told.err
+
+
+def test_without_a_file_and_without_any_in_the_configuration_nothing_is_tested(acme: Terminal) -> None:
+    done = acme("policy", "test")
+    assert done.code == 64
+    assert "policy.tests" in done.err

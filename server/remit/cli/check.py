@@ -98,7 +98,22 @@ def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | N
         policy = load_policy(config, tool_schemas=schemas, known_context=context_names(config))
     except PolicyError as error:
         return None, [_ruled(problem) for problem in error.problems]
-    return policy, [_ruled(problem) for problem in policy.warnings]
+    return policy, [*(_ruled(problem) for problem in policy.warnings), *_tested(config, policy)]
+
+
+def _tested(config: Config, policy: Policy) -> list[Finding]:
+    from remit.config_problems import ConfigError
+    from remit.errors import RemitError
+    from remit.policy_tests import must_pass
+
+    try:
+        must_pass(config, policy)
+    except ConfigError as error:
+        return [_configured(problem) for problem in error.problems]
+    except RemitError as error:
+        lines = str(error).splitlines()
+        return [Finding(text=line, file=line.partition(":")[0], line=None, warning=False) for line in lines]
+    return []
 
 
 def _configured(problem: config_problems.Problem, *, warning: bool = False) -> Finding:

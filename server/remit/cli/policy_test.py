@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     help="Fail when fewer of the policy's rows made a difference to some case.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Print the cases that passed, too.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 def test(
     config_path: Path, as_json: bool, min_coverage: int | None, verbose: bool, files: tuple[Path, ...]
 ) -> int:
-    """Run the policy tests in FILE...: calls, and what must become of them.
+    """Run the policy tests in FILE..., or those of `policy.tests`: calls, and what must become of them.
 
     Says of each case that fails what differed and which rows decided, and of the policy which rows no case
     made use of. Connects to nothing. Exits with 1 when a case fails, or too few rows are covered.
@@ -38,6 +38,9 @@ def test(
     from remit.policy_tests import Report, coverage, read_tests, run
 
     config = load(config_path).config
+    files = files or config.policy.tests
+    if not files:
+        raise click.UsageError("say which FILE, or name them in policy.tests of the configuration")
     policy = load_policy(config)
     tests = [test for file in files for test in read_tests(file, config)]
     outcomes: list[Outcome] = []

@@ -223,11 +223,14 @@ def _stored(loaded: Loaded, start: str) -> Version:
 
 
 def _checked(loaded: Loaded, text: PolicyText) -> Version:
-    """The version that a text makes. Raises PolicyError with every problem."""
+    """The version that a text makes, when it passes the tests. Raises PolicyError, RemitError."""
     from remit.policies import built
+    from remit.policy_tests import must_pass
     from remit.versions import Version
 
-    return Version(id=built(text, loaded.config).version, text=text.as_json(), digests=text.digests)
+    policy = built(text, loaded.config)
+    must_pass(loaded.config, policy)
+    return Version(id=policy.version, text=text.as_json(), digests=text.digests)
 
 
 def _in_journal(loaded: Loaded, change: Callable[[Journal], Awaitable[T]]) -> T:
