@@ -9,7 +9,7 @@ and the context can answer.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from remit_rbac.conditions import Expression
@@ -24,6 +24,8 @@ class Row:
     file: str
     line: int
     text: str
+    #: The comment right above it, in one line; none for a row that comes from elsewhere than a file.
+    note: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"

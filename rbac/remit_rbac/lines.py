@@ -51,6 +51,7 @@ def read_lines(content: bytes, file: str) -> tuple[list[Line], list[Problem]]:
     """The rows of a policy file, and what is wrong with the others."""
     lines: list[Line] = []
     problems: list[Problem] = []
+    comment: list[str] = []
     for number, raw in enumerate(content.split(b"\n"), start=1):
         try:
             text = raw.decode("utf-8").rstrip()
@@ -58,8 +59,14 @@ def read_lines(content: bytes, file: str) -> tuple[list[Line], list[Problem]]:
             row = Row(file=file, line=number, text="")
             problems.append(_problem(row, 1, "not-utf8", "this line is not UTF-8", "save the file as UTF-8"))
             continue
-        if text and not text.lstrip().startswith("#"):
-            _add(Row(file=file, line=number, text=text), lines, problems)
+        if text.lstrip().startswith("#"):
+            words = text.lstrip("# \t")
+            # A comment of several paragraphs is about more than the row below it; its last one is.
+            comment = [*comment, words] if words else []
+            continue
+        if text:
+            _add(Row(file=file, line=number, text=text, note=" ".join(comment)), lines, problems)
+        comment = []
     return lines, problems
 
 

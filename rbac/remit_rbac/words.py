@@ -70,11 +70,15 @@ class Part:
 
 def parts(condition: Expression | None, record: Mapping[str, Any]) -> tuple[Part, ...]:
     """What a condition asks for, each part that is joined by `and`. None at all: it always holds."""
+    return tuple(_part(each, record) for each in operands(condition))
+
+
+def operands(condition: Expression | None) -> tuple[syntax.Node, ...]:
+    """The parts of a condition that are joined by `and`; none when it always holds."""
     if condition is None:
         return ()
     node = condition.node
-    asked = node.operands if isinstance(node, syntax.Logic) and node.operator == "and" else (node,)
-    return tuple(_part(each, record) for each in asked)
+    return tuple(node.operands) if isinstance(node, syntax.Logic) and node.operator == "and" else (node,)
 
 
 def value(of: Any) -> str:
@@ -92,6 +96,9 @@ def value(of: Any) -> str:
             return f"'{_cut(of)}'"
         case list() | tuple():
             return _cut(", ".join(map(value, cast("Sequence[Any]", of))) or "an empty list")
+        case Mapping():
+            fields = cast("Mapping[str, Any]", of)
+            return _cut("; ".join(f"{_plain(key)} {value(each)}" for key, each in fields.items()))
         case _:
             return _cut(str(of))
 
@@ -113,10 +120,10 @@ def _part(node: syntax.Node, record: Mapping[str, Any]) -> Part:
 def _claim(node: syntax.Node, record: Mapping[str, Any]) -> str:
     """A part that stands for itself: a value alone is asked whether it is true."""
     match node:
-        case syntax.Path():
-            return f"{_words(node, record)} is yes"
-        case syntax.Not(syntax.Path() as path):
-            return f"{_words(path, record)} is no"
+        case syntax.Path(keys):
+            return _marked(keys, record, "is")
+        case syntax.Not(syntax.Path(keys)):
+            return _marked(keys, record, "is not")
         case syntax.Not(operand):
             return f"it is not so that {_claim(operand, record)}"
         case syntax.Logic(operator, operands):
@@ -127,6 +134,15 @@ def _claim(node: syntax.Node, record: Mapping[str, Any]) -> str:
             return f", {operator} ".join(told)
         case _:
             return _words(node, record)
+
+
+def _marked(keys: Sequence[syntax.Key], record: Mapping[str, Any], verb: str) -> str:
+    """A yes or no: `the order is marked as disputed`."""
+    root, *rest = keys[1:]
+    if root == "ctx" and len(rest) > 2 and _ROOMS.get(str(rest[0])) == "":
+        *owner, last = rest[1:]
+        return f"{name(owner)} {verb} marked as {_plain(last).removeprefix('is ')} ({_found(keys, record)})"
+    return f"{_path(keys, record)} is {'yes' if verb == 'is' else 'no'}"
 
 
 def _words(node: syntax.Node, record: Mapping[str, Any]) -> str:
@@ -160,6 +176,11 @@ def _words(node: syntax.Node, record: Mapping[str, Any]) -> str:
 def _comparison(
     first: syntax.Node, links: Sequence[tuple[str, syntax.Node]], record: Mapping[str, Any]
 ) -> str:
+    if isinstance(first, syntax.Literal) and len(links) == 2 and links[0][0] in _FLIPPED:
+        # Bounds from below and from above: what lies between them is named once.
+        (below, middle), (above, last) = links
+        lower = _compared(middle, _FLIPPED[below], first, record)
+        return f"{lower} and {_COMPARED[above].removeprefix('is ')} {_words(last, record)}"
     told: list[str] = []
     left = first
     for operator, right in links:
@@ -180,14 +201,18 @@ def _either(told: Sequence[str]) -> str:
 
 
 def _path(keys: Sequence[syntax.Key], record: Mapping[str, Any]) -> str:
+    return f"{_about(keys[1:])} ({_found(keys, record)})"
+
+
+def _found(keys: Sequence[syntax.Key], record: Mapping[str, Any]) -> str:
     shown = ".".join(str(key) for key in keys[1:])
     found: Any = record
     for key in keys[1:]:
         try:
             found = found[key]
         except (KeyError, IndexError, TypeError):
-            return f"{_about(keys[1:])} ({shown} is missing)"
-    return f"{_about(keys[1:])} ({shown} = {value(found)})"
+            return f"{shown} is missing"
+    return f"{shown} = {value(found)}"
 
 
 def _about(keys: Sequence[syntax.Key]) -> str:

@@ -15,11 +15,12 @@ from remit.asking import Asker, NoQuestion, Supposed
 from remit.config import Config
 from remit.records import Asked as AskedThen
 from remit.records import Story
-from remit_rbac import Decision, Duty, Policy, Question, Row, Rung
+from remit_rbac import Decision, Duty, Policy, Question, Row, Rung, index
+from remit_rbac.conditions import paths_of
 from remit_rbac.decisions import LADDER
 from remit_rbac.explain import near_misses
 from remit_rbac.tracing import Asked, Step, climbed
-from remit_rbac.words import Part, parts
+from remit_rbac.words import Part, operands, parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,9 @@ def _side(policy: Policy, q: Question, subject: str) -> Side:
 def _attempt(step: Step, q: Question) -> Attempt:
     denying = [asked for asked in step.asked if asked.rule.values[5] == "deny" and asked.holds]
     allowing = [asked for asked in step.asked if asked.rule.values[5] == "allow"]
-    shown = denying or [asked for asked in allowing if asked.holds] or allowing
+    record = _record(q, step.subject, step.act)
+    fitting = [asked for asked in allowing if not _of_another_effect(asked.rule, record)]
+    shown = denying or [asked for asked in allowing if asked.holds] or fitting or allowing
     return Attempt(
         act=step.act,
         allowed=step.allowed,
@@ -232,13 +235,29 @@ def _approvers(policy: Policy, q: Question) -> tuple[str, ...]:
 
 
 def _nearly(policy: Policy, q: Question) -> tuple[Nearly, ...]:
-    """The nearest rows, with the parts of their conditions that do not hold."""
+    """The nearest rows that could have helped, with the parts of their conditions that do not hold."""
+    steps = [step for subject in (q.agent, q.user) for step in climbed(policy, q, subject)]
+    denied = {step.act for step in steps if step.denied_by}
     found: list[Nearly] = []
     for miss in near_misses(policy, q):
         rule = next(rule for rule in policy.rules["p"] if rule.row == miss.row)
-        unmet = [part for part in parts(rule.condition, _record(q, miss.subject, miss.act)) if not part.holds]
+        record = _record(q, miss.subject, miss.act)
+        if miss.act in denied or _of_another_effect(rule, record):
+            continue
+        unmet = [part for part in parts(rule.condition, record) if not part.holds]
         found.append(Nearly(subject=miss.subject, act=miss.act, row=miss.row, parts=tuple(unmet)))
     return tuple(found)
+
+
+def _of_another_effect(rule: index.Rule, record: Mapping[str, Any]) -> bool:
+    """Whether a row is about tools with another effect: nothing that is asked of this one could fit it."""
+    asked = zip(operands(rule.condition), parts(rule.condition, record), strict=True)
+    return any(
+        path.keys[1:] == ("ctx", "effect")
+        for node, part in asked
+        if not part.holds
+        for path in paths_of(node)
+    )
 
 
 def _facts(question: Question | None) -> Mapping[str, Any]:

@@ -281,3 +281,22 @@ def test_the_shipped_guardrails_keep_agents_and_those_concerned_from_approving()
     assert policy.approvers("acme", "pay.refund", {}, {}, exclude=["user:ann"]) == ()
     # When nobody says whether the approver is concerned, the row that asks cannot be answered, and denies.
     assert not policy.allowed("user:ann", "acme", "pay.refund", "approve", {}, {}).allowed
+
+
+def test_a_row_carries_the_comment_right_above_it() -> None:
+    policy = load_text(
+        """\
+# Who is who.
+
+g, user:ann, role:x, acme
+g, agent:bot, role:x, acme
+g3, agent:bot, user:ann, acme
+# About this part.
+#
+# Reading is free,
+# whatever is read.
+p, role:x, acme, a.get, execute, 1 == 1, allow
+p, role:x, acme, a.put, execute, 1 == 1, allow
+"""
+    )
+    assert [rule.row.note for rule in policy.rules["p"]] == ["Reading is free, whatever is read.", ""]

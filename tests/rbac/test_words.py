@@ -16,7 +16,7 @@ CALL = {
         "hour": 9,
         "price": {"eur": 3},
         "claim": {"confidence": 0.4},
-        "facts": {"order": {"status": "paid"}},
+        "facts": {"order": {"status": "paid", "is_open": False}},
         "run": {"customer": "c1"},
     },
 }
@@ -58,7 +58,7 @@ def told(text: str) -> list[tuple[str, bool | None]]:
         ),
         (
             "len(r.args.items) % 2 == 1",
-            "the remainder of the length of the items (args.items = {'unit_price': 5}) divided by 2 is 1",
+            "the remainder of the length of the items (args.items = unit price 5) divided by 2 is 1",
             True,
         ),
         ("startswith(r.args.kind, 'go')", "the kind (args.kind = 'gold') begins with 'go'", True),
@@ -69,9 +69,18 @@ def told(text: str) -> list[tuple[str, bool | None]]:
         ),
         (
             "1 < r.ctx.hour <= 8",
-            "the hour of the day (ctx.hour = 9) is more than 1 "
-            "and the hour of the day (ctx.hour = 9) is at most 8",
+            "the hour of the day (ctx.hour = 9) is more than 1 and at most 8",
             False,
+        ),
+        (
+            "r.ctx.facts.order.is_open",
+            "the order is marked as open (ctx.facts.order.is_open = no)",
+            False,
+        ),
+        (
+            "!r.ctx.facts.order.is_open",
+            "the order is not marked as open (ctx.facts.order.is_open = no)",
+            True,
         ),
         ("r.args.to == None", "the to (args.to = nothing) is nothing", True),
         ("(1 if r.ctx.undo_ready else 2) == 1", None, True),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -22,6 +23,14 @@ _HEADLINES = {
     "approve": "A person had to agree first.",
     "advise": "Only advice: the agent was told what the call would do, and nothing was done.",
     "deny": "Refused.",
+}
+_REFUSED = {
+    "denied_by_rule": "Refused: a rule forbids it.",
+    "no_rule": "Refused: no rule allows it as it was asked for.",
+    "no_delegation": "Refused: the agent does not act for this person.",
+    "no_approver": "Refused: people must agree, and too few of them may.",
+    "over_budget": "Refused: it goes beyond a budget.",
+    "budget_exhausted": "Refused: it goes beyond a budget.",
 }
 _MAY = {
     "execute": "do it without asking",
@@ -104,7 +113,7 @@ def _policy_then(config: Config, policy: Policy, version: str) -> Policy | None:
 
 def _lines(told: Explanation) -> Iterator[str]:
     call = told.story.call
-    yield _HEADLINES[call.verdict]
+    yield (_REFUSED if call.verdict == "deny" else {}).get(call.code, _HEADLINES[call.verdict])
     yield ""
     yield from _asked(told)
     yield ""
@@ -180,6 +189,7 @@ def _side(side: Side, *, named: str) -> Iterator[str]:
             yield "    no rule is about that"
         for rule in rules:
             yield f"    {_place(rule.row)} {_says(rule)}"
+            yield from _note(rule.row)
             yield from (f"      {line}" for line in _parts(rule.parts))
 
 
@@ -197,6 +207,14 @@ def _whom(through: str) -> str:
     return {"*": "everybody", "agent:*": "every agent", "user:*": "every user"}.get(through, through)
 
 
+def _note(row: Row) -> Iterator[str]:
+    """What the author of the policy wrote above the row, as it is likely the best reason there is."""
+    if row.note:
+        yield from wrap(
+            row.note, 100, initial_indent="      note   ", subsequent_indent=" " * 13, max_lines=4
+        )
+
+
 def _parts(parts: Sequence[Part]) -> Iterator[str]:
     for part in parts:
         if part.holds is None:
@@ -206,13 +224,14 @@ def _parts(parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _besides(told: Explanation) -> Iterator[str]:
-    from remit_rbac.words import value
+    from remit_rbac.words import name, value
 
     if told.duties:
         yield ""
         yield "What goes with it"
         for due in told.duties:
             yield f"  {_duty(due)} ({_place(due.duty.row)})"
+            yield from (line[2:] for line in _note(due.duty.row))
             yield from (f"    {line}" for line in _parts(due.parts))
     if told.story.call.verdict == "approve" and told.decision:
         yield ""
@@ -221,7 +240,12 @@ def _besides(told: Explanation) -> Iterator[str]:
     if told.facts:
         yield ""
         yield "What was known beside what the agent said"
-        yield from (f"  {name}: {value(found)}" for name, found in told.facts.items())
+        for fact, found in told.facts.items():
+            if isinstance(found, Mapping):
+                fields = cast("Mapping[str, object]", found)
+                yield from (f"  {name([fact, key])}: {value(each)}" for key, each in fields.items())
+            else:
+                yield f"  {name([fact])}: {value(found)}"
 
 
 def _duty(due: Due) -> str:
