@@ -288,6 +288,7 @@ def _made(
         definition=definition,
         digest=digest,
         effect=rules.effect or Effect.IRREVERSIBLE,
+        labels=rules.labels,
         problem=problem,
         prices=_prices(rules),
         undo=UndoRule(

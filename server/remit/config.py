@@ -331,8 +331,14 @@ def in_waves(facts: Mapping[str, Fact]) -> tuple[Mapping[str, Fact], ...]:
     return tuple(waves)
 
 
+#: How far an agent is trusted: what that means is policy's to say.
+Autonomy = Literal["observe", "read", "propose", "act_reversible", "act"]
+
+
 class ToolRules(Strict):
     effect: Effect | None = None
+    #: What rules may go by beside names: `money`, `personal` and so on, offered as `r.ctx.labels`.
+    labels: tuple[Name, ...] = ()
     undo: Undo | None = None
     #: Read before the call is dispatched; offered to `undo` as `before`.
     before: Lookup | None = None
@@ -478,6 +484,8 @@ class Config(Strict):
     telemetry: Telemetry = Telemetry()
     #: Facts that rules may see as `r.ctx.env`, `r.ctx.jurisdiction` and so on.
     context: Mapping[Name, str | int | bool] = {}
+    #: How far each agent is trusted, offered to rules as `r.ctx.autonomy`; who is not named here may `act`.
+    autonomy: Mapping[AgentName, Autonomy] = {}
     #: The time zone of `r.ctx.hour` and `r.ctx.weekday`.
     zone: Zone = "UTC"
     #: Remit's own tools that agents are offered, as `remit.status` and so on.

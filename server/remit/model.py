@@ -85,6 +85,7 @@ class Tool:
     #: SHA-256 of the source's own definition.
     digest: str
     effect: Effect
+    labels: tuple[str, ...]
     #: A plain sentence about what is wrong with the arguments; `None` when nothing is.
     problem: Callable[[Arguments], str | None]
     prices: tuple[PriceRule, ...]

@@ -117,8 +117,7 @@ def built(
 ) -> Policy:
     """The policy that `text` is here: rules that read what this configuration does not set are refused."""
     if known_context is None:
-        # Which facts there are depends on the tool; a rule may speak of one before its tool does.
-        known_context = (*context_names(settings), "facts", "run")
+        known_context = context_names(settings)
     return text.build(tool_schemas=tool_schemas, known_context=known_context)
 
 

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.server.builders import (
+    POLICY,
     Gate,
     Remit,
     ScriptedSource,
     a_config,
     a_definition,
+    a_principal,
     a_remit,
     a_reply,
     tools,
@@ -455,3 +457,18 @@ async def test_a_rule_that_no_tool_here_can_answer_is_told_to_the_operator(
         await until(lambda: caplog.text.count("cannot be answered here") == 2)
     assert "have no argument colour" in caplog.text or "has no argument colour" in caplog.text
     assert "price of shop.buy is a number" in caplog.text
+
+
+async def test_rules_go_by_labels_of_the_tool_and_by_how_far_the_agent_is_trusted(tmp_path: Path) -> None:
+    rows = (
+        "p, *, acme, *, execute, contains(r.ctx.labels, 'money') && r.ctx.autonomy != 'act', deny\n"
+        "p, *, acme, *, recommend, contains(r.ctx.labels, 'money') && r.ctx.autonomy != 'act', deny\n"
+        "p, *, acme, *, advise, contains(r.ctx.labels, 'money') && r.ctx.autonomy != 'act', deny\n"
+    )
+    settings: dict[str, Any] = {"tools": tools(buy={"labels": ["money"]}), "autonomy": {"agent:bot": "read"}}
+    async with a_remit(tmp_path, policy=POLICY + rows, **settings) as remit:
+        await remit.done("shop.send", {"text": "hello"})
+        refused = await remit.refused("shop.buy", {"thing": "pen", "price": 5})
+        assert refused.verdict.code == "denied_by_rule"
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", {"thing": "pen", "price": 5}, principal=a_principal("agent:other"))
