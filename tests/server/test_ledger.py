@@ -124,7 +124,8 @@ class Balances(RuleBasedStateMachine):
             return
         for charge in charges:
             balance = self.seen(charge.account)
-            if amount > balance.limit - balance.held - balance.posted:
+            # What costs nothing passes also beyond the limit.
+            if amount > max(0, balance.limit - balance.held - balance.posted):
                 assert short is not None, f"{charge.account} took more than it has"
                 return  # it has looked at the accounts up to this one, and changed at most their limits
         assert short is None, "refused although all accounts have enough"

@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 WRONG_USE = 64
+INTERRUPTED = 130
 
 #: Section -> command -> where it lives and what it is for.
 SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code: Any = cli.main(argv, prog_name="remit", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the edge: what is a bug is raised again
         code = _tell(error)
     sys.exit(code if isinstance(code, int) else 0)
@@ -118,6 +119,8 @@ def _tell(error: Exception) -> int:
     code = 1
     for leaf in _leaves(error):
         match leaf:
+            case click.exceptions.Abort():
+                code = INTERRUPTED
             case click.UsageError():
                 leaf.show()
                 code = WRONG_USE
