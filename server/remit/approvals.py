@@ -81,7 +81,7 @@ async def ask(
         shown={
             **shown,
             "arguments": orjson.loads(redacted(call.arguments_json, verdict.duties)),
-            "context": context_redacted(shown["context"], verdict.duties),
+            "context": context_redacted(shown["context"], call, verdict.duties),
         },
         votes=votes,
         pending_s=on.config.approvals.pending,

@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import orjson
+
 from remit import confirmations
 from remit.calls import REDACTED
+from remit.calls import redacted as redacted_arguments
 from remit.config import Config
 from remit.derivations import derived
 from remit.model import Call
@@ -83,12 +86,35 @@ def context_of(
     return context
 
 
-def redacted(context: Json, duties: Iterable[Duty]) -> Json:
-    """The context as it may be kept when arguments are struck out: nothing that is made of them either."""
-    if not any(duty.name == "redact" for duty in duties):
+def redacted(context: Json, call: Call, duties: Iterable[Duty]) -> Json:
+    """The context as it may be kept when arguments are struck out: nothing that is made of them either.
+
+    What is derived stays when it comes out the same without them.
+    """
+    kept = redacted_arguments(call.arguments_json, duties)
+    if kept is call.arguments_json:
         return context
-    made = {name: dict.fromkeys(context[name], REDACTED) for name in ("parsed", "derived") if name in context}
-    return {**context, **made}
+    arguments = orjson.loads(kept)
+    parsed = {
+        name: value if arguments.get(name) == call.arguments.get(name) else REDACTED
+        for name, value in context.get("parsed", _NOTHING).items()
+    }
+    roots = {
+        "args": arguments,
+        "parsed": parsed,
+        "facts": context.get("facts", _NOTHING),
+        "run": context.get("run", _NOTHING),
+    }
+    without = derived(call.tool.derived, roots) if "derived" in context else _NOTHING
+    made = {
+        name: value if name in without and without[name] == value else REDACTED
+        for name, value in context.get("derived", _NOTHING).items()
+    }
+    return {
+        **context,
+        **({"parsed": parsed} if "parsed" in context else {}),
+        **({"derived": made} if "derived" in context else {}),
+    }
 
 
 def context_names(config: Config) -> tuple[str, ...]:

@@ -1070,7 +1070,8 @@ class Journal:
             salt = os.urandom(16)
             body = orjson.dumps(saw.context, option=orjson.OPT_SORT_KEYS)
             seen["context_commit"] = _commit(salt, body)
-            if verdict.duties and (shown := context_redacted(saw.context, verdict.duties)) is not saw.context:
+            if kept is not call.arguments_json:
+                shown = context_redacted(saw.context, call, verdict.duties)
                 body = orjson.dumps(shown, option=orjson.OPT_SORT_KEYS)
             self._ledger.insert("payloads", (call.id, "context", salt, body))
             if saw.reads:

@@ -379,6 +379,24 @@ async def test_what_is_struck_out_of_arguments_is_struck_out_of_what_people_are_
         assert "SECRET" not in remit.one("SELECT shown FROM approvals")["shown"]
 
 
+async def test_what_is_derived_from_the_rest_stays_for_those_who_vote(tmp_path: Path) -> None:
+    policy = POLICY + (
+        "p2, role:clerk, acme, shop.buy, recommend, 1 == 1, redact=args.thing\n"
+        "p, *, acme, shop.buy, approve, r.ctx.derived.total > 900, deny\n"
+    )
+    derive = {"total": "args.price", "name": "args.thing", "both": "length(args.thing) > `0` && args.price"}
+    async with a_remit(tmp_path, policy=policy, tools=tools(buy={"derive": derive})) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        order = {"thing": "SECRET", "price": 500}
+        pending = await remit.call("shop.buy", order)
+        assert isinstance(pending, Pending)
+        shown = orjson.loads(remit.one("SELECT shown FROM approvals")["shown"])
+        assert shown["context"]["derived"]["total"] == 500
+        assert shown["context"]["derived"]["name"] == "[redacted]"
+        assert await remit.vote(pending.approval_id) == "approved"
+        await remit.done("shop.buy", order)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
