@@ -9,6 +9,7 @@ Rows from databases and Casbin adapters come from `remit_rbac.sources`, and pyca
 
 from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, compile_expression
 from remit_rbac.decisions import Answer, Decision, Duty, Question, RowError, Rung, Subjects
+from remit_rbac.engine import Engine
 from remit_rbac.explain import NearMiss, near_misses
 from remit_rbac.index import Row
 from remit_rbac.loading import GUARDRAILS, Layer, load_files, load_layers, load_rows, load_text
@@ -21,6 +22,7 @@ __all__ = [
     "Answer",
     "Decision",
     "Duty",
+    "Engine",
     "EvaluationError",
     "Expression",
     "ExpressionError",

@@ -57,10 +57,20 @@ class StockPolicy:
         self._enforcer = _enforcer(policy)
         # Casbin's role managers write while they answer.
         self._lock = Lock()
-        self.version = policy.version
         self.warnings = policy.warnings
-        self.visible = policy.visible
         self.subjects = policy.subjects
+
+    @property
+    def version(self) -> str:
+        return self._policy.version
+
+    def visible(self, tenant: str, agent: str, user: str, tool: str) -> bool:
+        """As `Policy.visible`."""
+        return self._policy.visible(tenant, agent, user, tool)
+
+    def reads(self, attribute: str) -> bool:
+        """As `Policy.reads`."""
+        return self._policy.reads(attribute)
 
     def enforce(
         self, subject: str, tenant: str, tool: str, act: str, args: Mapping[str, Any], ctx: Mapping[str, Any]

@@ -37,7 +37,7 @@ from remit.policy_watch import PolicyWatch
 from remit.shadow import Shadow
 from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
-from remit_rbac import Policy, PolicyError, Problem
+from remit_rbac import Engine, Policy, PolicyError, Problem
 
 _log = logging.getLogger("remit.app")
 #: A client may start Remit by its full path: programs installed beside it are found all the same.
@@ -128,7 +128,7 @@ class App:
             services = Services(
                 config=self.config,
                 journal=journal,
-                policy=policy,
+                policy=self._engine(policy),
                 catalog=catalog.build(self.config, {}),
                 adapters={
                     name: adapter(name, source, self.loaded)
@@ -236,10 +236,18 @@ class App:
             if problem.level == "error":
                 _log.warning("a rule cannot be answered here, and denies: %s", problem)
 
+    def _engine(self, policy: Policy) -> Engine:
+        """What asks this policy, as the configuration says."""
+        if self.config.policy.engine == "indexed":
+            return policy
+        from remit_rbac.stock import StockPolicy
+
+        return StockPolicy(policy)
+
     def _use(self, policy: Policy) -> None:
         if self._services is None:
             return
-        self._services.policy = policy
+        self._services.policy = self._engine(policy)
         for kind in ("tools", "resources", "prompts"):  # each list is what policy lets its reader see
             self._tell(Event(kind=kind))
 

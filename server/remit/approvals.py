@@ -21,7 +21,7 @@ from remit.errors import RemitError
 from remit.journal import Approved, Repeated, Saw, Waiting
 from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
-from remit_rbac import Duty, Policy, Rung
+from remit_rbac import Duty, Engine, Rung
 
 if TYPE_CHECKING:
     from remit.pipeline import Services
@@ -132,7 +132,7 @@ async def answer(
     )
 
 
-def eligible(call: Call, context: Json, policy: Policy) -> tuple[str, ...]:
+def eligible(call: Call, context: Json, policy: Engine) -> tuple[str, ...]:
     """Who may approve this call: never who asked, nor for whom."""
     asking = (call.principal.agent, call.principal.user)
     able = policy.approvers(call.principal.tenant, call.tool.name, call.arguments, context, exclude=asking)

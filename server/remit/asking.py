@@ -22,7 +22,7 @@ from remit.identity import Principal
 from remit.model import Call, Tool
 from remit.pipeline import estimates_of
 from remit_adapters.base import Offer
-from remit_rbac import Decision, EvaluationError, Policy, Question, Rung
+from remit_rbac import Decision, Engine, EvaluationError, Policy, Question, Rung
 
 
 class NoQuestion(RemitError):
@@ -140,7 +140,7 @@ class Asker:
         return self._tools[name]
 
 
-def answer(call: Call, question: Question, policy: Policy) -> Answered:
+def answer(call: Call, question: Question, policy: Engine) -> Answered:
     """What the gateway would do with a call under a policy, budgets, switches and ways back aside."""
     decision = policy.decide(question)
     verdict = permission(call, policy, question.ctx)

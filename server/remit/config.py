@@ -126,6 +126,9 @@ class PolicySource(Strict):
     tenants: Mapping[SubjectId, Annotated[tuple[Path, ...], Field(min_length=1)]] = {}
     #: Policy tests: a version that fails one of them is refused.
     tests: tuple[Path, ...] = ()
+    #: `indexed` takes microseconds however many rules there are; `pycasbin` asks an unmodified Casbin, which
+    #: reads every row for every question.
+    engine: Literal["indexed", "pycasbin"] = "indexed"
     #: Whoever pushed a version cannot be the one who activates it.
     second_person: bool = False
 

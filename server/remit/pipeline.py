@@ -57,7 +57,7 @@ from remit.model import (
 )
 from remit.runs import Run
 from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Json, Operation, Reply, Request
-from remit_rbac import EvaluationError, Policy, Rung
+from remit_rbac import Engine, EvaluationError, Rung
 
 _NOTHING: Json = {}
 
@@ -77,7 +77,7 @@ class Services:
 
     config: Config
     journal: Journal
-    policy: Policy
+    policy: Engine
     catalog: Catalog
     adapters: Mapping[str, Adapter]
     clock: Clock
@@ -85,7 +85,7 @@ class Services:
     secret: bytes
     in_flight: dict[str, int]
     #: Takes note of a decision, to be made again under a policy that is tried; None while none is.
-    shadow: Callable[[Call, Mapping[str, Any], Policy], None] | None = None
+    shadow: Callable[[Call, Mapping[str, Any], Engine], None] | None = None
     turns: dict[runs.RunKey, Turn] = field(default_factory=dict[runs.RunKey, Turn])
 
 

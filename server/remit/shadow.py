@@ -26,7 +26,7 @@ from remit.comparing import Difference, Group, add, difference, ordered
 from remit.config import Config
 from remit.errors import StoreBusy, StoreUnavailable
 from remit.policies import PolicyText
-from remit_rbac import Policy, PolicyError, Question
+from remit_rbac import Engine, Policy, PolicyError, Question
 
 if TYPE_CHECKING:
     from remit.model import Call
@@ -51,10 +51,10 @@ class Shadow:
         self._trial: _Trial | None = None
         #: A trial whose policy cannot be built here, so that it is tried and told once.
         self._unfit: int | None = None
-        self._waiting: deque[tuple[Call, Mapping[str, Any], Policy]] = deque()
+        self._waiting: deque[tuple[Call, Mapping[str, Any], Engine]] = deque()
         self._dropped = 0
 
-    def take(self, call: Call, context: Mapping[str, Any], policy: Policy) -> None:
+    def take(self, call: Call, context: Mapping[str, Any], policy: Engine) -> None:
         """Note a call that policy was asked about. Called by the pipeline: it only appends."""
         if len(self._waiting) < _WAITING_MAX:
             self._waiting.append((call, context, policy))

@@ -50,6 +50,7 @@ NOT_RUN = (
     "make bench",
     "make conformance",
     "make fuzz-policy",
+    'make fuzz-policy ARGS="--comparisons 1000000 --seed 20000000"',
     "make fuzz-strict",
     "remit serve",
     "remit serve --stdio",

@@ -27,6 +27,7 @@ from remit.policies import files_text, load_version
 from remit.policy_watch import PolicyWatch
 from remit.versions import Version
 from remit_rbac import Policy, Question, Rung
+from remit_rbac.stock import StockPolicy
 
 NO_BUYING = POLICY + "p, *, acme, shop.buy, execute, 1 == 1, deny\np, *, acme, shop.buy, list, 1 == 1, deny\n"
 THING = {"thing": "lamp", "price": 5}
@@ -316,3 +317,26 @@ async def test_readers_see_one_version_or_the_other_and_nothing_between(tmp_path
     assert len(counts) == 8
     assert sum(counts) > 1000
     assert len(rows(tmp_path / "remit.db", "SELECT * FROM policy_versions")) == 2
+
+
+async def test_an_unmodified_casbin_can_decide_and_takes_a_changed_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"files": [tmp_path / "policy.csv"], "engine": "pycasbin"}
+    async with (
+        served(tmp_path, monkeypatch, policy=POLICY, policy_settings=settings) as remit,
+        remit.client() as client,
+    ):
+        assert isinstance(remit.on.policy, StockPolicy)
+        assert not (await client.call_tool("shop.buy", THING)).is_error
+        dear = await client.call_tool("shop.buy", {"thing": "car", "price": 9000})
+        assert dear.meta is not None
+        assert dear.meta["dev.remit/verdict"]["code"] == "no_rule"
+        asked = await client.call_tool("shop.buy", {"thing": "car", "price": 900})
+        assert asked.meta is not None
+        assert asked.meta["dev.remit/verdict"]["code"] == "pending_approval"
+        before = remit.on.policy.version
+        replace(tmp_path / "policy.csv", NO_BUYING)
+        await until(lambda: remit.on.policy.version != before)
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await client.call_tool("shop.buy", THING)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remit.model import OWN_READS, Call, Remedy, Undoing, Verdict
-from remit_rbac import Policy, Question, Row, RowError, Rung
+from remit_rbac import Engine, Question, Row, RowError, Rung
 
 _ALLOWED = "Allowed by policy."
 _REASONS: Mapping[str, tuple[str, Remedy]] = {
@@ -48,7 +48,7 @@ _NO_RULE = ("No rule allows you this. Stop and tell your user what you would nee
 _DUTIES = frozenset({"approvals", "confirm", "redact"})
 
 
-def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdict:
+def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdict:
     who = call.principal
     if call.kind in OWN_READS:
         return Verdict(
@@ -94,7 +94,7 @@ def permission(call: Call, policy: Policy, context: Mapping[str, Any]) -> Verdic
     )
 
 
-def _may_undo(call: Call, undoing: Undoing, policy: Policy, context: Mapping[str, Any]) -> Verdict:
+def _may_undo(call: Call, undoing: Undoing, policy: Engine, context: Mapping[str, Any]) -> Verdict:
     who = call.principal
     # A person at the command line acts in their own name; an agent never without its user's right.
     subjects = (who.user,) if who.auth == "local" else (who.agent, who.user)
