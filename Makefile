@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # More words for pytest and the benchmark: make test ARGS="-k budget"
 ARGS ?=
 
-.PHONY: help venv demo test test-slow lint format conformance bench tamper fuzz-policy fuzz-strict schema constraints clean
+.PHONY: help venv demo test test-slow lint format conformance bench bench-policy tamper fuzz-policy fuzz-strict schema constraints clean
 
 help:
 	@echo "make demo          watch real tools being governed (ONCE=1: end after the story)"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint          style and types"
 	@echo "make conformance   the official MCP suites through Remit (needs npm)"
 	@echo "make bench         what a governed call costs"
+	@echo "make bench-policy  what a policy decision costs, beside other engines"
 	@echo "make tamper        change a record behind Remit's back, 10,000 times"
 	@echo "make fuzz-policy   random policies against the stock Casbin engine"
 	@echo "make fuzz-strict   random bytes against the strict decoder"
@@ -57,6 +58,10 @@ conformance: venv
 bench: venv
 	$(RUN) benchmarks.gateway --quick $(ARGS)
 
+bench-policy: venv
+	$(RUN) pip install --quiet -c constraints.txt --group bench
+	$(RUN) benchmarks.policy --quick $(ARGS)
+
 tamper: venv
 	$(RUN) tests.tamper.run $(ARGS)
 
@@ -84,7 +89,7 @@ export PINS
 constraints:
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --dry-run --ignore-installed --report - \
-		-e '.[demo,otlp]' --group dev hatchling editables > constraints.json
+		-e '.[demo,otlp]' --group dev --group bench hatchling editables > constraints.json
 	$(VENV)/bin/python -c "$$PINS" < constraints.json > constraints.txt
 	@rm constraints.json
 

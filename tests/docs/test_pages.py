@@ -48,6 +48,7 @@ NOT_RUN = (
     "make venv",
     "make schema",
     "make bench",
+    "make bench-policy",
     "make conformance",
     "make fuzz-policy",
     'make fuzz-policy ARGS="--comparisons 1000000 --seed 20000000"',
