@@ -26,18 +26,17 @@ from remit import catalog, telemetry
 from remit.config import Config, McpSource
 from remit.config_file import Loaded, resolve
 from remit.config_problems import ConfigError
-from remit.context import context_names
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
 from remit.pipeline import Services
-from remit.policies import load_policy
+from remit.policies import PolicyText, built
 from remit.policy_watch import PolicyWatch
 from remit.shadow import Shadow
 from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
-from remit_rbac import Engine, Policy, PolicyError, Problem
+from remit_rbac import Engine, Policy, PolicyError
 
 _log = logging.getLogger("remit.app")
 #: A client may start Remit by its full path: programs installed beside it are found all the same.
@@ -68,7 +67,7 @@ class App:
         self._offers: dict[str, Offer] = {}
         self._shadow = Shadow(loaded.config)
         self._listeners: list[Callable[[Event], None]] = []
-        self._watch = PolicyWatch(loaded.config)
+        self._watch = PolicyWatch(loaded.config, hold=self._hold_against_tools)
 
     async def services(self) -> Services:
         """What calls are governed with, as soon as the start is done. Raises what the start raised."""
@@ -145,12 +144,13 @@ class App:
                 for name in services.adapters:
                     starts.start_soon(self._connect, name, services, tasks)
             self._rebuild(services)
+            if self._role != "cli":
+                await anyio.to_thread.run_sync(self._watch.hold)
             tasks.start_soon(self._upkeep, journal)
             tasks.start_soon(self._sealing)
             if self._role != "cli":
                 tasks.start_soon(self._shadow.run, services)
                 tasks.start_soon(self._watch.run, journal, self._use)
-                tasks.start_soon(self._hold_rules_against_tools, services.catalog)
         except BaseException as error:
             self._failure = error
             if self._services is not None:
@@ -219,22 +219,20 @@ class App:
     def _rebuild(self, services: Services) -> None:
         services.catalog = catalog.build(self.config, self._offers)
 
-    async def _hold_rules_against_tools(self, found: catalog.Catalog) -> None:
-        """Tell operators of rules that can never be answered for the tools that are here: those deny."""
-        schemas = {tool.name: tool.definition["inputSchema"] for tool in found.listed()}
-
-        def look() -> tuple[Problem, ...]:
-            try:
-                load_policy(self.config, tool_schemas=schemas, known_context=context_names(self.config))
-            except PolicyError as error:
-                return tuple(error.problems)
-            except RemitError:
-                pass  # whoever loads the policy to use it says so
-            return ()
-
-        for problem in await anyio.to_thread.run_sync(look):
-            if problem.level == "error":
-                _log.warning("a rule cannot be answered here, and denies: %s", problem)
+    def _hold_against_tools(self, text: PolicyText) -> None:
+        """Raise PolicyError, or warn, when a rule can never be answered for the tools that are here."""
+        if self._services is None:
+            return  # which tools there are is not known yet
+        listed = self._services.catalog.listed()
+        schemas = {tool.name: tool.definition["inputSchema"] for tool in listed}
+        try:
+            built(text, self.config, tool_schemas=schemas)
+        except PolicyError as error:
+            if self.config.policy.misfits == "refuse":
+                raise
+            for problem in error.problems:
+                if problem.level == "error":
+                    _log.warning("a rule cannot be answered here, and denies: %s", problem)
 
     def _engine(self, policy: Policy) -> Engine:
         """What asks this policy, as the configuration says."""

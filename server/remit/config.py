@@ -129,6 +129,9 @@ class PolicySource(Strict):
     #: `indexed` takes microseconds however many rules there are; `pycasbin` asks an unmodified Casbin, which
     #: reads every row for every question.
     engine: Literal["indexed", "pycasbin"] = "indexed"
+    #: A version with a rule that no call of the tools here can answer (its argument is none of the tool's, or
+    #: has another type): `refuse` it, or `warn`, since such a rule denies in any case.
+    misfits: Literal["refuse", "warn"] = "refuse"
     #: Whoever pushed a version cannot be the one who activates it.
     second_person: bool = False
 

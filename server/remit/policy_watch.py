@@ -49,8 +49,10 @@ class _Read:
 
 
 class PolicyWatch:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, hold: Callable[[PolicyText], None] = lambda _: None) -> None:
         self._config = config
+        #: Holds a text against the tools that are here. Raises PolicyError.
+        self._hold = hold
         self._files = config.policy.source == "files"
         self._current: _Read | None = None
         #: What was seen when a version was last taken or refused.
@@ -64,6 +66,11 @@ class PolicyWatch:
         self._current = self._read()
         self._tried = self._current.look
         return self._current.policy
+
+    def hold(self) -> None:
+        """Hold what was loaded against the tools, which are known only now. Raises PolicyError."""
+        if self._current is not None:
+            self._hold(self._current.text)
 
     async def keep(self, journal: Journal) -> None:
         """Keep the text of the policy that was loaded, so that what it decided can be looked up."""
@@ -131,6 +138,7 @@ class PolicyWatch:
         look = self._look()
         text = files_text(self._config) if self._files else text_in_force(self._config)
         policy = built(text, self._config)
+        self._hold(text)
         if self._config.policy.tests:
             # Imported only where it is used: a server answers before it needs this.
             from remit.policy_tests import must_pass

@@ -26,6 +26,7 @@ from tests.server.builders import (
 )
 from tests.server.fronts import served
 
+from remit.app import App
 from remit.config import Config
 from remit.derivations import compile_derivation
 from remit.model import Done, Pending
@@ -471,10 +472,26 @@ async def test_a_rule_that_no_tool_here_can_answer_is_told_to_the_operator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = ON_SALE + rule("r.args.colour == 'red'", effect="deny") + rule("r.args.price == 'dear'")
-    async with served(tmp_path, monkeypatch, policy=policy, tools=on_item()):
-        await until(lambda: caplog.text.count("cannot be answered here") == 2)
+    settings = {"files": [tmp_path / "policy.csv"], "misfits": "warn"}
+    async with served(tmp_path, monkeypatch, policy=policy, tools=on_item(), policy_settings=settings):
+        assert caplog.text.count("cannot be answered here") == 2
     assert "have no argument colour" in caplog.text or "has no argument colour" in caplog.text
     assert "price of shop.buy is a number" in caplog.text
+
+
+async def test_a_policy_with_a_rule_that_no_tool_here_can_answer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misfit = ON_SALE + rule("r.args.colour == 'red'", effect="deny")
+    async with served(tmp_path, monkeypatch, policy=ON_SALE, tools=on_item()) as remit:
+        before = remit.on.policy.version
+        (tmp_path / "policy.csv").write_text(misfit)
+        await until(lambda: remit.rows("SELECT 1 FROM events WHERE kind = 'policy.rejected'"))
+        assert remit.on.policy.version == before
+    with pytest.raises(BaseExceptionGroup) as refused:
+        async with App(remit.app.loaded, role="http").running():
+            pass
+    assert "argument colour" in str(refused.value.exceptions)
 
 
 async def test_rules_go_by_labels_of_the_tool_and_by_how_far_the_agent_is_trusted(tmp_path: Path) -> None:
