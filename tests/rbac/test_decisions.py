@@ -400,3 +400,17 @@ def test_what_is_remembered_stays_bounded(monkeypatch: pytest.MonkeyPatch):
         assert ask(policy, agent=f"agent:{n}", user="user:*").code == "malformed_request"
     assert len(policy._cases) <= 10
     assert len(policy._plans) <= 10
+
+
+def test_rows_are_told_in_the_order_of_the_policy_whatever_they_match_by():
+    policy = a_policy(
+        "p, role:clerk, acme, pay.*, execute, 1 == 1, allow",
+        "p, *, acme, pay.refund, execute, 2 == 2, allow",
+        "p, agent:bot, acme, pay.refund, execute, 3 == 3, allow",
+        "p, *, *, pay.*, execute, 4 == 4, allow",
+        "p, agent:bot, *, pay.refund, execute, 5 == 5, allow",
+        "g, agent:bot, role:clerk, acme",
+    )
+    request = {"sub": "agent:bot", "dom": "acme", "tool": "pay.refund", "act": "execute"}
+    found = [rule.values[4] for rule in policy.rows_for(request)]
+    assert found == [f"{n} == {n}" for n in range(1, 6)]
