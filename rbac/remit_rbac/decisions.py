@@ -62,6 +62,9 @@ class Duty:
     value: str
     row: Row
 
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}" if self.value else self.name
+
 
 #: Why a decision is what it is. Stable.
 Code = Literal[

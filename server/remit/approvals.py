@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from remit.calls import redacted
+from remit.checks.permission import question_of
 from remit.context import at_vote, lasting
 from remit.context import redacted as context_redacted
 from remit.errors import RemitError
 from remit.journal import Approved, Repeated, Saw, Waiting
 from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
-from remit_rbac import Duty, Engine, Rung
+from remit_rbac import Duty, Engine, Question, Rung
 
 if TYPE_CHECKING:
     from remit.pipeline import Services
@@ -61,7 +62,7 @@ async def ask(
     shown = _shown(call, verdict, cost, plan, context)
     votes = votes_needed(verdict.duties)
     # Asked as it will be when they vote: of what lasts, at the time that it is then.
-    able = eligible(call, at_vote(lasting(context), on.clock(), on.config), on.policy)
+    able = eligible(question_of(call, at_vote(lasting(context), on.clock(), on.config)), on.policy)
     if len(able) < votes:
         nobody = replace(
             verdict,
@@ -132,10 +133,10 @@ async def answer(
     )
 
 
-def eligible(call: Call, context: Json, policy: Engine) -> tuple[str, ...]:
+def eligible(q: Question, policy: Engine) -> tuple[str, ...]:
     """Who may approve this call: never who asked, nor for whom."""
-    asking = (call.principal.agent, call.principal.user)
-    able = policy.approvers(call.principal.tenant, call.tool.name, call.arguments, context, exclude=asking)
+    asking = (q.agent, q.user)
+    able = policy.approvers(q.tenant, q.tool, q.args, q.ctx, exclude=asking)
     return tuple(user for user in able if user not in asking)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from remit.approvals import eligible, votes_needed
 from remit.calls import new_call
 from remit.catalog import build, source_of
-from remit.checks.permission import permission
+from remit.checks.permission import question_of, verdict_on
 from remit.config import Config
 from remit.context import context_of
 from remit.errors import RemitError
@@ -72,7 +72,17 @@ class Asker:
 
     def question(self, supposed: Supposed) -> Question:
         """What the gateway would put to its policy. Raises NoQuestion."""
+        return self._question(supposed, *self._call(supposed))
+
+    def ask(self, supposed: Supposed) -> Answered:
+        """Raises NoQuestion."""
         call, estimates = self._call(supposed)
+        answered = answer(call, self._question(supposed, call, estimates), self.policy)
+        if estimates is None:
+            answered = replace(answered, rung=Rung.DENY, code="no_price", approvers=())
+        return answered
+
+    def _question(self, supposed: Supposed, call: Call, estimates: Mapping[str, int] | None) -> Question:
         parsed = parsed_of(call)
         if isinstance(parsed, str):
             raise NoQuestion(f"the arguments do not fit the tool: {parsed}")
@@ -85,22 +95,7 @@ class Asker:
             facts=supposed.facts or None,
             run=supposed.run or {},
         )
-        return Question(
-            tenant=supposed.tenant,
-            agent=supposed.agent,
-            user=supposed.user,
-            tool=supposed.tool,
-            args=supposed.arguments,
-            ctx={**context, **supposed.context},
-        )
-
-    def ask(self, supposed: Supposed) -> Answered:
-        """Raises NoQuestion."""
-        call, estimates = self._call(supposed)
-        answered = answer(call, self.question(supposed), self.policy)
-        if estimates is None:
-            answered = replace(answered, rung=Rung.DENY, code="no_price", approvers=())
-        return answered
+        return question_of(call, {**context, **supposed.context})
 
     def _call(self, supposed: Supposed) -> tuple[Call, Mapping[str, int] | None]:
         """The call, and what it may cost; None when that cannot be worked out."""
@@ -143,11 +138,11 @@ class Asker:
 def answer(call: Call, question: Question, policy: Engine) -> Answered:
     """What the gateway would do with a call under a policy, budgets, switches and ways back aside."""
     decision = policy.decide(question)
-    verdict = permission(call, policy, question.ctx)
+    verdict = verdict_on(decision, call, policy)
     rung, code = verdict.rung, verdict.code
     approvers: tuple[str, ...] = ()
     if rung is Rung.APPROVE:
-        approvers = eligible(call, question.ctx, policy)
+        approvers = eligible(question, policy)
         if len(approvers) < votes_needed(verdict.duties):
             rung, code = Rung.DENY, "no_approver"
     return Answered(question=question, decision=decision, rung=rung, code=code, approvers=approvers)

@@ -57,9 +57,7 @@ def ordered(groups: dict[Difference, Group]) -> list[Group]:
 
 
 def _told(answered: Answered) -> str:
-    duties = sorted(
-        f"{duty.name}={duty.value}" if duty.value else duty.name for duty in answered.decision.duties
-    )
+    duties = sorted(map(str, answered.decision.duties))
     verdict = answered.rung.name.lower()
     return f"{verdict} ({', '.join(duties)})" if duties and verdict != "deny" else verdict
 

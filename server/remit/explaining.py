@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from remit.approvals import eligible
 from remit.asking import Asker, NoQuestion, Supposed
 from remit.config import Config
 from remit.records import Asked as AskedThen
@@ -127,7 +128,7 @@ def explain(
     else:
         sides = tuple(_side(asked, question, subject) for subject in (question.agent, question.user))
         duties = tuple(_due(asked, duty, question) for duty in decision.duties)
-        approvers = _approvers(asked, question) if call.verdict == "approve" else ()
+        approvers = eligible(question, asked) if call.verdict == "approve" else ()
         nearly = _nearly(asked, question)
     return Explanation(
         story=story,
@@ -226,12 +227,6 @@ def _rule(asked: Asked, q: Question, subject: str, act: str) -> Rule:
 def _due(policy: Policy, duty: Duty, q: Question) -> Due:
     rule = next(rule for rule in policy.rules["p2"] if rule.row == duty.row)
     return Due(duty=duty, parts=parts(rule.condition, _record(q, q.agent, "execute")))
-
-
-def _approvers(policy: Policy, q: Question) -> tuple[str, ...]:
-    chain = (q.agent, q.user)
-    able = policy.approvers(q.tenant, q.tool, q.args, q.ctx, exclude=chain)
-    return tuple(user for user in able if user not in chain)
 
 
 def _nearly(policy: Policy, q: Question) -> tuple[Nearly, ...]:

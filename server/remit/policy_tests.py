@@ -337,7 +337,7 @@ def noon_us(config: Config) -> int:
 def _call_outcome(test: PolicyTest, asker: Asker) -> tuple[Outcome, set[Row]]:
     answered = asker.ask(test.supposed)
     decision = answered.decision
-    duties = tuple(f"{duty.name}={duty.value}" if duty.value else duty.name for duty in decision.duties)
+    duties = tuple(map(str, decision.duties))
     verdict = answered.rung.name.lower()
     found = {
         "verdict": verdict,

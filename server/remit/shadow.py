@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
+from remit.checks.permission import question_of
 from remit.comparing import Difference, Group, add, difference, ordered
 from remit.config import Config
 from remit.errors import StoreBusy, StoreUnavailable
 from remit.policies import PolicyText
-from remit_rbac import Engine, Policy, PolicyError, Question
+from remit_rbac import Engine, Policy, PolicyError
 
 if TYPE_CHECKING:
     from remit.model import Call
@@ -122,15 +123,7 @@ class Shadow:
         groups: dict[Difference, Group] = {}
         for _ in range(count):
             call, context, policy = self._waiting.popleft()
-            who = call.principal
-            question = Question(
-                tenant=who.tenant,
-                agent=who.agent,
-                user=who.user,
-                tool=call.tool.name,
-                args=call.arguments,
-                ctx=context,
-            )
+            question = question_of(call, context)
             found = difference(answer(call, question, policy), answer(call, question, candidate))
             if found is not None:
                 add(groups, call.id, found)

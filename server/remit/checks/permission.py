@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remit.model import OWN_READS, Call, Remedy, Undoing, Verdict
-from remit_rbac import Engine, Question, Row, RowError, Rung
+from remit_rbac import Decision, Engine, Question, Row, RowError, Rung
 
 _ALLOWED = "Allowed by policy."
 _REASONS: Mapping[str, tuple[str, Remedy]] = {
@@ -49,7 +49,6 @@ _DUTIES = frozenset({"approvals", "confirm", "redact"})
 
 
 def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdict:
-    who = call.principal
     if call.kind in OWN_READS:
         return Verdict(
             rung=Rung.EXECUTE,
@@ -60,16 +59,25 @@ def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdic
         )
     if call.undoing is not None:
         return _may_undo(call, call.undoing, policy, context)
-    decision = policy.decide(
-        Question(
-            tenant=who.tenant,
-            agent=who.agent,
-            user=who.user,
-            tool=call.tool.name,
-            args=call.arguments,
-            ctx=context,
-        )
+    return verdict_on(policy.decide(question_of(call, context)), call, policy)
+
+
+def question_of(call: Call, context: Mapping[str, Any]) -> Question:
+    """What policy is asked about a call."""
+    who = call.principal
+    return Question(
+        tenant=who.tenant,
+        agent=who.agent,
+        user=who.user,
+        tool=call.tool.name,
+        args=call.arguments,
+        ctx=context,
     )
+
+
+def verdict_on(decision: Decision, call: Call, policy: Engine) -> Verdict:
+    """What the gateway makes of what policy said: a duty that it does not know is not left undone."""
+    who = call.principal
     rung, code = decision.rung, decision.code
     if rung is not Rung.DENY and any(duty.name not in _DUTIES for duty in decision.duties):
         rung, code = Rung.DENY, "unknown_duty"

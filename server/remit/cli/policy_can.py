@@ -231,7 +231,7 @@ def _agent_can(asker: Asker, supposed: Supposed) -> dict[str, Any]:
         "limited_by": decision.limited_by,
         "rows": [str(row) for row in decision.rows],
         "errors": [f"{error.row}: {error.message}" for error in decision.errors],
-        "duties": [f"{duty.name}={duty.value}" if duty.value else duty.name for duty in decision.duties],
+        "duties": [str(duty) for duty in decision.duties],
         "approvers": list(answered.approvers),
         "missing": [str(miss) for miss in near_misses(asker.policy, answered.question, count_max=3)],
     }

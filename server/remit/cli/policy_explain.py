@@ -255,7 +255,7 @@ def _duty(due: Due) -> str:
     if name == "redact":
         struck = ", ".join(path.removeprefix("args.") for path in value.split("|"))
         return f"struck out of the record: {struck}"
-    return f"{name}={value}" if value else name
+    return str(due.duty)
 
 
 def _nearly(told: Explanation) -> Iterator[str]:
