@@ -7,10 +7,12 @@ anything to both. Each command is a process life of its own beside a server that
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
+import anyio
 import click
 
 from remit.config_file import Loaded
@@ -19,6 +21,7 @@ from remit.journal import Journal, open_journal
 from remit.pipeline import Services
 from remit_rbac import Policy
 
+T = TypeVar("T")
 #: The agent of what a person does by hand.
 AGENT = "agent:remit-cli"
 
@@ -68,6 +71,16 @@ async def journal_of(loaded: Loaded) -> AsyncGenerator[Journal]:
         yield journal
     finally:
         await journal.close()
+
+
+def in_journal(loaded: Loaded, change: Callable[[Journal], Awaitable[T]]) -> T:
+    """Make one change to the audit database."""
+
+    async def run() -> T:
+        async with journal_of(loaded) as journal:
+            return await change(journal)
+
+    return anyio.run(run)
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import click
 
 from remit.cli.options import AGENT, USER, as_option, config_option, json_option, print_json, records
@@ -93,7 +92,7 @@ def create(
 ) -> None:
     """Create an API key and show it, once."""
     from remit.app import App
-    from remit.cli.acting import journal_of, tenant_of
+    from remit.cli.acting import in_journal, tenant_of
     from remit.config_file import load
     from remit.identity import mint_key
     from remit.ids import now_us
@@ -108,12 +107,7 @@ def create(
         at_us=now_us(),
         lifetime_s=days * _DAY_S,
     )
-
-    async def run() -> None:
-        async with journal_of(loaded) as journal:
-            await journal.add_key(record, by="local")
-
-    anyio.run(run)
+    in_journal(loaded, lambda journal: journal.add_key(record, by="local"))
     if as_json:
         print_json({"id": record.id, "key": plaintext, "agent": agent, "user": user})
     else:
@@ -155,18 +149,13 @@ def list_keys(config_path: Path, as_json: bool) -> None:
 @click.argument("key_id", metavar="KEY")
 def revoke(config_path: Path, as_json: bool, as_user: str | None, key_id: str) -> None:
     """Revoke a key by its id: from now on it proves nothing."""
-    from remit.cli.acting import journal_of
+    from remit.cli.acting import in_journal
     from remit.config_file import load
 
     loaded = load(config_path)
     cli = loaded.config.identity.cli
     by = as_user or (cli.user if cli else "local")
-
-    async def run() -> None:
-        async with journal_of(loaded) as journal:
-            await journal.revoke_key(key_id, by=by)
-
-    anyio.run(run)
+    in_journal(loaded, lambda journal: journal.revoke_key(key_id, by=by))
     if as_json:
         print_json({"id": key_id, "revoked": True})
     else:

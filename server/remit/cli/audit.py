@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from remit.checkpoint import Checkpoint, Verifier
     from remit.records import Records
 
-#: The progress bar moves once for so many rows: moving costs more than verifying one.
-_STEP = 256
-
 
 @click.group()
 def audit() -> None:
@@ -62,7 +59,7 @@ def verify(
     With --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
     from remit.audit import verify_approvals, verify_calls, verify_events, verify_policies, verify_runs
-    from remit.cli.output import report
+    from remit.cli.output import progress, report
     from remit.proofs import size_of, verify_log
     from remit.records import open_records
 
@@ -70,7 +67,7 @@ def verify(
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
-        with _progress(events + sealed + calls) as advance:
+        with progress("Verifying", events + sealed + calls) as advance:
             findings = [
                 *verify_events(found, advance),
                 *verify_log(found, kept, verifiers, advance),
@@ -313,26 +310,3 @@ def _to(output: Path | None) -> Generator[Callable[[str], object]]:
         raise click.FileError(str(output), (error.strerror or "cannot be written").lower()) from None
     with open(descriptor, "w", encoding="utf-8") as file:
         yield file.write
-
-
-@contextmanager
-def _progress(total: int) -> Generator[Callable[[], None]]:
-    """A bar on a terminal, nothing on a pipe; yields what to call for each row."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.progress import Progress
-
-    from remit.cli.output import console
-
-    with Progress(console=console(err=True), transient=True) as bar:
-        task = bar.add_task("Verifying", total=total)
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if done % _STEP == 0:
-                bar.update(task, completed=done)
-
-        yield advance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anyio
 import click
 
 from remit.cli.calls import show
@@ -64,7 +63,7 @@ def resolve(
     config_path: Path, as_json: bool, as_user: str | None, found: str | None, reason: str, call_id: str
 ) -> None:
     """Say what became of a call, once you know. Equal calls may run again then."""
-    from remit.cli.acting import journal_of, person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
     from remit.records import open_records
 
@@ -74,12 +73,10 @@ def resolve(
     who = person(loaded, as_user)
     with open_records(loaded.config.store.path) as written:
         call = written.call(call_id)
-
-    async def run() -> str:
-        async with journal_of(loaded) as journal:
-            return await journal.resolve(call.id, happened=found == "happened", reason=reason, by=who.user)
-
-    state = anyio.run(run)
+    state = in_journal(
+        loaded,
+        lambda journal: journal.resolve(call.id, happened=found == "happened", reason=reason, by=who.user),
+    )
     if as_json:
         print_json({"call_id": call.id, "state": state, "by": who.user})
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anyio
 import click
 
 from remit.cli.options import as_option, config_option, json_option, print_json, records
@@ -28,19 +27,16 @@ def start(config_path: Path, as_json: bool, as_user: str | None, named: str) -> 
     counts are gone.
     """
     from remit.candidates import candidate_text
-    from remit.cli.acting import journal_of, person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
 
     loaded = load(config_path)
     who = person(loaded, as_user)
     text = candidate_text(named, loaded)
     version = text.build().version
-
-    async def begin() -> None:
-        async with journal_of(loaded) as journal:
-            await journal.start_shadow(version=version, text=text.as_json(), by=who.user)
-
-    anyio.run(begin)
+    in_journal(
+        loaded, lambda journal: journal.start_shadow(version=version, text=text.as_json(), by=who.user)
+    )
     if as_json:
         print_json({"version": version})
     else:
@@ -91,17 +87,12 @@ def report(config_path: Path, as_json: bool) -> int:
 @as_option
 def stop(config_path: Path, as_json: bool, as_user: str | None) -> int:
     """End the trial; its report stays. Exits with 1 when there is none."""
-    from remit.cli.acting import journal_of, person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
 
     loaded = load(config_path)
     who = person(loaded, as_user)
-
-    async def end() -> bool:
-        async with journal_of(loaded) as journal:
-            return await journal.stop_shadow(by=who.user)
-
-    stopped = anyio.run(end)
+    stopped = in_journal(loaded, lambda journal: journal.stop_shadow(by=who.user))
     if as_json:
         print_json({"stopped": stopped})
     else:

@@ -6,12 +6,10 @@ from the database uses an activated version within a second.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import anyio
 import click
 
 from remit.cli.options import POLICY_VERSION, as_option, config_option, json_option, print_json, records
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from remit.policies import PolicyText
     from remit.versions import Version
 
-T = TypeVar("T")
 _note = click.option("--note", default="", help="Why; recorded.")
 
 
@@ -52,7 +49,7 @@ def push(config_path: Path, as_json: bool, as_user: str | None, note: str, now: 
 
     It is checked first, and refused with every problem. Nothing changes until it is activated.
     """
-    from remit.cli.acting import person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
     from remit.policies import files_text
 
@@ -67,7 +64,7 @@ def push(config_path: Path, as_json: bool, as_user: str | None, note: str, now: 
         second = loaded.config.policy.second_person
         return new, now and await journal.activate_policy(version, by=who, note=note, second_person=second)
 
-    new, active = _in_journal(loaded, change)
+    new, active = in_journal(loaded, change)
     if as_json:
         print_json({"version": version.id, "new": new, "activated": active})
     else:
@@ -148,7 +145,7 @@ def activate(config_path: Path, as_json: bool, as_user: str | None, note: str, v
 
     With `policy.second_person` this must be somebody else than who pushed it.
     """
-    from remit.cli.acting import person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
 
     loaded = load(config_path)
@@ -156,7 +153,7 @@ def activate(config_path: Path, as_json: bool, as_user: str | None, note: str, v
     _from_database(loaded)
     chosen = _stored(loaded, version)
     second = loaded.config.policy.second_person
-    changed = _in_journal(
+    changed = in_journal(
         loaded, lambda journal: journal.activate_policy(chosen, by=who, note=note, second_person=second)
     )
     _told(chosen, changed, as_json=as_json)
@@ -173,14 +170,14 @@ def rollback(config_path: Path, as_json: bool, as_user: str | None, note: str, v
 
     It needs no second person.
     """
-    from remit.cli.acting import person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
 
     loaded = load(config_path)
     who = person(loaded, as_user).user
     _from_database(loaded)
     chosen = _stored(loaded, version or _before(loaded))
-    changed = _in_journal(loaded, lambda journal: journal.roll_back_policy(chosen, by=who, note=note))
+    changed = in_journal(loaded, lambda journal: journal.roll_back_policy(chosen, by=who, note=note))
     _told(chosen, changed, as_json=as_json)
 
 
@@ -231,16 +228,6 @@ def _checked(loaded: Loaded, text: PolicyText) -> Version:
     policy = built(text, loaded.config)
     must_pass(loaded.config, policy)
     return Version(id=policy.version, text=text.as_json(), digests=text.digests)
-
-
-def _in_journal(loaded: Loaded, change: Callable[[Journal], Awaitable[T]]) -> T:
-    from remit.cli.acting import journal_of
-
-    async def run() -> T:
-        async with journal_of(loaded) as journal:
-            return await change(journal)
-
-    return anyio.run(run)
 
 
 def _told(version: Version, changed: bool, *, as_json: bool) -> None:

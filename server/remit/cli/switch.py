@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
 import click
 
 from remit.cli.options import AGENT, USER, as_option, config_option, json_option, print_json, records
@@ -124,21 +123,19 @@ def _turn(
     on: bool,
     as_json: bool,
 ) -> None:
-    from remit.cli.acting import journal_of, person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
 
     loaded = load(config_path)
     who = person(loaded, as_user)
     if on:
         _check_target(loaded, scope, target)
-
-    async def run() -> bool:
-        async with journal_of(loaded) as journal:
-            return await journal.switch(
-                kind=kind, scope=scope, target=target, tenant=tenant, on=on, reason=reason, by=who.user
-            )
-
-    changed = anyio.run(run)
+    changed = in_journal(
+        loaded,
+        lambda journal: journal.switch(
+            kind=kind, scope=scope, target=target, tenant=tenant, on=on, reason=reason, by=who.user
+        ),
+    )
     if as_json:
         print_json({"kind": kind, "scope": scope, "target": target, "on": on, "changed": changed})
     else:
