@@ -65,7 +65,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """The run is not any more what the decision was made for; nothing was written."""
+    """The policy or the run is not any more what the decision was made by; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,26 +251,33 @@ class Journal:
         plan: UndoPlan | None,
         *,
         stopped: Callable[[Call, frozenset[Switch]], Verdict | None],
+        in_force: Callable[[], str],
         touches: str | None = None,
         approved: Approved | None = None,
         before: bytes | None = None,
         saw: Saw | None = None,
         run: Run | None = None,
+        of_run: Callable[[Run], Run] | None = None,
     ) -> Admitted | Repeated | Moved | Verdict:
         """Let the call out: the one transaction between deciding and doing.
 
         Checks again what may have changed since the decision (switches, an equal earlier call, the approval,
         the undo's own state, the balances), then holds the budget, registers the undo and appends the
-        intent. A Verdict is a refusal, or says that people must agree first; nothing was written then. With
-        `run`, what the decision took the run to be, Moved says that it has changed since.
+        intent. A Verdict is a refusal, or says that people must agree first; nothing was written then. Moved
+        says that the policy `in_force` is no longer the verdict's, or that the run is no longer the one that
+        was decided by, `run`, in what counts of it (`of_run`).
         """
 
         def change() -> Admitted | Repeated | Moved | Verdict:
             now = self._ledger.now_us
             if refusal := stopped(call, self._ledger.switches):
                 return refusal
-            if run is not None and runs.current(self._ledger, runs.key_of(call)) != run:
+            if in_force() != verdict.policy_version:
                 return Moved()
+            if run is not None and of_run is not None:
+                now_is = runs.current(self._ledger, runs.key_of(call))
+                if of_run(now_is) != of_run(run):
+                    return Moved()
             if earlier := self._earlier(call, now):
                 return earlier
             if refusal := self._short(call, verdict, charges, now, agreed=approved is not None):
@@ -287,6 +294,8 @@ class Journal:
                 sealed = self._insert_call(call, verdict, saw, state="dispatched", deadline_us=deadline_us)
             elif refusal := self._use_approval(call, approved, verdict, deadline_us, now):
                 return refusal
+            elif saw and saw.reads:
+                sealed = {"facts": saw.reads}
             if call.kind == "call":
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
@@ -826,6 +835,39 @@ class Journal:
         if known is not None:
             return known
         return await self._write(lambda: runs.current(self._ledger, key), durable=False)
+
+    async def turn(self, call: Call, serial: Callable[[str], bool]) -> Run | None:
+        """What the run of a call has come to; None while another process makes a call of it by a tool that
+        is `serial`."""
+
+        def look() -> Run | None:
+            tenant, agent, user, run = key = runs.key_of(call)
+            under_way = self._ledger.all(
+                # Few are under way, while an agent may have made any number.
+                "SELECT DISTINCT tool FROM calls INDEXED BY ix_calls_open"
+                " WHERE state = 'dispatched' AND kind = 'call'"
+                ' AND incarnation <> ? AND tenant = ? AND agent = ? AND "user" = ? AND run = ?',
+                (self._ledger.stream, tenant, agent, user, run),
+            )
+            if any(serial(row["tool"]) for row in under_way):
+                return None
+            return runs.current(self._ledger, key)
+
+        return await self._write(look, durable=False)
+
+    async def asked_as(self, call: Call) -> str | None:
+        """The call under which people are asked about an equal one, or have agreed to it; None otherwise."""
+
+        def look() -> str | None:
+            self._ledger.write_out()
+            row = self._ledger.one(
+                "SELECT call_id FROM approvals WHERE fingerprint = ? AND expires_us > ?"
+                " AND state IN ('pending', 'approved') ORDER BY created_us DESC LIMIT 1",
+                (call.fingerprint, self._ledger.now_us),
+            )
+            return row["call_id"] if row else None
+
+        return await self._write(look, durable=False)
 
     async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """The refusal that this undo would meet if it were let out now."""

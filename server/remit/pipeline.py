@@ -103,7 +103,7 @@ class Decision:
     #: What policy saw as `r.ctx`; None when it was not asked.
     context: Mapping[str, Any] | None = None
     facts: Facts | None = None
-    #: What the run had come to; None when nothing asks about it.
+    #: What the run had come to, as far as it was asked about; None when nothing asks.
     run: Run | None = None
     #: Its tool has facts, and they were not looked up.
     lacks_facts: bool = False
@@ -115,8 +115,10 @@ class Decision:
         return Saw(context=self.context, reads=self.facts.reads if self.facts else {})
 
 
-#: How often a call is decided anew because its run has moved on meanwhile.
+#: How often a call is decided because its run, or the policy, has moved on meanwhile.
 _ATTEMPTS = 16
+#: Seconds between two looks at whether another process is done with its call of the same run.
+_LOOK_S = 0.05
 
 
 async def govern(
@@ -142,7 +144,7 @@ async def govern(
 async def _in_turn(
     call: Call, decided: Decision | None, on: Services, caller: Caller, asking: AskingUser
 ) -> Outcome:
-    """The same, once no other call of this run that waits its turn is under way in this process."""
+    """The same, once no other call of this run that waits its turn is under way here."""
     key = runs.key_of(call)
     turn = on.turns.setdefault(key, Turn())
     turn.wanted += 1
@@ -165,9 +167,10 @@ async def _in_four_steps(
 ) -> Outcome:
     # 1. decide
     with telemetry.stage("decide", call):
-        decision = decided or await informed(call, on)
+        decision = decided or await _decided(call, on)
     verdict = decision.verdict
-    if on.shadow is not None and decision.context is not None and verdict.policy_version:
+    first = decided is None and attempts == _ATTEMPTS
+    if on.shadow is not None and first and decision.context is not None and verdict.policy_version:
         on.shadow(call, decision.context, on.policy)
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
         await on.journal.refuse(call, verdict, decision.saw)
@@ -187,7 +190,8 @@ async def _in_four_steps(
         if not isinstance(answer, Confirmation):
             return answer
         # Decided anew: while somebody thought about it, everything may have changed.
-        return await _in_four_steps(replace(call, confirmation=answer), None, on, caller, asking, attempts)
+        call = replace(call, confirmation=answer)
+        return await _in_four_steps(call, None, on, caller, asking, attempts - 1)
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
@@ -202,11 +206,13 @@ async def _in_four_steps(
             decision.charges,
             decision.plan,
             stopped=stopped,
+            in_force=lambda: on.policy.version,
             touches=decision.touches,
             approved=approved,
             before=before,
             saw=decision.saw,
             run=decision.run,
+            of_run=_of_run(call, on) if decision.run else None,
         )
     if isinstance(admitted, Moved):
         if attempts > 1:
@@ -226,13 +232,29 @@ async def _in_four_steps(
     return await _run(call, call_id, admitted, decision, before, on, caller)
 
 
-async def informed(call: Call, on: Services) -> Decision:
+async def _decided(call: Call, on: Services) -> Decision:
+    """Decide; a call that waits its turn, once no other process has one of the same run under way.
+
+    None can begin between that look and `admit` unnoticed: the run would have moved.
+    """
+    if not call.tool.serial or call.kind != "call":
+        return await informed(call, on)
+    run = None
+    with anyio.move_on_after(call.tool.timeout_s):
+        while (run := await on.journal.turn(call, _serial(on))) is None:  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(_LOOK_S)
+    return Decision(verdict=_RESTLESS) if run is None else await informed(call, on, run)
+
+
+async def informed(call: Call, on: Services, run: Run | None = None) -> Decision:
     """Decide, once the facts that the call's tool declares are looked up.
 
     Nothing is read for a call that no fact could save: where deciding without them met no condition that
-    asks for more, or refused before policy was asked.
+    asks for more, or refused before policy was asked. `run` is what the run has come to, where that is
+    known.
     """
-    run = await on.journal.run(call) if _asks_about_run(call, on) else None
+    if run is None and _asks_about_run(call, on):
+        run = await on.journal.run(call)
     decision = decide(call, on, run=run)
     if not decision.lacks_facts or (decision.verdict.rung is Rung.DENY and not decision.verdict.in_doubt):
         return decision
@@ -242,6 +264,20 @@ async def informed(call: Call, on: Services) -> Decision:
 
 def _asks_about_run(call: Call, on: Services) -> bool:
     return call.kind == "call" and (call.tool.reads_run or on.policy.reads("run"))
+
+
+def _serial(on: Services) -> Callable[[str], bool]:
+    """Whether calls of a tool wait for each other."""
+    tools = on.catalog.tools
+    return lambda name: name in tools and tools[name].serial
+
+
+def _of_run(call: Call, on: Services) -> Callable[[Run], Run]:
+    """What of its run a decision on the call goes by: all of it, or only the calls that it waits for."""
+    if _asks_about_run(call, on):
+        return lambda run: run
+    serial = _serial(on)
+    return lambda run: Run(tools={tool: count for tool, count in run.tools.items() if serial(tool)})
 
 
 def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None = None) -> Decision:
@@ -574,6 +610,8 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
     reads: dict[str, str] = {}
     answers: dict[tuple[str, bytes], Any] = {}
     ids: dict[tuple[str, bytes], str] = {}
+    # A call that people are asked about, or have agreed to, has its record already.
+    serves = await on.journal.asked_as(call) or call.id
     own_error = ""
     context = decision.context or _NOTHING
     roots = {"args": call.arguments, **{name: context.get(name, {}) for name in ("parsed", "run")}}
@@ -591,7 +629,7 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
         with suppress(EvaluationError):
             elements = [None] if fact.each is None else _listed(fact.each(**here), on.config.limits.facts)
             wanted = [
-                _own_read(call, call.id, fact.lookup, {**here, "each": each}, "fact", on) for each in elements
+                _own_read(call, serves, fact.lookup, {**here, "each": each}, "fact", on) for each in elements
             ]
             unread = {_what(read): read for read in wanted if read and _what(read) not in answers}
             async with anyio.create_task_group() as tasks:

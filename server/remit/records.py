@@ -343,7 +343,10 @@ class Records:
             served_by=tuple(
                 _call(row)
                 for row in self._all(
-                    "WITH RECURSIVE serving(id) AS (SELECT id FROM calls WHERE of_call = ? UNION"
+                    # Facts of a call that people were asked about anew were looked up for the first request.
+                    "WITH RECURSIVE serving(id) AS (SELECT id FROM calls WHERE of_call = ?1 UNION"
+                    " SELECT fact.value FROM events JOIN json_each(events.body, '$.facts') AS fact"
+                    " WHERE events.call_id = ?1 UNION"
                     " SELECT calls.id FROM calls JOIN serving ON calls.of_call = serving.id)"
                     " SELECT calls.* FROM calls JOIN serving USING (id) ORDER BY created_us",
                     (call.id,),

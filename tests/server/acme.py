@@ -138,7 +138,12 @@ async def left_in_doubt(on: Services, arguments: dict[str, Any]) -> str:
     call = a_call(on, "acme.refund", arguments)
     decision = decide(call, on)
     admitted = await on.journal.admit(
-        call, decision.verdict, decision.charges, decision.plan, stopped=stopped
+        call,
+        decision.verdict,
+        decision.charges,
+        decision.plan,
+        stopped=stopped,
+        in_force=lambda: on.policy.version,
     )
     assert isinstance(admitted, Admitted)
     await on.journal.doubt(call, call_id=call.id, code="timeout", message="The call did not end in time.")

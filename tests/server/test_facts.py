@@ -26,11 +26,13 @@ from tests.server.builders import (
 )
 from tests.server.fronts import served
 
+from remit import audit
 from remit.app import App
 from remit.config import Config
 from remit.derivations import compile_derivation
 from remit.model import Done, Pending
 from remit.pipeline import Decision, informed
+from remit.records import open_records
 from remit_adapters.base import AdapterError, Caller, Offer, Reply, Request
 from remit_rbac import EvaluationError, Rung
 
@@ -259,6 +261,38 @@ async def test_what_changed_since_people_were_asked_is_put_to_them_anew(tmp_path
         done = await remit.call("shop.buy", PEN)
         assert isinstance(done, Done)
         assert done.call_id == first.call_id
+
+
+async def test_what_was_looked_up_for_a_call_that_people_agreed_to_belongs_to_its_record(
+    tmp_path: Path,
+) -> None:
+    policy = ROLES + rule("r.ctx.facts.item.stock > 0", action="recommend")
+    async with a_remit(tmp_path, policy=policy, tools=on_item()) as remit:
+        remit.source.on["look"] = {"stock": 3}
+        asked = await remit.call("shop.buy", PEN)
+        assert isinstance(asked, Pending)
+        assert isinstance(await remit.call("shop.buy", PEN), Pending)
+        await remit.vote(asked.approval_id)
+        await remit.done("shop.buy", PEN)
+        assert [read["of_call"] for read in reads(remit)] == [asked.call_id] * 3
+        with open_records(remit.path) as records:
+            told = records.story(asked.call_id)
+            assert list(audit.verify_calls(records)) == []
+        assert len(told.served_by) == 3
+        dispatched = next(event for event in told.events if event.kind == "call.dispatched")
+        assert orjson.loads(dispatched.body)["facts"] == {"item": reads(remit)[2]["id"]}
+
+
+async def test_what_was_looked_up_when_people_were_asked_anew_is_shown_with_both(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.facts.item.stock > 0", action="recommend")
+    async with a_remit(tmp_path, policy=policy, tools=on_item()) as remit:
+        remit.source.on["look"] = {"stock": 3}
+        await remit.call("shop.buy", PEN)
+        remit.source.on["look"] = {"stock": 2}
+        anew = await remit.call("shop.buy", PEN)
+        assert isinstance(anew, Pending)
+        with open_records(remit.path) as records:
+            assert [read.id for read in records.story(anew.call_id).served_by] == [reads(remit)[1]["id"]]
 
 
 async def test_who_approves_may_depend_on_facts_too(tmp_path: Path) -> None:

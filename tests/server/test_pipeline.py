@@ -523,6 +523,34 @@ async def test_a_call_is_decided_by_one_policy_though_it_is_replaced_meanwhile(t
         assert remit.record(refused.call_id)["policy_version"] == after
 
 
+async def test_a_policy_that_is_replaced_before_the_call_is_let_out_decides_it(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+
+        async def replaced() -> None:
+            remit.use_policy(POLICY.replace("<= 100,", "<= 1,"))
+
+        outcome, _ = await remit.together(remit.call("shop.buy", BUY), replaced())
+        assert isinstance(outcome, Pending)
+        assert remit.record(outcome.call_id)["policy_version"] == remit.on.policy.version
+        assert remit.source.sent == []
+
+
+async def test_a_policy_that_never_rests_lets_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        admit = remit.on.journal.admit
+
+        async def swapped(*arguments: Any, **more: Any) -> Any:
+            limit = 100 if "<= 99," in str(remit.on.policy.rules["p"]) else 99
+            remit.use_policy(POLICY.replace("<= 100,", f"<= {limit},"))
+            return await admit(*arguments, **more)
+
+        monkeypatch.setattr(remit.on.journal, "admit", swapped)
+        assert (await remit.refused("shop.buy", BUY)).verdict.code == "too_many_at_once"
+        assert remit.source.sent == []
+
+
 # Too much at once.
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import anyio
 import pytest
 from tests.server.acme import REPOSITORY, Terminal, a_place, made, refund_of, serving
+from tests.server.builders import POLICY, a_remit
 
 from remit import shadow as shadow_module
-from remit.model import Done
+from remit.confirmations import AskingUser
+from remit.model import Done, Pending
+from remit.pipeline import govern
 from remit.records import ShadowRecord, open_records
 
 
@@ -117,3 +120,20 @@ def test_a_candidate_with_mistakes_is_refused_at_once(acme: Terminal) -> None:
     bad.write_text("p, nonsense\n")
     assert "error" in acme("policy", "shadow", "start", str(bad)).err
     assert "no such file" in acme("policy", "shadow", "start", str(acme.folder / "no.csv")).err
+
+
+async def test_a_call_is_counted_once_however_often_it_is_decided(tmp_path: Path) -> None:
+    asks = {"scope": "agent", "unit": "calls", "window": "total", "limit": 0, "on_exceed": "approve"}
+    taken: list[str] = []
+    policy = POLICY + "p2, role:clerk, acme, shop.send, execute, 1 == 1, confirm\n"
+
+    async def yes(question: Any) -> Any:
+        return {"action": "accept"}
+
+    async with a_remit(tmp_path, policy=policy, budgets=[asks]) as remit:
+        remit.on.shadow = lambda call, context, policy: taken.append(call.id)
+        assert isinstance(await remit.call("shop.buy", {"thing": "pen", "price": 5}), Pending)
+        assert len(taken) == 1
+        call = remit.a_call("shop.send", {"text": "hi"})
+        await govern(call, remit.on, asking=AskingUser(now=yes))
+        assert taken[1:] == [call.id]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.server.builders import Gate, Remit, a_config, a_principal, a_remit, a
 from tests.server.test_facts import PEN, ROLES, rule
 
 from remit import audit
-from remit.model import Done
+from remit.model import Done, Refused
 from remit.records import open_records
 
 SECOND = ROLES.replace(
@@ -145,6 +146,86 @@ async def test_serial_calls_of_a_run_wait_for_each_other(tmp_path: Path) -> None
         outcomes = await asyncio.gather(*making, elsewhere, return_exceptions=True)
         assert [isinstance(outcome, Done) for outcome in outcomes] == [True, False, True, True]
         assert remit.on.turns == {}
+
+
+@asynccontextmanager
+async def two_processes(folder: Path, policy: str, **rules: Any) -> AsyncGenerator[tuple[Remit, Remit]]:
+    """Two Remits with a journal of their own over one database, as two processes are."""
+    settings = {"policy": policy, "tools": rules}
+    async with a_remit(folder, **settings) as one, a_remit(folder, **settings) as other:
+        yield one, other
+
+
+ONCE = ROLES + rule("r.ctx.facts.item.left > 0") + rule("1 == 1", tool="look")
+ONE_LEFT = tools(
+    buy={"serial": True, "facts": {"item": {"call": "shop.look", "args": {"thing": "args.thing"}}}}
+)
+
+
+async def test_serial_calls_of_a_run_wait_for_each_other_in_several_processes(tmp_path: Path) -> None:
+    async with two_processes(tmp_path, ONCE, **ONE_LEFT) as (one, other):
+        gate = one.source.on["buy"] = Gate({"order": "o-1"})
+        one.source.on["look"] = other.source.on["look"] = {"left": 1}
+        first = asyncio.create_task(one.call("shop.buy", PEN))
+        await one.source.reached(2)
+        second = asyncio.create_task(other.call("shop.buy", PEN))
+        apart = await other.done("shop.buy", PEN, run="run-2")
+        assert apart.call_id
+        await other.done("shop.look", {"thing": "pen"})
+        other.source.on["look"] = {"left": 0}
+        assert not second.done()
+        gate.open()
+        assert isinstance(await first, Done)
+        with anyio.fail_after(10):
+            refused = await second
+        assert isinstance(refused, Refused), "it was decided by what the first had changed"
+        assert refused.verdict.code == "no_rule"
+        assert len(one.source.effects("buy")) == len(other.source.effects("buy")) == 1
+
+
+async def test_a_serial_call_that_another_process_was_quicker_with_is_decided_anew(tmp_path: Path) -> None:
+    async with two_processes(tmp_path, ONCE, **ONE_LEFT) as (one, other):
+        gate = other.source.on["look"] = Gate({"left": 1})
+        one.source.on["look"] = {"left": 1}
+        slow = asyncio.create_task(other.call("shop.buy", PEN))
+        await other.source.reached()
+        await one.done("shop.buy", PEN)
+        other.source.on["look"] = {"left": 0}
+        gate.open()
+        with anyio.fail_after(10):
+            refused = await slow
+        assert isinstance(refused, Refused)
+        assert other.source.effects("buy") == []
+
+
+async def test_a_serial_call_does_not_wait_for_ever(tmp_path: Path) -> None:
+    rules = tools(buy={"serial": True, "timeout": "1s"})
+    async with two_processes(tmp_path, ROLES + rule("1 == 1"), **rules) as (one, other):
+        gate = one.source.on["buy"] = Gate({"order": "o-1"})
+        first = asyncio.create_task(one.call("shop.buy", PEN))
+        await one.source.reached()
+        with anyio.fail_after(10):
+            assert (await other.refused("shop.buy", PEN)).verdict.code == "too_many_at_once"
+        gate.open()
+        await first
+
+
+async def test_reads_of_the_run_do_not_disturb_a_serial_call(tmp_path: Path) -> None:
+    rules = tools(buy={"serial": True})
+    policy = ROLES + rule("1 == 1") + rule("1 == 1", tool="look")
+    async with two_processes(tmp_path, policy, **rules) as (one, other):
+        admits = 0
+        admit = one.on.journal.admit
+
+        async def after_a_read(call: Any, *rest: Any, **more: Any) -> Any:
+            nonlocal admits
+            admits += 1
+            await other.done("shop.look", {"thing": "pen"})
+            return await admit(call, *rest, **more)
+
+        one.on.journal.admit = after_a_read  # pyright: ignore[reportAttributeAccessIssue]
+        await one.done("shop.buy", PEN)
+        assert admits == 1
 
 
 SAID = st.lists(
