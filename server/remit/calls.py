@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import orjson
 
+from remit.effects import as_called
 from remit.identity import Principal
 from remit.ids import uuid7
 from remit.model import Arguments, Call, Confirmation, Tool, Undoing
@@ -41,7 +42,7 @@ def new_call(
         undoing=undoing,
         principal=principal,
         run=run,
-        tool=tool,
+        tool=as_called(tool, arguments) if tool.refinements else tool,
         arguments=arguments,
         arguments_json=orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS),
         fingerprint=fingerprint_of(

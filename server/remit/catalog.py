@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
@@ -22,7 +22,8 @@ from remit.arguments import Problem, SchemaRefused, anything, checker
 from remit.budgets import CALLS
 from remit.config import Config, Effect, ToolRules
 from remit.derivations import compile_derivation
-from remit.model import Fact, Lookup, PriceRule, Tool, UndoRule
+from remit.effects import of_class
+from remit.model import Fact, Lookup, PriceRule, Refinement, Tool, UndoRule
 from remit_adapters.base import Json, Offer, Operation
 from remit_rbac import Expression, compile_expression
 
@@ -248,6 +249,7 @@ def _operation(settings: Config, source: str, name: str, operation: Operation) -
         rules.model_copy(
             update={
                 "effect": Effect.READ,
+                "when": (),
                 "undo": None,
                 "before": None,
                 "parse": {},
@@ -280,7 +282,7 @@ def _made(
     header_schema: Json | None,
 ) -> Tool:
     undo = rules.undo
-    return Tool(
+    made = Tool(
         name=name,
         source=source,
         operation=operation,
@@ -331,6 +333,13 @@ def _made(
         timeout_s=rules.timeout or settings.limits.call_timeout,
         header_schema=header_schema,
     )
+    if not rules.when:
+        return made
+    refinements = tuple(
+        Refinement(when=_compiled(refined.condition), tool=of_class(made, refined.effect))
+        for refined in rules.when
+    )
+    return replace(of_class(made, made.effect), refinements=refinements)
 
 
 def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
@@ -373,6 +382,7 @@ def _digest(definition: Json) -> str:
 
 def _dangling(tool: Tool, tools: Mapping[str, Tool]) -> Sequence[Flaw]:
     """Plans that name a tool which is not there: their tool would be let out without a way back."""
+    tool = next((it.tool for it in tool.refinements if it.tool.undo), tool)
     named = [tool.undo.tool] if tool.undo else []
     if tool.undo and tool.undo.verify:
         named.append(tool.undo.verify.tool)

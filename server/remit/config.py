@@ -263,6 +263,17 @@ class Effect(StrEnum):
     IRREVERSIBLE = "irreversible"
 
 
+#: The classes whose calls are taken back by another call.
+TAKEN_BACK = frozenset({Effect.REVERSIBLE, Effect.RESTORABLE, Effect.COMPENSABLE})
+
+
+class When(Strict):
+    """A refinement of the effect class: calls whose arguments meet the condition have this one."""
+
+    condition: Annotated[str, expression("args"), Field(alias="if")]
+    effect: Effect
+
+
 class Lookup(Strict):
     """A governed read: the tool and its arguments as expressions."""
 
@@ -343,6 +354,9 @@ Autonomy = Literal["observe", "read", "propose", "act_reversible", "act"]
 
 class ToolRules(Strict):
     effect: Effect | None = None
+    #: What else the effect is, by the call's arguments: the first condition that holds counts. A call for
+    #: which one cannot be answered is irreversible.
+    when: tuple[When, ...] = ()
     #: What rules may go by beside names: `money`, `personal` and so on, offered as `r.ctx.labels`.
     labels: tuple[Name, ...] = ()
     undo: Undo | None = None
@@ -376,12 +390,16 @@ class ToolRules(Strict):
 
     @model_validator(mode="after")
     def _undo_fits(self) -> ToolRules:
-        if self.effect in (Effect.READ, Effect.IRREVERSIBLE) and self.undo:
+        effects = [*filter(None, [self.effect]), *(refined.effect for refined in self.when)]
+        if self.effect and self.undo and not TAKEN_BACK.intersection(effects):
             raise ValueError(f"effect {self.effect} has no undo: remove undo, or say reversible")
-        if self.effect in (Effect.REVERSIBLE, Effect.RESTORABLE, Effect.COMPENSABLE) and not self.undo:
-            raise ValueError(f"effect {self.effect} needs undo: name the tool that takes the call back")
-        if self.effect is Effect.RESTORABLE and not self.before:
-            raise ValueError("effect restorable needs before: the read that captures what will be replaced")
+        for effect in effects:
+            if effect in TAKEN_BACK and not self.undo:
+                raise ValueError(f"effect {effect} needs undo: name the tool that takes the call back")
+            if effect is Effect.RESTORABLE and not self.before:
+                raise ValueError(
+                    "effect restorable needs before: the read that captures what will be replaced"
+                )
         return self
 
     @model_validator(mode="after")

@@ -65,6 +65,8 @@ EXAMPLES = {
     "audience": "audience: https://remit.example.com",
     "certificate": "certificate: tls/server.pem",
     "key": "key: tls/server.key",
+    "if": "if: args.amount > 1000",
+    "effect": "effect: irreversible",
     "call": "call: billing.get_refund",
     "expect": "expect: result.status == 'cancelled'",
     "estimate": "estimate: args.amount",
@@ -259,7 +261,13 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def _settings(path: Path, root: type[BaseModel]) -> list[str]:
     """The settings that may stand at `path`."""
-    return list(dict.fromkeys(name for model in _models_at(path, root) for name in model.model_fields))
+    return list(
+        dict.fromkeys(
+            field.alias or name
+            for model in _models_at(path, root)
+            for name, field in model.model_fields.items()
+        )
+    )
 
 
 def _example(path: Path, root: type[BaseModel]) -> str | None:

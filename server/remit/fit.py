@@ -48,7 +48,8 @@ def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -
         yield from _Fitting(loaded, catalog, tool, may_exist).misfits()
     for flaw in catalog.flaws:
         tool = catalog.tools.get(flaw.name)
-        if tool is None or not (tool.undo or tool.before or tool.facts):  # those are looked at above
+        # What a plan of a tool names was looked at above.
+        if tool is None or not (tool.undo or tool.before or tool.facts or tool.refinements):
             message = f"{flaw.name} is not exported: {flaw.what}"
             yield Misfit(problem=loaded.problem(("sources", flaw.source), message))
     priced = {CALLS} | {price.unit for tool in catalog.tools.values() for price in tool.prices}
@@ -68,13 +69,17 @@ class _Fitting:
     may_exist: Callable[[str], bool]
 
     def misfits(self) -> Iterator[Misfit]:
-        tool, undo = self.tool, self.tool.undo
+        # Only a refinement of it may be taken back; all of them are by the same way.
+        tool = next((it.tool for it in self.tool.refinements if it.tool.undo), self.tool)
+        undo = tool.undo
         own = {"args": _input(tool), "original": None, "before": None, "result": _output(tool)}
         if (key := tool.idempotency_arg) and argument_kinds(_input(tool), (key,)) is None:
             yield self._problem("idempotency_arg", f"the tool has no argument {key}")
         for price in tool.prices:
             yield from self._paths("price", price.estimate, own)
             yield from self._paths("price", price.actual, own)
+        for refinement in self.tool.refinements:
+            yield from self._condition("when", refinement.when)
         yield from self._paths("resource", tool.resource, own)
         yield from self._paths("failed_when", tool.failed_when, own)
         if tool.before:
@@ -137,6 +142,16 @@ class _Fitting:
                 yield self._problem(field, f"the tool has no argument {text}")
             else:
                 yield self._problem(field, f"{root}.{text} is not in the declared output", warning=True)
+
+    def _condition(self, field: str, expression: Expression) -> Iterator[Misfit]:
+        """A condition on the arguments, with what it compares them with."""
+        yield from self._paths(field, expression, {"args": _input(self.tool)})
+        for (_, *path), demanded in expression.demands.items():
+            kinds = argument_kinds(_input(self.tool), tuple(path))
+            if kinds and "any" not in kinds and not demanded <= kinds:
+                name = ".".join(map(str, path))
+                given, used = " or ".join(sorted(kinds)), " and ".join(sorted(demanded))
+                yield self._problem(field, f"{name} is a {given}, and is used here as a {used}")
 
     def _problem(self, field: str, message: str, *, warning: bool = False) -> Misfit:
         entry = entry_for(self.loaded.config, self.tool.name, field) or self.tool.name

@@ -114,6 +114,7 @@ class Undoable:
     user: str
     run: str
     tool: str
+    effect: str
     arguments: Json
     state: str
     plan: Json
@@ -816,6 +817,7 @@ class Journal:
                 user=row["user"],
                 run=row["run"],
                 tool=row["tool"],
+                effect=row["effect"],
                 arguments=orjson.loads(row["arguments"]),
                 state=row["undo_state"],
                 plan=orjson.loads(row["plan"]),

@@ -72,6 +72,14 @@ class PriceRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refinement:
+    """What the tool is for a call whose arguments meet a condition."""
+
+    when: Expression
+    tool: Tool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
     """One exported operation, complete: built once per catalog, shared by all calls."""
 
@@ -85,6 +93,8 @@ class Tool:
     #: SHA-256 of the source's own definition.
     digest: str
     effect: Effect
+    #: What a call's arguments make of it instead, in order; see `effects.py`.
+    refinements: tuple[Refinement, ...] = ()
     labels: tuple[str, ...]
     #: A plain sentence about what is wrong with the arguments; `None` when nothing is.
     problem: Callable[[Arguments], str | None]

@@ -32,6 +32,7 @@ from remit.checks.permission import permission
 from remit.config import Config, Effect
 from remit.confirmations import NOBODY_TO_ASK, AskingUser
 from remit.context import context_of
+from remit.effects import as_called
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
@@ -684,11 +685,14 @@ def _own_read(
 ) -> Call | None:
     """A read of the gateway's own that serves the call recorded as `call_id`; None when it cannot be made."""
     tool = on.catalog.tools.get(lookup.tool)
-    if tool is None or tool.effect is not Effect.READ:
+    if tool is None:
         return None
     try:
         arguments = {name: expression(**roots) for name, expression in lookup.arguments.items()}
     except EvaluationError:
+        return None
+    tool = as_called(tool, arguments)
+    if tool.effect is not Effect.READ:
         return None
     now = on.clock()
     return replace(

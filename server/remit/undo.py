@@ -7,6 +7,7 @@ transaction that lets it out: once only, in time, and not when the same thing ha
 from __future__ import annotations
 
 from remit.calls import new_call, result_of
+from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
 from remit.journal import Undoable
@@ -58,7 +59,7 @@ def _undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *,
         at_us=on.clock(),
         of_call=entry.call_id,
         undoing=Undoing(
-            tool=original,
+            tool=as_recorded(original, entry.effect),
             arguments=entry.arguments,
             result=result,
             before=entry.before,

@@ -52,7 +52,7 @@ def rows(text: str) -> list[tuple[str, list[str]]]:
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Each setting below a model as a dotted name, and its default as somebody would write it."""
     for name, field in model.model_fields.items():
-        path, inner = f"{prefix}{name}", list(models(field.annotation))
+        path, inner = f"{prefix}{field.alias or name}", list(models(field.annotation))
         if inner and get_origin(field.annotation) is tuple:
             path += "[]"
         elif inner and _is_mapping(field):

@@ -426,7 +426,12 @@ def test_a_file_beyond_a_mebibyte_is_refused() -> None:
 
 
 def test_every_setting_that_must_be_there_has_an_example() -> None:
-    needed = {name for model in models() for name, field in model.model_fields.items() if field.is_required()}
+    needed = {
+        field.alias or name
+        for model in models()
+        for name, field in model.model_fields.items()
+        if field.is_required()
+    }
     assert needed == set(config_problems.EXAMPLES)
 
 

@@ -41,6 +41,8 @@ class ExportedTool:
     name: str
     source: str
     effect: str
+    #: What a call's arguments make of it instead, in order: condition and class.
+    when: Mapping[str, str]
     #: The operator said so; otherwise it counts as irreversible.
     declared: bool
     #: Unit -> expression, beside the one call that every call costs.
@@ -90,6 +92,7 @@ def table(catalog: Catalog, config: Config, policy: Policy | None) -> list[Expor
             name=tool.name,
             source=tool.source,
             effect=tool.effect.value,
+            when={it.when.text: it.tool.effect.value for it in tool.refinements},
             declared=entry_for(config, tool.name, "effect") is not None,
             price=_prices(config, tool.name),
             undo=tool.undo.tool if tool.undo else None,
@@ -140,7 +143,11 @@ def shown(tools: Sequence[ExportedTool], *, as_json: bool) -> None:
         {
             "tool": lambda tool: tool.name,
             "source": lambda tool: tool.source,
-            "effect": lambda tool: tool.effect if tool.declared else f"{tool.effect} (undeclared)",
+            "effect": lambda tool: (
+                "/".join(dict.fromkeys((tool.effect, *tool.when.values())))
+                if tool.declared
+                else f"{tool.effect} (undeclared)"
+            ),
             "price": lambda tool: ", ".join(f"{unit} {text}" for unit, text in tool.price.items()),
             "undo": undo,
             "visible to": lambda tool: viewers(tool) or "nobody",

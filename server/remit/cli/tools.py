@@ -85,6 +85,8 @@ def _told(row: ExportedTool, tool: Tool) -> Iterator[tuple[str, object]]:
     yield "source", f"{row.source}, which calls it {tool.own_name}"
     yield "about", definition.get("description")
     yield "effect", row.effect if row.declared else f"{row.effect}: no entry of `tools` says otherwise"
+    for condition, effect in row.when.items():
+        yield "", f"{effect} when {condition}"
     for unit, text in row.price.items():
         yield "price", f"{unit}: {text}"
     if undo := tool.undo:
