@@ -72,6 +72,35 @@ def show(config_path: Path, as_json: bool, name: str) -> None:
         facts(name, _told(row, catalog.tools[name]))
 
 
+@tools.command()
+@config_option
+@json_option
+@click.argument("source", required=False)
+def suggest(config_path: Path, as_json: bool, source: str | None) -> int:
+    """Propose an effect and a way back for each tool that the configuration says nothing about.
+
+    Prints YAML for remit.yaml, of SOURCE or of all sources, each line with its evidence: what the source
+    declares, names, schemas. Review it: nothing of it counts until you have written it down. Until then each
+    of these tools counts as irreversible.
+    """
+    from remit.cli.exported import ask
+    from remit.config_file import load
+    from remit.proposals import as_yaml, propose
+
+    loaded = load(config_path)
+    if source is not None and source not in loaded.config.sources:
+        raise click.UsageError(f"no source is called {source}: {', '.join(loaded.config.sources)}")
+    catalog = _answered(anyio.run(ask, loaded, [source] if source else None))
+    found = propose(loaded.config, catalog, source)
+    if as_json:
+        print_json([{**asdict(each), "rules": each.rules} for each in found])
+    elif not found:
+        click.echo("# Every tool has its effect.")
+    else:
+        click.echo("\n".join(as_yaml(found, below=bool(loaded.config.tools))))
+    return 0
+
+
 def _answered(offered: Offered) -> Catalog:
     for name, why in offered.down.items():
         click.echo(f"source {name} cannot be reached: {why}", err=True)
