@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, runs, versions
+from remit import balances, notices, runs, versions
 from remit.calls import redacted
 from remit.chain import GENESIS, entry
 from remit.comparing import Group
@@ -37,7 +37,8 @@ from remit.identity import KeyRecord
 from remit.ids import Clock, now_us, uuid7
 from remit.ledger import Ledger
 from remit.model import Call, Charge, Confirmation, Remedy, Scalar, UndoPlan, Verdict
-from remit.runs import Run
+from remit.notices import Notice
+from remit.runs import Run, RunKey
 from remit.schema import upgrade
 from remit.versions import Digests, Version
 from remit.writer import Writer
@@ -142,6 +143,11 @@ class Journal:
     def switches(self) -> frozenset[Switch]:
         """Every switch that is on, as of the newest transaction here or the last idle look (≤ 0.25 s)."""
         return self._ledger.switches
+
+    @property
+    def untold(self) -> frozenset[RunKey]:
+        """The runs that `tell` has something for, as new as `switches`."""
+        return self._ledger.untold
 
     @contextmanager
     def under_way(self) -> Generator[None]:
@@ -392,7 +398,9 @@ class Journal:
                     "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
                     (undo_state, call.of_call, call_id),
                 )
-                refunded = self._refund(call.of_call) if undo_state == "done" else []
+                if undo_state == "done":
+                    refunded = self._refund(call.of_call)
+                    notices.leave(ledger, call_id)
             self._event(
                 f"call.{state}",
                 call,
@@ -585,7 +593,9 @@ class Journal:
                     "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
                     ("done" if happened else "ready", row["of_call"], call_id),
                 )
-                refunded = self._refund(row["of_call"]) if happened else []
+                if happened:
+                    refunded = self._refund(row["of_call"])
+                    notices.leave(ledger, call_id)
             ledger.event(
                 "call.resolved",
                 tenant=row["tenant"],
@@ -870,6 +880,10 @@ class Journal:
             return row["call_id"] if row else None
 
         return await self._write(look, durable=False)
+
+    async def tell(self, run: RunKey) -> tuple[Notice, ...]:
+        """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""
+        return await self._writer.write(lambda: notices.take(self._ledger, run))
 
     async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """The refusal that this undo would meet if it were let out now."""

@@ -75,6 +75,8 @@ class Ledger:
         self.runs: dict[RunKey, Run] = {}
         #: Every switch that is on: (kind, scope, target, tenant). Replaced whole, so any thread may read it.
         self.switches: frozenset[tuple[str, str, str, str]] = frozenset()
+        #: Runs that must be told something (see `notices.py`). Replaced whole, too.
+        self.untold: frozenset[RunKey] = frozenset()
         self._busy_ms = _BUSY_MS
         self._commits = 0
         self._commits_at_look = 0
@@ -175,6 +177,12 @@ class Ledger:
     def reload_switches(self) -> None:
         rows = self._db.execute("SELECT kind, scope, target, tenant FROM switches").fetchall()
         self.switches = frozenset((row[0], row[1], row[2], row[3]) for row in rows)
+
+    def reload_untold(self) -> None:
+        rows = self._db.execute(
+            'SELECT DISTINCT tenant, agent, "user", run FROM notices WHERE told_us IS NULL'
+        ).fetchall()
+        self.untold = frozenset((row[0], row[1], row[2], row[3]) for row in rows)
 
     def account(self, account: str, window_start_us: int, *, limit: int) -> Account:
         """The balance of `account`, created with `limit` when the window is new."""
@@ -282,6 +290,7 @@ class Ledger:
             self._accounts.clear()
             self.runs.clear()
             self.reload_switches()
+            self.reload_untold()
         elif len(self._accounts) > 4096:
             self._accounts.clear()
 

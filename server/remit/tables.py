@@ -296,6 +296,24 @@ undos = Table(
     sqlite_with_rowid=False,
 )
 
+#: Calls that others took back, and whether the run that made them knows.
+notices = Table(
+    "notices",
+    metadata,
+    Column("call_id", String(36), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("agent", String(134), nullable=False),
+    Column("user", String(133), nullable=False),
+    Column("run", String(128), nullable=False),
+    Column("tool", String(128), nullable=False),
+    # The part that whoever took it back has here: `operator`, or `agent`.
+    Column("by", String(16), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("told_us", BigInteger),
+    Index("ix_notices_untold", "tenant", "agent", "user", "run", sqlite_where=text("told_us IS NULL")),
+    sqlite_with_rowid=False,
+)
+
 approvals = Table(
     "approvals",
     metadata,

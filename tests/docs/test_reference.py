@@ -184,9 +184,9 @@ def test_every_state_of_a_call_is_listed() -> None:
 
 def test_every_kind_of_event_is_listed() -> None:
     source = "".join(
-        (ROOT / f"server/remit/{name}.py").read_text("utf-8") for name in ("journal", "versions")
+        (ROOT / f"server/remit/{name}.py").read_text("utf-8") for name in ("journal", "notices", "versions")
     )
-    kinds = set(re.findall(r'"((?:call|approval|stream|key|switch|log|shadow|policy)\.[a-z_]+)"', source))
+    kinds = set(re.findall(r'"((?:call|run|approval|stream|key|switch|log|shadow|policy)\.[a-z_]+)"', source))
     kinds |= {
         "call.succeeded",
         "call.failed",

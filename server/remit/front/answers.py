@@ -6,6 +6,7 @@ A refusal is a tool result with `isError`, never a broken connection, so that th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,18 +14,23 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 
 from remit.confirmations import KEY
-from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused, Unconfirmed
+from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused, Remedy, Unconfirmed
+from remit.notices import Notice
 from remit_adapters.base import Json, Operation
 from remit_rbac import Rung
 
 VERDICT = "dev.remit/verdict"
 RECEIPT = "dev.remit/receipt"
+NOTICE = "dev.remit/notice"
 #: JSON-RPC code of a refusal where no tool result can carry it; outside the reserved range, as it must be.
 REFUSED = -31001
 #: The code of a call that failed or is in doubt, where no tool result can carry it.
 SOURCE_FAILED = -31002
 _SERVER_INFO = "io.modelcontextprotocol/serverInfo"
 _POLL_S = 15
+#: How many calls a notice names to the model; programs are told of all.
+_NAMED_MAX = 5
+_BY = {"agent": "you, in another run,", "operator": "an operator"}
 #: How much of a name that means nothing is repeated to whoever sent it.
 _SAID_BACK_MAX = 256
 
@@ -93,6 +99,27 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
         body.setdefault("ttlMs", 0)  # required since 2026-07-28, and unknown to sources of before
         body["cacheScope"] = "private"  # whatever the source says: who may read it is decided here
     return body
+
+
+def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
+    """The result of a tool, and what its run must know: a block more for the model, `_meta` for programs."""
+    taken_back = [{"call_id": it.call_id, "tool": it.tool, "at": moment(it.at_us)} for it in notices]
+    by = sorted({it.by for it in notices})
+    names = ", ".join(f"{it.tool} (call {it.call_id})" for it in notices[:_NAMED_MAX])
+    more = f" and {len(notices) - _NAMED_MAX} more" if len(notices) > _NAMED_MAX else ""
+    who = " and ".join(_BY[each] for each in by)
+    text = (
+        f"Note: {who} took back what you did here before: {names}{more}. It no longer holds. Do not do it "
+        "again unless you are asked to; read the current state before you go on."
+    )
+    return {
+        **result,
+        "content": [*result.get("content", ()), {"type": "text", "text": text}],
+        "_meta": {
+            **result.get("_meta", {}),
+            NOTICE: {"taken_back": taken_back, "by": by, "remedy": Remedy.CHANGE.value},
+        },
+    }
 
 
 def _told(outcome: Refused | Pending | Failed | InDoubt) -> tuple[str, Json]:

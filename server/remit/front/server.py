@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -32,15 +33,16 @@ from remit import __version__, telemetry
 from remit.app import App
 from remit.calls import new_call
 from remit.confirmations import NOBODY_TO_ASK, AskingUser, Resumed, resumed
-from remit.errors import RemitError
+from remit.errors import RemitError, StoreUnavailable
 from remit.front.agent_tools import AGENT_TOOLS
 from remit.front.agent_tools import answer as answer_agent_tool
-from remit.front.answers import to_wire, unknown
+from remit.front.answers import noted, to_wire, unknown
 from remit.front.sessions import Sessions
 from remit.front.visible import Views
 from remit.identity import Principal
 from remit.model import Remedy, Tool, Verdict
 from remit.pipeline import Services, govern
+from remit.runs import RunKey, key_of
 from remit_adapters.base import AdapterError, Caller, Event, Json, Operation
 from remit_rbac import Rung
 
@@ -183,7 +185,8 @@ class Front:
             if AGENT_TOOLS[params.name] not in self._agent_tools:
                 raise unknown(Operation.TOOL, params.name)
             run = self._run_of(_meta_of(ctx.params), principal)
-            return await answer_agent_tool(params.name, arguments, principal, run, on, self._views)
+            told = await answer_agent_tool(params.name, arguments, principal, run, on, self._views)
+            return await _with_notices(told, (principal.tenant, principal.agent, principal.user, run), on)
         tool = self._views.tool(params.name, principal, on)
         if tool is None:
             await self._note_invisible(params.name, arguments, principal, on)
@@ -279,7 +282,10 @@ class Front:
             request_state=sent.request_state,
             confirmation=sent.confirmation,
         )
-        return to_wire(call, await govern(call, on, caller, asking))
+        result = to_wire(call, await govern(call, on, caller, asking))
+        if on.journal.untold and tool.operation is Operation.TOOL:
+            return await _with_notices(result, key_of(call), on)
+        return result
 
     async def _note_invisible(
         self, name: str, arguments: Mapping[str, Any], principal: Principal, on: Services
@@ -463,6 +469,15 @@ PLAIN = {version: Caller(protocol_version=version) for version in ("2025-06-18",
 def internal_error(method: str) -> None:
     """Log the exception being handled: a bug, whose details stay here."""
     _log.exception("%s failed", method)
+
+
+async def _with_notices(result: Result, run: RunKey, on: Services) -> Result:
+    """The result, with what its run has not been told yet."""
+    if run in on.journal.untold and result.get("resultType") == "complete":
+        with suppress(StoreUnavailable):  # then with a later result
+            if notices := await on.journal.tell(run):
+                return noted(result, notices)
+    return result
 
 
 def _meta_of(raw: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -1,0 +1,58 @@
+"""What a run must be told of its own calls: which of them others have taken back. Told once, and durable.
+
+An agent that goes on as if its work still stood would build on nothing. So whoever takes a call back leaves
+a notice for its run, in the transaction that records the undo, and the run's next answer carries it. What an
+agent takes back within the run itself it knows already. The front decides how it is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remit.ledger import Ledger
+from remit.runs import RunKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """One call of the run that is taken back. By whom is a role: a name is no agent's business."""
+
+    call_id: str
+    tool: str
+    #: `operator`, or `agent` for the same agent in another run.
+    by: str
+    at_us: int
+
+
+def leave(ledger: Ledger, undo_call: str) -> None:
+    """Note for its run that `undo_call` has taken a call back, unless that run did it itself."""
+    left = ledger.execute(
+        "INSERT INTO notices"
+        ' SELECT o.id, o.tenant, o.agent, o."user", o.run, o.tool,'
+        " CASE u.auth WHEN 'local' THEN 'operator' ELSE 'agent' END, ?, NULL"
+        " FROM calls AS u JOIN calls AS o ON o.id = u.of_call WHERE u.id = ?"
+        ' AND (u.tenant, u.agent, u."user", u.run) IS NOT (o.tenant, o.agent, o."user", o.run)'
+        " ON CONFLICT DO NOTHING",
+        (ledger.now_us, undo_call),
+    )
+    if left:
+        ledger.reload_untold()
+
+
+def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
+    """What the run has not been told yet; from now on it has."""
+    where = 'tenant = ? AND agent = ? AND "user" = ? AND run = ? AND told_us IS NULL'
+    rows = ledger.all(f'SELECT call_id, tool, "by", at_us FROM notices WHERE {where}', key)  # noqa: S608 - the columns are ours
+    if rows:
+        ledger.execute(f"UPDATE notices SET told_us = ? WHERE {where}", (ledger.now_us, *key))  # noqa: S608 - the columns are ours
+        ledger.event(
+            "run.told",
+            tenant=key[0],
+            call_id=None,
+            agent=key[1],
+            user=key[2],
+            run=key[3],
+            taken_back=[row["call_id"] for row in rows],
+        )
+    ledger.reload_untold()
+    return tuple(Notice(**dict(row)) for row in rows)
