@@ -23,7 +23,7 @@ from remit.budgets import CALLS
 from remit.config import Config, Effect, ToolRules
 from remit.derivations import compile_derivation
 from remit.effects import of_class
-from remit.model import Fact, Lookup, PriceRule, Refinement, Tool, UndoRule
+from remit.model import Fact, Image, Lookup, PriceRule, Refinement, Tool, UndoRule
 from remit_adapters.base import Json, Offer, Operation
 from remit_rbac import Expression, compile_expression
 
@@ -252,6 +252,7 @@ def _operation(settings: Config, source: str, name: str, operation: Operation) -
                 "when": (),
                 "undo": None,
                 "before": None,
+                "after": None,
                 "parse": {},
                 "facts": {},
                 "derive": {},
@@ -282,6 +283,7 @@ def _made(
     header_schema: Json | None,
 ) -> Tool:
     undo = rules.undo
+    restorable = Effect.RESTORABLE in (rules.effect, *(refined.effect for refined in rules.when))
     made = Tool(
         name=name,
         source=source,
@@ -306,9 +308,9 @@ def _made(
         )
         if undo
         else None,
-        before=Lookup(tool=rules.before.call, arguments=_expressions(rules.before.args))
-        if rules.before
-        else None,
+        before=_image(rules.before),
+        after=_image(rules.after or (rules.before if restorable else None)),
+        if_match=rules.if_match,
         failed_when=_compiled(rules.failed_when) if rules.failed_when else None,
         resource=_compiled(rules.resource) if rules.resource else None,
         parsed=tuple(rules.parse),
@@ -340,6 +342,16 @@ def _made(
         for refined in rules.when
     )
     return replace(of_class(made, made.effect), refinements=refinements)
+
+
+def _image(read: config.Image | None) -> Image | None:
+    if read is None:
+        return None
+    return Image(
+        lookup=Lookup(tool=read.call, arguments=_expressions(read.args)),
+        select=compile_derivation(read.select) if read.select else None,
+        etag=_compiled(read.etag) if read.etag else None,
+    )
 
 
 def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
@@ -386,8 +398,7 @@ def _dangling(tool: Tool, tools: Mapping[str, Tool]) -> Sequence[Flaw]:
     named = [tool.undo.tool] if tool.undo else []
     if tool.undo and tool.undo.verify:
         named.append(tool.undo.verify.tool)
-    if tool.before:
-        named.append(tool.before.tool)
+    named += [image.lookup.tool for image in (tool.before, tool.after) if image]
     named += [fact.lookup.tool for wave in tool.facts for fact in wave.values()]
     return [
         Flaw(source=tool.source, name=tool.name, what=f"its plan names {name}, which no source offers")

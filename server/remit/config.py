@@ -281,6 +281,15 @@ class Lookup(Strict):
     args: Mapping[str, Annotated[str | int, expression("args", "result", "before")]] = {}
 
 
+class Image(Lookup):
+    """A governed read of what a call changes, to be kept."""
+
+    #: JMESPath over the answer: what of it is kept and compared. Without it, all.
+    select: JmesPath | None = None
+    #: What the source calls this version of it, for example `result.version`.
+    etag: Annotated[str, expression("result")] | None = None
+
+
 class Verify(Lookup):
     args: Mapping[str, Annotated[str | int, expression("args", "result", "before", "original")]] = {}
     #: Over the read's `result`; also `args`, `before`. True means that the undo took hold.
@@ -361,7 +370,13 @@ class ToolRules(Strict):
     labels: tuple[Name, ...] = ()
     undo: Undo | None = None
     #: Read before the call is dispatched; offered to `undo` as `before`.
-    before: Lookup | None = None
+    before: Image | None = None
+    #: Read after the call, and again before it is taken back: a difference is a conflict. A restorable tool
+    #: that says nothing reads what `before` reads.
+    after: Image | None = None
+    #: The argument that takes a version: the source then changes that version only. Remit fills it with the
+    #: `etag` of what it read, when the agent does not.
+    if_match: str | None = None
     price: Mapping[Unit, Annotated[str | Amount, expression("args")] | PriceRule] = {}
     #: Some sources report failure as ordinary text: true here means that the call failed, without effect.
     failed_when: Annotated[str, expression("args", "result", "text")] | None = None

@@ -38,6 +38,7 @@ def of_class(tool: Tool, effect: Effect) -> Tool:
         effect=effect,
         undo=tool.undo if back else None,
         before=tool.before if back else None,
+        after=tool.after if back else None,
         refinements=(),
     )
 

@@ -82,9 +82,13 @@ class _Fitting:
             yield from self._condition("when", refinement.when)
         yield from self._paths("resource", tool.resource, own)
         yield from self._paths("failed_when", tool.failed_when, own)
-        if tool.before:
-            yield from self._reads("before", tool.before)
-            yield from self._call("before", tool.before.tool, tool.before.arguments, own)
+        if (key := tool.if_match) and argument_kinds(_input(tool), (key,)) is None:
+            yield self._problem("if_match", f"the tool has no argument {key}")
+        for field, image in (("before", tool.before), ("after", tool.after)):
+            if image and not (field == "after" and image == tool.before):
+                yield from self._reads(field, image.lookup)
+                yield from self._call(field, image.lookup.tool, image.lookup.arguments, own)
+                yield from self._paths(field, image.etag, {"result": self._output_of(image.lookup)})
         for name in tool.parsed:
             kinds = argument_kinds(_input(tool), (name,))
             if kinds is None or kinds.isdisjoint({"any", "text"}):
@@ -95,7 +99,9 @@ class _Fitting:
                 yield from self._reads("facts", fact.lookup)
                 yield from self._call("facts", fact.lookup.tool, fact.lookup.arguments, looked_up)
         if undo:
-            own["before"] = self._output_of(tool.before)
+            own["before"] = (
+                self._output_of(tool.before.lookup) if tool.before and not tool.before.select else None
+            )
             yield from self._call("undo", undo.tool, undo.arguments, own)
         if undo and undo.verify:
             inverse = self.catalog.tools.get(undo.tool)

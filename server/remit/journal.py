@@ -121,6 +121,10 @@ class Undoable:
     plan: Json
     result: Json | None
     before: Any
+    #: What it left behind, `kept` and `etag`; None when that was not seen.
+    after: Json | None
+    #: A later call on the same thing was made and taken back.
+    retouched: bool
     expires_us: int
     resource: str | None
     residue: str | None
@@ -331,6 +335,7 @@ class Journal:
                     for charge in charges
                 ],
                 undo={"tool": plan.tool, "expires_us": plan.expires_us} if plan else None,
+                **({"forced": True} if call.undoing and call.undoing.forced else {}),
                 **sealed,
                 **_decision(verdict),
             )
@@ -350,6 +355,7 @@ class Journal:
         plan: UndoPlan | None,
         undo_state: UndoEnd | None = None,
         touches: str | None = None,
+        after: bytes | None = None,
         frees_key: bool = False,
         establishes: Mapping[str, Scalar] | None = None,
     ) -> str:
@@ -360,6 +366,7 @@ class Journal:
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
         `touches` is what only the answer told that the call touched.
+        `after` is what it left behind, to be compared before it is taken back.
         `establishes` is what this success says about the run.
         `frees_key`: nothing was done, so the client may use its idempotency key again.
         Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
@@ -379,6 +386,8 @@ class Journal:
                 raise WrongState(f"call {call_id} is not open: it cannot be settled")
             if reply is not None and call.tool.effect is not Effect.READ:
                 ledger.insert("payloads", (call_id, "result", salt, reply))
+            if after is not None:
+                ledger.insert("payloads", (call_id, "after", os.urandom(16), after))
             spent = balances.resolve(ledger, call_id, costs)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
@@ -810,11 +819,16 @@ class Journal:
             row = self._ledger.one(
                 "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource,"
                 " undos.residue,"
-                " payloads.body AS arguments, answers.body AS answer, images.body AS image"
+                " payloads.body AS arguments, answers.body AS answer, images.body AS image,"
+                " left.body AS left, EXISTS (SELECT 1 FROM touches JOIN calls AS l ON l.id = touches.call_id"
+                " JOIN undos AS gone ON gone.call_id = l.id WHERE touches.resource = undos.resource"
+                " AND l.tenant = calls.tenant AND (l.dispatched_us, l.id) > (calls.dispatched_us, calls.id)"
+                " AND gone.state = 'done') AS retouched"
                 " FROM calls JOIN undos ON undos.call_id = calls.id"
                 " JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'"
                 " LEFT JOIN payloads AS answers ON answers.call_id = calls.id AND answers.kind = 'result'"
                 " LEFT JOIN payloads AS images ON images.call_id = calls.id AND images.kind = 'before'"
+                " LEFT JOIN payloads AS left ON left.call_id = calls.id AND left.kind = 'after'"
                 " WHERE calls.id = ?",
                 (call_id,),
             )
@@ -833,6 +847,8 @@ class Journal:
                 plan=orjson.loads(row["plan"]),
                 result=orjson.loads(row["answer"]) if row["answer"] is not None else None,
                 before=orjson.loads(row["image"]) if row["image"] is not None else None,
+                after=orjson.loads(row["left"]) if row["left"] is not None else None,
+                retouched=bool(row["retouched"]),
                 expires_us=row["expires_us"],
                 resource=row["resource"],
                 residue=row["residue"],
@@ -994,7 +1010,7 @@ class Journal:
 
         An empty budget never stands in the way of an undo.
         """
-        if call.kind in ("undo", "verify"):
+        if call.kind in ("undo", "verify", "after"):
             return None
         strict = [
             charge
@@ -1355,6 +1371,7 @@ def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:
         plan.expires_us,
         None,
         plan.residue,
+        plan.best_effort,
     )
 
 

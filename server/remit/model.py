@@ -52,6 +52,15 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A read of what a call changes, and what of its answer is kept (see `images.py`)."""
+
+    lookup: Lookup
+    select: Derivation | None
+    etag: Expression | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UndoRule:
     tool: str
     arguments: Mapping[str, Expression]
@@ -100,7 +109,10 @@ class Tool:
     problem: Callable[[Arguments], str | None]
     prices: tuple[PriceRule, ...]
     undo: UndoRule | None
-    before: Lookup | None
+    before: Image | None
+    after: Image | None
+    #: The argument that takes the version which the call is to change.
+    if_match: str | None
     failed_when: Expression | None
     resource: Expression | None
     #: Arguments that carry JSON in a text.
@@ -133,6 +145,10 @@ class Undoing:
     #: What the source answered to it, and what was read before it.
     result: Any
     before: Any = None
+    #: What it left, `kept` and `etag`; None when that was not seen.
+    after: Json | None = None
+    #: A later call on the same thing was made and taken back.
+    retouched: bool = False
     #: What stays behind although it works.
     residue: str | None = None
     #: By a person's order, although something changed since.
@@ -149,9 +165,9 @@ class Confirmation:
     until_us: int
 
 
-CallKind = Literal["call", "undo", "before", "verify", "fact"]
+CallKind = Literal["call", "undo", "before", "after", "verify", "fact"]
 #: Reads that the gateway makes for its own plans.
-OWN_READS = frozenset[CallKind]({"before", "verify", "fact"})
+OWN_READS = frozenset[CallKind]({"before", "after", "verify", "fact"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +243,8 @@ class UndoPlan:
     residue: str | None = None
     #: How much of what the call cost comes back with it (percent).
     refund: int = 0
+    #: What it puts back was read in time, but not bound to the call: who writes in between is overwritten.
+    best_effort: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from remit.effects import as_called
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
+from remit.images import Seen, conflict, seen
 from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, UndoEnd
 from remit.model import (
     OWN_READS,
@@ -46,6 +47,7 @@ from remit.model import (
     Done,
     Fact,
     Failed,
+    Image,
     InDoubt,
     Lookup,
     Outcome,
@@ -53,6 +55,7 @@ from remit.model import (
     Remedy,
     Scalar,
     Unconfirmed,
+    Undoing,
     UndoPlan,
     Verdict,
 )
@@ -210,7 +213,7 @@ async def _in_four_steps(
             in_force=lambda: on.policy.version,
             touches=decision.touches,
             approved=approved,
-            before=before,
+            before=before.body if before else None,
             saw=decision.saw,
             run=decision.run,
             of_run=_of_run(call, on) if decision.run else None,
@@ -360,7 +363,7 @@ async def _run(
     call_id: str,
     admitted: Admitted,
     decision: Decision,
-    before: Any,
+    before: Seen | None,
     on: Services,
     caller: Caller,
 ) -> Outcome:
@@ -375,7 +378,7 @@ async def _run(
         raise
     try:
         with telemetry.stage("execute", call), anyio.fail_after(seconds + 1):
-            reply = await adapter.run(_request(call, call_id, seconds), caller)
+            reply = await adapter.run(_request(call, call_id, before, seconds), caller)
     except AdapterError as error:
         if error.no_effect or harmless:
             await _settle_failure(call, call_id, (error.code, error.message), on)
@@ -408,13 +411,15 @@ async def _run(
             raise
 
 
-def _request(call: Call, call_id: str, seconds: float) -> Request:
+def _request(call: Call, call_id: str, before: Seen | None, seconds: float) -> Request:
     """The call as its adapter takes it."""
     name, arguments = call.tool.own_name, call.arguments
     match call.tool.operation:
         case Operation.TOOL:
             if (key := call.tool.idempotency_arg) and key not in arguments:
                 arguments = {**arguments, key: call_id}
+            if before and before.etag is not None and (key := call.tool.if_match) and key not in arguments:
+                arguments = {**arguments, key: before.etag}
         case Operation.RESOURCE:
             name, arguments = str(arguments["uri"]), {}
         case Operation.PROMPT:
@@ -434,10 +439,10 @@ def _request(call: Call, call_id: str, seconds: float) -> Request:
 
 
 async def _settle(
-    call: Call, call_id: str, decision: Decision, reply: Reply, before: Any, on: Services
+    call: Call, call_id: str, decision: Decision, reply: Reply, before: Seen | None, on: Services
 ) -> Done:
     result, text = result_of(reply)
-    roots = {"args": call.arguments, "result": result, "before": before_value(before), "text": text}
+    roots = {"args": call.arguments, "result": result, "before": before and before.kept, "text": text}
     failed = reply.is_error or _says_failed(call, roots)
     no_effect = failed and (call.tool.errors_have_no_effect or not reply.is_error)
     plan = decision.plan
@@ -448,6 +453,10 @@ async def _settle(
             if failed or reply.kind == "input_required"
             else _bound(call, plan, roots)
         )
+    left: Seen | None = None
+    if call.tool.after and plan and plan.arguments is not None:
+        read = _own_read(call, call_id, call.tool.after.lookup, roots, "after", on)
+        left = await _look(call.tool.after, read, on)
     undo_state: UndoEnd | None = None
     if call.kind == "undo":
         undo_state = "failed" if failed else await _took_hold(call, roots, on)
@@ -462,6 +471,7 @@ async def _settle(
         plan=plan,
         undo_state=undo_state,
         touches=None if decision.touches else _touched(call, roots),
+        after=left.with_etag if left else None,
         frees_key=reply.kind == "input_required",
         establishes=_established(call, roots) if not failed and reply.kind == "complete" else None,
     )
@@ -526,7 +536,7 @@ def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | Non
     if rule is None or call.kind != "call":
         return None, None
     if rule.tool not in on.catalog.tools or (
-        call.tool.before and call.tool.before.tool not in on.catalog.tools
+        call.tool.before and call.tool.before.lookup.tool not in on.catalog.tools
     ):
         return None, (
             "This call can only be made while it can be taken back, and the tool that takes it back is not "
@@ -538,6 +548,8 @@ def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | Non
         expires_us=call.received_us + rule.within_s * 1_000_000,
         residue=rule.residue,
         refund=rule.refund,
+        best_effort=call.tool.before is not None
+        and (call.tool.before.etag is None or call.tool.if_match is None),
     ), None
 
 
@@ -564,15 +576,22 @@ def _touched(call: Call, roots: Mapping[str, Any]) -> str | None:
 
 async def _capture(
     call: Call, call_id: str, decision: Decision, on: Services
-) -> tuple[bytes | None, Verdict | None]:
-    """The before-image that the undo will need, or the refusal when it cannot be read."""
-    if call.tool.before is None or call.kind != "call":
+) -> tuple[Seen | None, Verdict | None]:
+    """What the call will replace, or the refusal when it cannot be read.
+
+    For an undo also the refusal when it is not what the call that it takes back has left.
+    """
+    if call.undoing is not None:
+        return await _still_as_left(call, call.undoing, decision.verdict, on)
+    image = call.tool.before
+    if image is None or call.kind != "call":
         return None, None
-    read = _own_read(call, call_id, call.tool.before, {"args": call.arguments}, "before", on)
+    read = _own_read(call, call_id, image.lookup, {"args": call.arguments}, "before", on)
     if read and decision.facts and (key := _what(read)) in decision.facts.answers:
-        return orjson.dumps(decision.facts.answers[key]), None  # the very read that a fact needed
-    done = await _answered(read, on)
-    if done is None:
+        before = seen(image, decision.facts.answers[key])  # the very read that a fact needed
+    else:
+        before = await _look(image, read, on)
+    if before is None:
         return None, replace(
             decision.verdict,
             rung=Rung.DENY,
@@ -581,7 +600,24 @@ async def _capture(
             "Check the arguments, or try again later.",
             remedy=Remedy.CHANGE,
         )
-    return orjson.dumps(result_of(done.reply)[0]), None
+    return before, None
+
+
+async def _still_as_left(
+    call: Call, undoing: Undoing, verdict: Verdict, on: Services
+) -> tuple[Seen | None, Verdict | None]:
+    """What an undo will replace; and the refusal when that is another's, unless a person insists."""
+    image = undoing.tool.after
+    if image is None:
+        return None, None
+    roots = {"args": undoing.arguments, "result": undoing.result, "before": undoing.before}
+    now = await _look(image, _own_read(call, call.id, image.lookup, roots, "after", on), on)
+    return now, None if undoing.forced else conflict(undoing, now, verdict)
+
+
+async def _look(image: Image, read: Call | None, on: Services) -> Seen | None:
+    done = await _answered(read, on)
+    return seen(image, result_of(done.reply)[0]) if done else None
 
 
 async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoEnd:
@@ -723,10 +759,6 @@ def _clean(outcome: Outcome) -> Done | None:
     if not isinstance(outcome, Done) or outcome.reply.is_error or outcome.reply.kind != "complete":
         return None
     return None if outcome.failed else outcome
-
-
-def before_value(before: bytes | None) -> Any:
-    return orjson.loads(before) if before is not None else None
 
 
 # What a call costs, and what policy may know about it.

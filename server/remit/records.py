@@ -137,6 +137,7 @@ class UndoRecord:
     expires_us: int
     undo_call: str | None
     residue: str | None
+    best_effort: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,8 @@ class Story:
     arguments: Any
     result: Any
     before: Any
+    #: What the call left, as it was seen right after it.
+    after: Any
     #: What policy saw as `r.ctx` when the call was first decided; None also where it was not asked.
     context: Any
     approval: ApprovalRecord | None
@@ -320,6 +323,7 @@ class Records:
             arguments=payloads.get("arguments"),
             result=payloads.get("result"),
             before=payloads.get("before"),
+            after=payloads["after"]["kept"] if "after" in payloads else None,
             context=payloads.get("context"),
             approval=self.approval(call.approval_id) if call.approval_id else None,
             holds=tuple(
@@ -400,6 +404,7 @@ class Records:
             expires_us=row["expires_us"],
             undo_call=row["undo_call"],
             residue=row["residue"],
+            best_effort=bool(row["best_effort"]),
         )
 
     def later_touches(self, call: CallRecord, resource: str) -> list[CallRecord]:

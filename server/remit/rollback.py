@@ -139,7 +139,12 @@ def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str], now_
         return "expired", "The time in which it could be taken back is over."
     if way.tool not in tools:
         return "impossible", f"{way.tool}, which takes it back, is not available now."
-    return "undo", f"{way.tool} takes it back." + (f" What stays: {way.residue}" if way.residue else "")
+    said = f"{way.tool} takes it back."
+    if way.residue:
+        said += f" What stays: {way.residue}"
+    if way.best_effort:
+        said += " Best effort: what somebody wrote in the same moment was not seen."
+    return "undo", said
 
 
 def _changed_by(later: CallRecord) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -85,7 +86,7 @@ calls = Table(
     Column(
         "kind",
         String(8),
-        CheckConstraint("kind IN ('call', 'undo', 'before', 'verify', 'fact')", name="kind"),
+        CheckConstraint("kind IN ('call', 'undo', 'before', 'after', 'verify', 'fact')", name="kind"),
         nullable=False,
     ),
     # The call that this one serves: what an undo takes back, what a before-read precedes.
@@ -162,7 +163,7 @@ payloads = Table(
     Column(
         "kind",
         String(10),
-        CheckConstraint("kind IN ('arguments', 'result', 'before', 'context')", name="kind"),
+        CheckConstraint("kind IN ('arguments', 'result', 'before', 'after', 'context')", name="kind"),
         nullable=False,
     ),
     # The commitment in `calls`, or for a context in its first event, is SHA-256(salt || body).
@@ -293,6 +294,8 @@ undos = Table(
     Column("expires_us", BigInteger, nullable=False),
     Column("undo_call", String(36)),
     Column("residue", Text),
+    # What it puts back was read first, but whoever writes between that and the call is overwritten.
+    Column("best_effort", Boolean, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 

@@ -239,7 +239,8 @@ async def test_the_read_that_an_undo_needs_too_is_made_once(tmp_path: Path) -> N
     async with a_remit(tmp_path, policy=policy, tools=tools(set={"facts": facts})) as remit:
         remit.source.on["look"] = {"value": 7, "more": True}
         done = await remit.done("shop.set", {"thing": "pen", "value": 8})
-        assert len(remit.source.effects("look")) == 1
+        # Once before the call, and once after it.
+        assert [request.name for request in remit.source.sent] == ["look", "set", "look"]
         (image,) = remit.rows("SELECT body FROM payloads WHERE call_id = ? AND kind = 'before'", done.call_id)
         assert orjson.loads(image["body"]) == {"value": 7, "more": True}
         assert done.undo is not None

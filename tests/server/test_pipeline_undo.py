@@ -361,7 +361,7 @@ async def test_what_is_replaced_is_read_first_and_put_back(tmp_path: Path) -> No
     async with a_remit(tmp_path) as remit:
         remit.source.on["look"] = {"value": 7}
         outcome = await remit.done("shop.set", {"thing": "lamp", "value": 9})
-        assert [request.name for request in remit.source.sent] == ["look", "set"]
+        assert [request.name for request in remit.source.sent] == ["look", "set", "look"]
         (image,) = remit.rows("SELECT body FROM payloads WHERE kind = 'before'")
         assert orjson.loads(image["body"]) == {"value": 7}
         assert isinstance(await taken_back(remit, outcome.call_id), Done)

@@ -192,7 +192,7 @@ async def test_before_images_are_part_of_the_story(tmp_path: Path) -> None:
     with open_records(remit.path) as records:
         story = records.story(changed.call_id)
     assert story.before == {"value": 1}
-    assert [call.kind for call in story.served_by] == ["before"]
+    assert [call.kind for call in story.served_by] == ["before", "after"]
 
 
 async def test_time_limits_which_calls_are_found(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ _SAFE_MODE = Verdict(
 
 def stopped(call: Call, switches: Set[Switch]) -> Verdict | None:
     """The refusal when a switch that is on covers the call."""
-    if not switches or call.kind in ("undo", "verify"):
+    if not switches or call.kind in ("undo", "verify", "after"):
         return None
     who = call.principal
     covers = {

@@ -153,6 +153,7 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
             yield "", voted(vote)
     yield "before", as_json_text(story.before) if story.before is not None else None
     yield "result", _result(story)
+    yield "left", as_json_text(story.after) if story.after is not None else None
     yield "error", f"{call.error_code}: {call.error}" if call.error_code else None
     yield "resolved", call.resolution
     for hold in story.holds:

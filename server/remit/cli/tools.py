@@ -124,7 +124,8 @@ def _told(row: ExportedTool, tool: Tool) -> Iterator[tuple[str, object]]:
             yield "", f"{name}: {expression.text}"
         yield "proved by", f"{undo.verify.tool}: {undo.expect.text}" if undo.verify and undo.expect else None
         yield "stays", undo.residue
-    yield "before it", f"{tool.before.tool} is read" if tool.before else None
+    yield "before it", f"{tool.before.lookup.tool} is read" if tool.before else None
+    yield "after it", f"{tool.after.lookup.tool} is read" if tool.after else None
     yield "touches", tool.resource.text if tool.resource else None
     yield "fails when", tool.failed_when.text if tool.failed_when else None
     yield "timeout", span(tool.timeout_s)

@@ -1,0 +1,65 @@
+"""What a call replaces and what it leaves behind, as the source's own reads show it, kept to be compared.
+
+A touch that went through the gateway is known from the record; a change that did not is noticed here: what a
+call left must still be there when it is taken back. Nothing here reads a source; the pipeline does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from remit.model import Image, Remedy, Undoing, Verdict
+from remit_rbac import EvaluationError, Rung
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A state at one moment."""
+
+    kept: Any
+    #: What the source calls this version of it; None where it has no name.
+    etag: Any = None
+
+    @property
+    def body(self) -> bytes:
+        return orjson.dumps(self.kept, option=orjson.OPT_SORT_KEYS)
+
+    @property
+    def with_etag(self) -> bytes:
+        return orjson.dumps({"kept": self.kept, "etag": self.etag}, option=orjson.OPT_SORT_KEYS)
+
+
+def seen(image: Image, answer: Any) -> Seen | None:
+    """What of an answer is kept; None when that is not in it."""
+    try:
+        return Seen(
+            kept=image.select(answer) if image.select else answer,
+            etag=image.etag(result=answer) if image.etag else None,
+        )
+    except EvaluationError:
+        return None
+
+
+def conflict(undoing: Undoing, now: Seen | None, verdict: Verdict) -> Verdict | None:
+    """The refusal when what the call left is not there any more, or nobody can tell.
+
+    Where the same thing was touched by a later call that is undone by now, the version has another name
+    than the call left, and only the state counts.
+    """
+    left = undoing.after
+    code, remedy = "undo_conflict", Remedy.STOP
+    if left is None:
+        reason = "What that call left behind was never seen, so nobody can tell what an undo would replace."
+    elif now is None:
+        code, remedy = "undo_unseen", Remedy.WAIT
+        reason = "What that call changed cannot be read now, and may be another's by now. Try again later."
+    elif now.body != orjson.dumps(left["kept"], option=orjson.OPT_SORT_KEYS) or (
+        left["etag"] != now.etag and not undoing.retouched
+    ):
+        reason = "Something has changed the same thing since, and not through here: ask a person."
+    else:
+        return None
+    return replace(verdict, rung=Rung.DENY, code=code, reason=reason, remedy=remedy)
