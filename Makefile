@@ -75,6 +75,7 @@ fuzz-strict: venv
 schema: venv
 	$(VENV)/bin/python -c 'import json; from remit.config_schema import json_schema; print(json.dumps(json_schema(), indent=2))' > configs/remit.schema.json
 	$(VENV)/bin/python -c 'import json; from remit.policy_tests import json_schema; print(json.dumps(json_schema(), indent=2))' > configs/policy_tests.schema.json
+	$(VENV)/bin/python -c 'import json; from remit.context_schema import request_schema; print(json.dumps(request_schema(None), indent=2))' > configs/policy_context.schema.json
 
 # The newest of everything that pyproject.toml allows, resolved without installing it.
 define PINS

@@ -12,6 +12,7 @@ from remit_rbac.decisions import Answer, Decision, Duty, Question, RowError, Run
 from remit_rbac.engine import Engine
 from remit_rbac.explain import NearMiss, near_misses
 from remit_rbac.index import Row
+from remit_rbac.lint import hold_against
 from remit_rbac.loading import GUARDRAILS, Layer, load_files, load_layers, load_rows, load_text
 from remit_rbac.policy import Policy
 from remit_rbac.problems import CODES, PolicyError, Problem
@@ -37,6 +38,7 @@ __all__ = [
     "Rung",
     "Subjects",
     "compile_expression",
+    "hold_against",
     "load_files",
     "load_layers",
     "load_rows",

@@ -1,14 +1,15 @@
 """What is wrong, or probably not meant, with a policy as a whole. It reads a finished policy only.
 
 Errors here (constraints broken, arguments that do not exist) refuse the policy like those of the loader.
-Warnings say where a policy works otherwise than its text suggests.
+Warnings say where a policy works otherwise than its text suggests. What a policy says about tools can also
+be held against them later, when they are known (`hold_against`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from remit_rbac import syntax
 from remit_rbac.conditions import Expression, Keys, Kind, children, key_match, paths_of
@@ -49,7 +50,9 @@ def lint(policy: Policy, lines: Lines, surroundings: Surroundings) -> Iterator[P
                 condition = conditions.get(rule.condition.text) or _read(rule.condition)
                 conditions[rule.condition.text] = condition
                 yield from _condition_findings(rule, line, condition)
-            yield from _schema_findings(policy, rule, line, condition, surroundings)
+                yield from _context_findings(line, condition, surroundings.known_context)
+    if surroundings.tool_schemas is not None:
+        yield from _tool_findings(policy, surroundings.tool_schemas, {})
     yield from _overlaps(policy, at)
     yield from _idle_roles(policy, at)
     yield from _idle_agents(policy, at)
@@ -311,61 +314,139 @@ def _odd_names(lines: Lines) -> Iterator[Problem]:
                 )
 
 
-def _schema_findings(
-    policy: Policy, rule: Rule, line: Line, condition: _Condition | None, surroundings: Surroundings
+def hold_against(
+    policy: Policy,
+    tool_schemas: Mapping[str, Mapping[str, Any]],
+    context_schemas: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Problem, ...]:
+    """What of a loaded policy cannot be answered for these tools, or is about none of them.
+
+    By tool name: the JSON Schema of its arguments, and of what rules on it see as `r.ctx` (for tools that
+    are left out, nothing is said). An error is a condition that no call of any tool of its row can answer.
+    """
+    return tuple(_tool_findings(policy, tool_schemas, context_schemas or {}))
+
+
+def _tool_findings(
+    policy: Policy,
+    tool_schemas: Mapping[str, Mapping[str, Any]],
+    context_schemas: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Problem]:
-    schemas, known = surroundings.tool_schemas, surroundings.known_context
-    tools = _tools(policy, rule.values[2], schemas) if schemas is not None else []
-    if schemas is not None and not tools:
-        yield line.problem("unknown-tool", f"no source offers {rule.values[2]}", value=3, level="warning")
-    if rule.condition is None or condition is None:
-        return
-    for path in condition.paths:
-        if path.keys[1] == "args" and schemas is not None and tools:
-            demanded = rule.condition.demands.get(path.keys, frozenset())
-            offered = {tool: schemas[tool] for tool in tools}
-            yield from _argument_findings(line, path, demanded, offered)
+    covered: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[_Misfit]] = {}
+    for ptype, rules in policy.rules.items():
+        for rule in rules:
+            pattern = rule.values[2]
+            tools = covered.get(pattern)
+            if tools is None:
+                tools = covered[pattern] = _tools(policy, pattern, tool_schemas)
+            line = Line(rule.row, (ptype, *rule.values))
+            if not tools:
+                yield line.problem(
+                    "unknown-tool",
+                    f"no source offers {pattern}",
+                    "check the name, or delete the row",
+                    value=3,
+                    level="warning",
+                )
+            elif rule.condition is not None:
+                key = (pattern, rule.condition.text)
+                if key not in found:
+                    schemas = {
+                        tool: {"args": tool_schemas[tool], "ctx": context_schemas.get(tool, {})}
+                        for tool in tools
+                    }
+                    found[key] = list(_misfits(rule.condition, schemas))
+                for misfit in found[key]:
+                    yield line.problem(
+                        misfit.code,
+                        misfit.message,
+                        misfit.fix,
+                        value=5,
+                        offset=misfit.offset,
+                        level=misfit.level,
+                    )
+
+
+def _tools(policy: Policy, pattern: str, known: Collection[str]) -> list[str]:
+    graph = policy.graphs.get("g2")
+    if graph is not None and pattern.startswith("grp:"):
+        members = graph.members(pattern, "")
+        return [tool for tool in known if tool in members]
+    if "*" not in pattern:
+        return [pattern] if pattern in known else []
+    return [tool for tool in known if key_match(tool, pattern)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Misfit:
+    """What one text of a condition reads, and some tools do not have so."""
+
+    code: str
+    message: str
+    fix: str
+    offset: int
+    level: Literal["error", "warning"]
+
+
+def _misfits(
+    condition: Expression, schemas: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> Iterator[_Misfit]:
+    """`schemas` by tool, then `args` and `ctx`."""
+    for path in paths_of(condition.node):
+        root = path.keys[1]
+        if root not in ("args", "ctx"):
+            continue
+        demanded = condition.demands.get(path.keys, frozenset())
+        yield from _path_misfits(
+            path,
+            demanded,
+            {tool: argument_kinds(each[root], path.keys[2:]) for tool, each in schemas.items()},
+        )
+
+
+def _path_misfits(
+    path: syntax.Path, demanded: frozenset[Kind], found: Mapping[str, frozenset[Kind] | None]
+) -> Iterator[_Misfit]:
+    name, argument = _dotted(path.keys[2:]), path.keys[1] == "args"
+    without = sorted(tool for tool, kinds in found.items() if kinds is None)
+    if without:
+        has = "has" if len(without) == 1 else "have"
+        what = f"{has} no argument {name}" if argument else f"{has} no r.ctx.{name}"
+        yield _Misfit(
+            code="unknown-argument" if argument else "unknown-context",
+            message=f"{_some(without)} {what}, so the condition cannot be answered there",
+            fix="check the name, or name the tools that have it",
+            offset=path.column - 1,
+            # A row over many tools may be about some of them only; then it is for its author to judge.
+            level="error" if len(without) == len(found) else "warning",
+        )
+    for tool, kinds in found.items():
+        if kinds and demanded and "any" not in kinds and not demanded <= kinds:
+            is_, used = " or ".join(sorted(kinds)), " and a ".join(sorted(demanded))
+            yield _Misfit(
+                code="argument-type" if argument else "context-type",
+                message=f"{name} of {tool} is a {is_}, and is used here as a {used}"
+                if argument
+                else f"r.ctx.{name} is a {is_}, and is used here as a {used}",
+                fix=f"compare it with a {is_}",
+                offset=path.column - 1,
+                level="error",
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _context_findings(line: Line, condition: _Condition, known: Collection[str] | None) -> Iterator[Problem]:
+    for path in condition.paths if known is not None else ():
         if path.keys[1] == "ctx" and known is not None and not _is_known(path.keys[2:], known):
             yield line.problem(
                 "unknown-context",
                 f"the server sets no {_dotted(path.keys)}",
                 f"there are {', '.join(sorted(known))}",
-                value=5,
-                offset=path.column - 1,
-            )
-
-
-def _tools(policy: Policy, pattern: str, known: Collection[str]) -> list[str]:
-    graph = policy.graphs.get("g2")
-    members = (
-        graph.members(pattern, "") if graph is not None and pattern.startswith("grp:") else frozenset[str]()
-    )
-    return [tool for tool in known if tool in members or key_match(tool, pattern)]
-
-
-def _argument_findings(
-    line: Line, path: syntax.Path, demanded: frozenset[Kind], schemas: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Problem]:
-    name = _dotted(path.keys[2:])
-    found = {tool: argument_kinds(schema, path.keys[2:]) for tool, schema in schemas.items()}
-    without = sorted(tool for tool, kinds in found.items() if kinds is None)
-    if without:
-        # A row over many tools may be about some of them only; then it is for its author to judge.
-        yield line.problem(
-            "unknown-argument",
-            f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no argument"
-            f" {name}, so the condition cannot be answered there",
-            "check the name, or name the tools that have it",
-            value=5,
-            offset=path.column - 1,
-            level="error" if len(without) == len(found) else "warning",
-        )
-    for tool, kinds in found.items():
-        if kinds and demanded and "any" not in kinds and not demanded <= kinds:
-            yield line.problem(
-                "argument-type",
-                f"{name} of {tool} is a {' or '.join(sorted(kinds))},"
-                f" and is used here as a {' and a '.join(sorted(demanded))}",
                 value=5,
                 offset=path.column - 1,
             )

@@ -46,6 +46,7 @@ CODES = {
     "unknown-argument": "The tool has no such argument.",
     "argument-type": "The tool's argument has another type.",
     "unknown-context": "The server sets no such attribute of r.ctx.",
+    "context-type": "The attribute of r.ctx has another type.",
     "bad-model": "The model file is not understood.",
     # The policy works, but probably not as meant.
     "duplicate-row": "The row stands twice.",

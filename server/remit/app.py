@@ -31,7 +31,6 @@ from remit.identity import load_pepper
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
 from remit.pipeline import Services
-from remit.policies import PolicyText, built
 from remit.policy_watch import PolicyWatch
 from remit.shadow import Shadow
 from remit_adapters.base import Adapter, AdapterError, Event, Offer
@@ -219,20 +218,19 @@ class App:
     def _rebuild(self, services: Services) -> None:
         services.catalog = catalog.build(self.config, self._offers)
 
-    def _hold_against_tools(self, text: PolicyText) -> None:
+    def _hold_against_tools(self, policy: Policy) -> None:
         """Raise PolicyError, or warn, when a rule can never be answered for the tools that are here."""
         if self._services is None:
             return  # which tools there are is not known yet
-        listed = self._services.catalog.listed()
-        schemas = {tool.name: tool.definition["inputSchema"] for tool in listed}
-        try:
-            built(text, self.config, tool_schemas=schemas)
-        except PolicyError as error:
-            if self.config.policy.misfits == "refuse":
-                raise
-            for problem in error.problems:
-                if problem.level == "error":
-                    _log.warning("a rule cannot be answered here, and denies: %s", problem)
+        # Imported only where it is used: a server answers before it needs this.
+        from remit.context_schema import misfits_of
+
+        found = misfits_of(policy, self.config, self._services.catalog)
+        errors = [problem for problem in found if problem.level == "error"]
+        if errors and self.config.policy.misfits == "refuse":
+            raise PolicyError(errors)
+        for problem in errors:
+            _log.warning("a rule cannot be answered here, and denies: %s", problem)
 
     def _engine(self, policy: Policy) -> Engine:
         """What asks this policy, as the configuration says."""

@@ -490,6 +490,7 @@ class Telemetry(Strict):
 #: What rules read directly below `r.ctx`, beside the operator's own names (see `context.py`).
 CONTEXT_NAMES = frozenset(
     {
+        "autonomy",
         "claim",
         "confirmed",
         "derived",
@@ -497,6 +498,7 @@ CONTEXT_NAMES = frozenset(
         "facts",
         "hour",
         "in_chain",
+        "labels",
         "parsed",
         "price",
         "run",

@@ -741,9 +741,11 @@ class Journal:
             lambda: versions.activate(self._ledger, version, by=by, note=note, second_person=second_person)
         )
 
-    async def roll_back_policy(self, version: Version, *, by: str, note: str) -> bool:
-        """Return to a version that was in force before; False when it is in force. Raises WrongState."""
-        return await self._writer.write(lambda: versions.roll_back(self._ledger, version, by=by, note=note))
+    async def roll_back_policy(self, version: Version, *, by: str, note: str, second_person: bool) -> bool:
+        """Return to a stored version; False when it is in force. Raises UnknownRecord, WrongState."""
+        return await self._writer.write(
+            lambda: versions.roll_back(self._ledger, version, by=by, note=note, second_person=second_person)
+        )
 
     async def reject_policy(self, *, problems: Sequence[str], digests: Digests) -> None:
         """Record that a new version was not taken, and why."""

@@ -18,6 +18,7 @@ from remit.config import Config
 from remit.context import context_names
 from remit.errors import RemitError
 from remit.records import open_records
+from remit.versions import Version
 from remit_rbac import GUARDRAILS, Layer, Policy, load_layers
 from remit_rbac.model import SHIPPED
 
@@ -34,20 +35,15 @@ class PolicyText:
     #: The organisation's files, then those of its tenants.
     layers: tuple[Layer, ...]
 
-    def build(
-        self,
-        *,
-        tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-        known_context: Collection[str] | None = None,
-    ) -> Policy:
-        """The policy that this text is. Raises PolicyError naming every problem."""
-        return load_layers(
-            self.layers,
-            model=self.model,
-            guardrails=self.guardrails,
-            tool_schemas=tool_schemas,
-            known_context=known_context,
+    def build(self, *, known_context: Collection[str] | None = None) -> BuiltPolicy:
+        """The policy that this text is; with `known_context`, one that reads nothing else of `r.ctx`.
+
+        Raises PolicyError naming every problem.
+        """
+        policy = load_layers(
+            self.layers, model=self.model, guardrails=self.guardrails, known_context=known_context
         )
+        return BuiltPolicy(text=self, policy=policy)
 
     @property
     def parts(self) -> tuple[Layer, ...]:
@@ -94,31 +90,30 @@ class PolicyText:
         )
 
 
-def load_policy(
-    settings: Config,
-    *,
-    tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-    known_context: Collection[str] | None = None,
-) -> Policy:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltPolicy:
+    """A policy, and the text that it was built from: building takes its time, so it is done once."""
+
+    text: PolicyText
+    policy: Policy
+
+    @property
+    def version(self) -> Version:
+        """As it is stored."""
+        return Version(id=self.policy.version, text=self.text.as_json(), digests=self.text.digests)
+
+
+def load_policy(settings: Config) -> Policy:
     """The policy that decides under this configuration.
 
-    With `tool_schemas` and `known_context` it is held against the tools and against exactly these attributes.
     Raises PolicyError with every problem, RemitError when it cannot be read.
     """
-    return built(text_in_force(settings), settings, tool_schemas=tool_schemas, known_context=known_context)
+    return built(text_in_force(settings), settings).policy
 
 
-def built(
-    text: PolicyText,
-    settings: Config,
-    *,
-    tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-    known_context: Collection[str] | None = None,
-) -> Policy:
+def built(text: PolicyText, settings: Config) -> BuiltPolicy:
     """The policy that `text` is here: rules that read what this configuration does not set are refused."""
-    if known_context is None:
-        known_context = context_names(settings)
-    return text.build(tool_schemas=tool_schemas, known_context=known_context)
+    return text.build(known_context=context_names(settings))
 
 
 def text_in_force(settings: Config) -> PolicyText:
@@ -155,24 +150,19 @@ def active_text(settings: Config) -> PolicyText:
     raise RemitError("no policy is active: `remit policy push` stores one, `remit policy activate` uses it")
 
 
-def load_version(settings: Config, version: str) -> Policy:
+def load_version(settings: Config, version: str) -> BuiltPolicy:
     """A version that decided or was stored, exactly as it was then; the beginning of its id is enough.
 
     Raises UnknownRecord when there is none, RemitError when its text is no longer what it was.
     """
-    return load_text(settings, version).build()
-
-
-def load_text(settings: Config, version: str) -> PolicyText:
-    """The text of such a version. Raises as `load_version` does."""
     with open_records(settings.store.path) as found:
         stored = found.policy_version(version)
-    text = PolicyText.from_json(stored.text)
-    if text.build().version != stored.id:
+    made = PolicyText.from_json(stored.text).build()
+    if made.policy.version != stored.id:
         raise RemitError(
             f"the stored text of policy version {stored.id[:12]} was changed: see `remit audit verify`"
         )
-    return text
+    return made
 
 
 def _read(path: Path, tenant: str | None = None) -> Layer:

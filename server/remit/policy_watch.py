@@ -25,8 +25,7 @@ from remit import telemetry
 from remit.config import Config
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import Journal
-from remit.policies import PolicyText, built, files_text, text_in_force
-from remit.versions import Version
+from remit.policies import BuiltPolicy, built, text_in_force
 from remit_rbac import Policy, PolicyError
 
 _log = logging.getLogger("remit.policy")
@@ -41,17 +40,13 @@ class _Read:
     """A version that may decide."""
 
     look: Hashable
-    text: PolicyText
-    policy: Policy
-
-    def version(self) -> Version:
-        return Version(id=self.policy.version, text=self.text.as_json(), digests=self.text.digests)
+    made: BuiltPolicy
 
 
 class PolicyWatch:
-    def __init__(self, config: Config, *, hold: Callable[[PolicyText], None] = lambda _: None) -> None:
+    def __init__(self, config: Config, *, hold: Callable[[Policy], None] = lambda _: None) -> None:
         self._config = config
-        #: Holds a text against the tools that are here. Raises PolicyError.
+        #: Holds a policy against the tools that are here. Raises PolicyError.
         self._hold = hold
         self._files = config.policy.source == "files"
         self._current: _Read | None = None
@@ -65,17 +60,17 @@ class PolicyWatch:
         """Read the policy to start with. Raises PolicyError with every problem, RemitError."""
         self._current = self._read()
         self._tried = self._current.look
-        return self._current.policy
+        return self._current.made.policy
 
     def hold(self) -> None:
         """Hold what was loaded against the tools, which are known only now. Raises PolicyError."""
         if self._current is not None:
-            self._hold(self._current.text)
+            self._hold(self._current.made.policy)
 
     async def keep(self, journal: Journal) -> None:
         """Keep the text of the policy that was loaded, so that what it decided can be looked up."""
         if self._current is not None:
-            await journal.decides_by(self._current.version(), from_files=self._files)
+            await journal.decides_by(self._current.made.version, from_files=self._files)
 
     def ask(self) -> None:
         """Look now, and try again also what was refused before."""
@@ -101,11 +96,11 @@ class PolicyWatch:
             read = await anyio.to_thread.run_sync(self._read)
             if read.look != look and self._files:
                 return  # it changed while it was read: the next look sees it again
-            current = self._current
-            if current is None or read.text != current.text:
-                await journal.decides_by(read.version(), from_files=self._files)
-                use(read.policy)
-                _log.info("policy version %s decides from now on", read.policy.version[:12])
+            made = read.made
+            if self._current is None or made.text != self._current.made.text:
+                await journal.decides_by(made.version, from_files=self._files)
+                use(made.policy)
+                _log.info("policy version %s decides from now on", made.policy.version[:12])
                 telemetry.policy_loaded("activated")
             self._current, self._refused = read, None
             telemetry.policy_stale(False)
@@ -136,15 +131,14 @@ class PolicyWatch:
 
     def _read(self) -> _Read:
         look = self._look()
-        text = files_text(self._config) if self._files else text_in_force(self._config)
-        policy = built(text, self._config)
-        self._hold(text)
+        made = built(text_in_force(self._config), self._config)
+        self._hold(made.policy)
         if self._config.policy.tests:
             # Imported only where it is used: a server answers before it needs this.
             from remit.policy_tests import must_pass
 
-            must_pass(self._config, policy)
-        return _Read(look=look, text=text, policy=policy)
+            must_pass(self._config, made.policy)
+        return _Read(look=look, made=made)
 
     def _look(self) -> Hashable:
         if self._files:

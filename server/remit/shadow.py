@@ -91,12 +91,12 @@ class Shadow:
 
     async def _begin(self, services: Services, started_us: int, text: str) -> None:
         try:
-            policy = await anyio.to_thread.run_sync(PolicyText.from_json(text).build)
+            made = await anyio.to_thread.run_sync(PolicyText.from_json(text).build)
         except PolicyError as error:
             _log.error("the policy on trial cannot be used here: %s", error)
             self._unfit, self._trial, services.shadow = started_us, None, None
             return
-        self._trial = _Trial(started_us, policy)
+        self._trial = _Trial(started_us, made.policy)
         services.shadow = self.take
 
     def _stored(self) -> tuple[int, str] | None:

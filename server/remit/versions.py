@@ -59,39 +59,24 @@ def push(ledger: Ledger, version: Version, *, by: str, note: str) -> bool:
 def found_in_files(ledger: Ledger, version: Version) -> None:
     """Record that a server decides by these files from now on, unless that is what was recorded last."""
     keep(ledger, version)
-    active = _active(ledger)
-    if active is None or active["version"] != version.id:
-        _activate(ledger, version.id, kind="files", by=None, note="", digests=version.digests)
+    _put_into_force(ledger, version, kind="files", by=None, note="")
 
 
 def activate(ledger: Ledger, version: Version, *, by: str, note: str, second_person: bool) -> bool:
     """Put a stored version into force; False when it is already. Raises WrongState when `by` may not."""
-    row = _row(ledger, version.id)
-    if row is None:
-        raise UnknownRecord(f"there is no policy version {version.id[:12]}")
-    if second_person and row["pushed_by"] is None:
-        raise WrongState("nobody has pushed this version: push it, and let another person activate it")
-    if second_person and row["pushed_by"] == by:
-        raise WrongState(f"{by} pushed this version: another person must activate it")
-    active = _active(ledger)
-    if active is not None and active["version"] == version.id:
-        return False
-    _activate(ledger, version.id, kind="activate", by=by, note=note, digests=version.digests)
-    return True
+    _may_be_put_into_force(ledger, version, by=by if second_person else None)
+    return _put_into_force(ledger, version, kind="activate", by=by, note=note)
 
 
-def roll_back(ledger: Ledger, version: Version, *, by: str, note: str) -> bool:
-    """Return to a version that was in force before; False when it is in force now.
+def roll_back(ledger: Ledger, version: Version, *, by: str, note: str, second_person: bool) -> bool:
+    """Return to a stored version; False when it is in force now. Raises WrongState when `by` may not.
 
-    It needs no second person: somebody agreed to it then, and going back is for emergencies.
+    One that was in force before needs no second person: somebody agreed to it then, and going back is for
+    emergencies. Any other needs whom `activate` needs.
     """
-    if ledger.one("SELECT 1 FROM policy_activations WHERE version = ?", (version.id,)) is None:
-        raise WrongState(f"version {version.id[:12]} was never in force: activate it instead")
-    active = _active(ledger)
-    if active is not None and active["version"] == version.id:
-        return False
-    _activate(ledger, version.id, kind="rollback", by=by, note=note, digests=version.digests)
-    return True
+    agreed = ledger.one("SELECT 1 FROM policy_activations WHERE version = ?", (version.id,))
+    _may_be_put_into_force(ledger, version, by=by if second_person and agreed is None else None)
+    return _put_into_force(ledger, version, kind="rollback", by=by, note=note)
 
 
 def reject(ledger: Ledger, *, problems: Sequence[str], digests: Digests) -> None:
@@ -99,14 +84,20 @@ def reject(ledger: Ledger, *, problems: Sequence[str], digests: Digests) -> None
     ledger.event("policy.rejected", tenant=None, call_id=None, problems=list(problems), layers=list(digests))
 
 
+def _may_be_put_into_force(ledger: Ledger, version: Version, *, by: str | None) -> None:
+    """Raise UnknownRecord, or WrongState when `by` (None: anybody) is not the second person that it needs."""
+    row = _row(ledger, version.id)
+    if row is None:
+        raise UnknownRecord(f"there is no policy version {version.id[:12]}")
+    if by is not None and row["pushed_by"] is None:
+        raise WrongState("nobody has pushed this version: push it, and let another person activate it")
+    if by is not None and row["pushed_by"] == by:
+        raise WrongState(f"{by} pushed this version: another person must activate it")
+
+
 def _row(ledger: Ledger, version: str) -> sqlite3.Row | None:
     ledger.write_out()  # it may have been stored in this very transaction
     return ledger.one("SELECT * FROM policy_versions WHERE id = ?", (version,))
-
-
-def _active(ledger: Ledger) -> sqlite3.Row | None:
-    ledger.write_out()
-    return ledger.one("SELECT * FROM policy_activations ORDER BY number DESC LIMIT 1")
 
 
 def _insert(ledger: Ledger, version: Version, *, pushed_by: str | None, note: str) -> None:
@@ -121,20 +112,25 @@ def _sealed(version: Version) -> dict[str, Any]:
     }
 
 
-def _activate(
-    ledger: Ledger, version: str, *, kind: ActivationKind, by: str | None, note: str, digests: Digests
-) -> None:
-    active = _active(ledger)
+def _put_into_force(
+    ledger: Ledger, version: Version, *, kind: ActivationKind, by: str | None, note: str
+) -> bool:
+    """False when it is in force already."""
+    ledger.write_out()
+    active = ledger.one("SELECT * FROM policy_activations ORDER BY number DESC LIMIT 1")
+    if active is not None and active["version"] == version.id:
+        return False
     number = active["number"] + 1 if active is not None else 1
-    ledger.insert("policy_activations", (number, version, kind, by, note, ledger.now_us))
+    ledger.insert("policy_activations", (number, version.id, kind, by, note, ledger.now_us))
     ledger.event(
         "policy.activated",
         tenant=None,
         call_id=None,
         number=number,
-        version=version,
+        version=version.id,
         how=kind,
         by=by,
         note=note,
-        layers=list(digests),
+        layers=list(version.digests),
     )
+    return True

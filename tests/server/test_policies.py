@@ -47,7 +47,7 @@ def rung(policy: Policy, tool: str, tenant: str = "acme", **args: int) -> Rung:
 
 
 def a_version(text: PolicyText) -> Version:
-    return Version(id=text.build().version, text=text.as_json(), digests=text.digests)
+    return text.build().version
 
 
 def test_the_guardrails_are_in_every_policy_and_cannot_be_undone_from_any_layer(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_text_of_a_policy_survives_being_stored(tmp_path: Path) -> None:
     text = files_text(a_place(tmp_path, BASE + "# Grüße\r\n", acme="g, user:zoë, role:clerk, acme\n"))
     again = PolicyText.from_json(text.as_json())
     assert again == text
-    assert again.build().version == text.build().version
+    assert again.build().policy.version == text.build().policy.version
     assert again.guardrails == (GUARDRAILS,)
 
 
@@ -172,17 +172,20 @@ async def test_a_version_is_stored_activated_and_gone_back_to_by_name(tmp_path: 
             await journal.activate_policy(first, **{**yes, "by": "user:ann"})
         with pytest.raises(UnknownRecord):
             await journal.activate_policy(Version(id="0" * 64, text="", digests=()), **yes)
-        with pytest.raises(WrongState, match="never in force"):
-            await journal.roll_back_policy(first, by="user:ann", note="")
+        mine = {"by": "user:ann", "note": "too wide", "second_person": True}
+        with pytest.raises(WrongState, match="another person"):
+            await journal.roll_back_policy(first, **mine)
+        with pytest.raises(UnknownRecord):
+            await journal.roll_back_policy(Version(id="0" * 64, text="", digests=()), **mine)
         assert await journal.activate_policy(first, **yes)
         assert not await journal.activate_policy(first, **yes)
         assert await journal.activate_policy(second, **yes)
-        assert await journal.roll_back_policy(first, by="user:ann", note="too wide")
+        assert await journal.roll_back_policy(first, **mine)
     finally:
         await journal.close()
     stored = a_config(tmp_path, policy={"source": "database"})
     assert rung(load_policy(stored), "shop.buy", price=500) is Rung.DENY
-    assert rung(load_version(stored, second.id[:8]), "shop.buy", price=500) is Rung.EXECUTE
+    assert rung(load_version(stored, second.id[:8]).policy, "shop.buy", price=500) is Rung.EXECUTE
     with pytest.raises(UnknownRecord):
         load_version(stored, "ffff0000")
     with open_records(config.store.path) as found:
@@ -235,5 +238,5 @@ def test_stored_guardrails_do_not_replace_those_that_ship(tmp_path: Path) -> Non
     anyio.run(store)
     policy = load_policy(a_config(tmp_path, policy={"source": "database"}))
     assert policy.version != version.id
-    assert policy.version == text.build().version
+    assert policy.version == text.build().policy.version
     assert len(rows(tmp_path / "remit.db", "SELECT * FROM policy_versions")) == 1

@@ -74,7 +74,7 @@ async def test_a_changed_file_decides_without_a_restart_and_clients_are_told(
         assert "shop.buy" not in names((await client.list_tools()).tools)
         await until(lambda: any(isinstance(said, t.ToolListChangedNotification) for said in heard))
         assert kinds(remit) == ["policy.stored", "policy.activated"] * 2
-        assert load_version(remit.app.config, before).version == before
+        assert load_version(remit.app.config, before).policy.version == before
         decided = remit.rows("SELECT tool, policy_version AS version FROM calls WHERE verdict = 'execute'")
         assert {row["tool"]: row["version"] for row in decided} == {
             "shop.buy": before,
@@ -172,8 +172,7 @@ async def test_hangup_makes_a_server_look_again_at_what_it_refused(
 
 
 def pushed(config: Any) -> Version:
-    text = files_text(config)
-    return Version(id=text.build().version, text=text.as_json(), digests=text.digests)
+    return files_text(config).build().version
 
 
 async def test_a_server_takes_the_version_that_a_person_activates(tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ async def test_a_server_takes_the_version_that_a_person_activates(tmp_path: Path
             tasks.start_soon(watch.run, server, lambda policy: taken.append(policy.version))
             await person.activate_policy(narrow, **by)
             await until(lambda: taken == [narrow.id])
-            await person.roll_back_policy(wide, by="user:ann", note="too narrow")
+            await person.roll_back_policy(wide, **by | {"by": "user:ann", "note": "too narrow"})
             await until(lambda: taken == [narrow.id, wide.id])
             tasks.cancel_scope.cancel()
     finally:

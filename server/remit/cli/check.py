@@ -87,18 +87,17 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
 
 def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | None, list[Finding]]:
     """The policy and what is wrong with it, held against the tools where all of them are known."""
-    from remit.context import context_names
+    from remit.context_schema import misfits_of
     from remit.policies import load_policy
     from remit_rbac import PolicyError
 
-    schemas = catalog and {
-        name: tool.definition.get("inputSchema", {}) for name, tool in catalog.tools.items()
-    }
     try:
-        policy = load_policy(config, tool_schemas=schemas, known_context=context_names(config))
+        policy = load_policy(config)
     except PolicyError as error:
         return None, [_ruled(problem) for problem in error.problems]
-    return policy, [*(_ruled(problem) for problem in policy.warnings), *_tested(config, policy)]
+    unfit = misfits_of(policy, config, catalog) if catalog else ()
+    found = sorted((*policy.warnings, *unfit), key=lambda problem: (problem.file, problem.line))
+    return policy, [*(_ruled(problem) for problem in found), *_tested(config, policy)]
 
 
 def _tested(config: Config, policy: Policy) -> list[Finding]:

@@ -12,6 +12,7 @@ import click
 from remit.cli.options import config_option, json_option, print_json
 from remit.cli.policy_can import can, who_can
 from remit.cli.policy_compare import diff, replay
+from remit.cli.policy_context import context
 from remit.cli.policy_explain import explain
 from remit.cli.policy_graph import graph
 from remit.cli.policy_shadow import shadow
@@ -49,7 +50,7 @@ def check(config_path: Path, as_json: bool) -> int:
     return 1 if problems else 0
 
 
-for command in (can, who_can, explain, test, diff, replay, shadow, graph):
+for command in (can, who_can, context, explain, test, diff, replay, shadow, graph):
     policy.add_command(command)
 for command in (push, versions, show, activate, rollback):
     policy.add_command(command)

@@ -32,7 +32,7 @@ def diff(config_path: Path, as_json: bool, before: str, after: str) -> int:
     from remit.policy_diff import diff
 
     loaded = load(config_path)
-    found = diff(candidate(before, loaded), candidate(after, loaded), loaded.config)
+    found = diff(candidate(before, loaded).policy, candidate(after, loaded).policy, loaded.config)
     if as_json:
         print_json(found)
         return int(found.widens)
@@ -82,7 +82,7 @@ def replay(config_path: Path, as_json: bool, since_us: int, named: str) -> int:
     from remit.replay import count, replay
 
     loaded = load(config_path)
-    policy, other = load_policy(loaded.config), candidate(named, loaded)
+    policy, other = load_policy(loaded.config), candidate(named, loaded).policy
     with (
         open_records(loaded.config.store.path) as found,
         progress("Deciding", count(found, since_us)) as advance,

@@ -106,7 +106,7 @@ def _policy_then(config: Config, policy: Policy, version: str) -> Policy | None:
     if version in ("", policy.version):
         return policy if version else None
     try:
-        return load_version(config, version)
+        return load_version(config, version).policy
     except (RemitError, PolicyError):
         return None
 

@@ -26,17 +26,15 @@ def start(config_path: Path, as_json: bool, as_user: str | None, named: str) -> 
     later changes of the files do not count. Servers notice within a second. An earlier trial ends, and its
     counts are gone.
     """
-    from remit.candidates import candidate_text
+    from remit.candidates import candidate
     from remit.cli.acting import in_journal, person
     from remit.config_file import load
 
     loaded = load(config_path)
     who = person(loaded, as_user)
-    text = candidate_text(named, loaded)
-    version = text.build().version
-    in_journal(
-        loaded, lambda journal: journal.start_shadow(version=version, text=text.as_json(), by=who.user)
-    )
+    chosen = candidate(named, loaded).version
+    version = chosen.id
+    in_journal(loaded, lambda journal: journal.start_shadow(version=version, text=chosen.text, by=who.user))
     if as_json:
         print_json({"version": version})
     else:

@@ -166,9 +166,9 @@ def activate(config_path: Path, as_json: bool, as_user: str | None, note: str, v
 @_note
 @click.argument("version", type=POLICY_VERSION, metavar="[VERSION]", required=False)
 def rollback(config_path: Path, as_json: bool, as_user: str | None, note: str, version: str | None) -> None:
-    """Return to the version that decided before, or to VERSION, which must have decided once.
+    """Return to the version that decided before, or to VERSION, which may be any that is stored.
 
-    It needs no second person.
+    It needs no second person, unless VERSION never decided.
     """
     from remit.cli.acting import in_journal, person
     from remit.config_file import load
@@ -177,7 +177,10 @@ def rollback(config_path: Path, as_json: bool, as_user: str | None, note: str, v
     who = person(loaded, as_user).user
     _from_database(loaded)
     chosen = _stored(loaded, version or _before(loaded))
-    changed = in_journal(loaded, lambda journal: journal.roll_back_policy(chosen, by=who, note=note))
+    second = loaded.config.policy.second_person
+    changed = in_journal(
+        loaded, lambda journal: journal.roll_back_policy(chosen, by=who, note=note, second_person=second)
+    )
     _told(chosen, changed, as_json=as_json)
 
 
@@ -223,11 +226,10 @@ def _checked(loaded: Loaded, text: PolicyText) -> Version:
     """The version that a text makes, when it passes the tests. Raises PolicyError, RemitError."""
     from remit.policies import built
     from remit.policy_tests import must_pass
-    from remit.versions import Version
 
-    policy = built(text, loaded.config)
-    must_pass(loaded.config, policy)
-    return Version(id=policy.version, text=text.as_json(), digests=text.digests)
+    made = built(text, loaded.config)
+    must_pass(loaded.config, made.policy)
+    return made.version
 
 
 def _told(version: Version, changed: bool, *, as_json: bool) -> None:

@@ -1,0 +1,109 @@
+"""What is published about what rules can read: true of every call, and what policies are held against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema_rs
+import orjson
+import pytest
+from tests.server.acme import REPOSITORY, Terminal, a_place
+from tests.server.builders import ScriptedSource, a_config, a_remit, tools
+from tests.server.test_facts import PEN, ROLES, rule
+
+from remit import catalog
+from remit.config import CONTEXT_NAMES
+from remit.context import ATTRIBUTES
+from remit.context_schema import context_schema, misfits_of, request_schema
+from remit_rbac import load_text
+
+SEEN = tools(
+    buy={
+        "facts": {"item": {"call": "shop.look", "args": {"thing": "args.thing"}}},
+        "derive": {"letters": "length(args.thing)", "never": "sum(args.thing)"},
+        "price": {"usd": "args.price"},
+        "labels": ["money"],
+        "establishes": {"thing": "args.thing"},
+    },
+    send={"parse": {"text": "json"}},
+)
+
+
+def test_the_published_file_is_what_the_code_says() -> None:
+    published = json.loads((REPOSITORY / "configs/policy_context.schema.json").read_text())
+    assert published == request_schema(None)
+    names = published["properties"]["ctx"]["properties"]
+    below_run = {f"run.{name}" for name in names["run"]["properties"]}
+    assert {*names, *below_run} - {"run", "parsed", "facts", "derived"} == set(ATTRIBUTES)
+    assert set(names) == CONTEXT_NAMES
+
+
+async def test_what_rules_saw_of_any_call_is_as_published(tmp_path: Path) -> None:
+    policy = ROLES + rule("r.ctx.facts.item.stock > 0") + rule("1 == 1", "send") + rule("1 == 1", "look")
+    policy += rule("r.ctx.run.calls > 99", effect="deny")
+    async with a_remit(tmp_path, policy=policy, tools=SEEN, context={"env": "prod", "level": 3}) as remit:
+        remit.source.on["look"] = {"stock": 3}
+        await remit.done("shop.buy", PEN, claim={"confidence": 0.9})
+        await remit.done("shop.buy", PEN)
+        await remit.done("shop.send", {"text": '{"to": "ann"}'})
+        remit.source.on["look"] = {"stock": 0}
+        await remit.refused("shop.buy", PEN)
+        seen = remit.rows(
+            "SELECT calls.tool, body FROM payloads JOIN calls ON calls.id = call_id"
+            " WHERE payloads.kind = 'context'"
+        )
+        assert len(seen) >= 4
+        for row in seen:
+            tool = remit.on.catalog.tools[row["tool"]]
+            for schema in (
+                context_schema(remit.on.config, tool, remit.on.catalog),
+                context_schema(remit.on.config),
+                context_schema(None),
+            ):
+                errors = jsonschema_rs.validator_for(schema).iter_errors(orjson.loads(row["body"]))
+                assert [error.message for error in errors] == []
+
+
+def test_one_tool_is_told_with_its_arguments_facts_and_prices(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    told = remit("policy", "context", "acme.refund").out
+    assert "r.args.amount_minor" in told
+    assert "r.ctx.price.calls" in told
+    schema = remit.json("policy", "context", "acme.refund")
+    jsonschema_rs.validator_for(schema)
+    assert schema["properties"]["args"]["properties"]["amount_minor"]["type"] == "integer"
+    assert schema["properties"]["tool"] == {"const": "acme.refund"}
+    assert "no tool acme.nothing" in remit("policy", "context", "acme.nothing").err
+    assert "r.ctx.run.conflicts" in remit("policy", "context").out
+
+
+UNANSWERABLE = [
+    ("r.ctx.hour == 'nine'", "r.ctx.hour is a number, and is used here as a text"),
+    ("r.ctx.facts.item.stock > 0", "has no r.ctx.facts.item"),
+    ("r.ctx.price.eur > 5", "has no r.ctx.price.eur"),
+    ("r.ctx.derived.letters > 5", "has no r.ctx.derived.letters"),
+    ("r.ctx.env > 5", "r.ctx.env is a text"),
+    ("r.ctx.labels == 'money'", "r.ctx.labels is a list"),
+]
+
+
+@pytest.mark.parametrize(("condition", "message"), UNANSWERABLE)
+def test_a_rule_that_reads_what_its_tool_does_not_have_is_an_error(
+    tmp_path: Path, condition: str, message: str
+) -> None:
+    config = a_config(tmp_path, tools=SEEN, context={"env": "prod"})
+    offered = catalog.build(config, {"shop": ScriptedSource().offered})
+    sound = ROLES + rule("r.ctx.facts.item.stock > 0 && r.ctx.derived.letters > 0 && r.ctx.price.usd > 0")
+    assert [it for it in misfits_of(load_text(sound), config, offered) if it.level == "error"] == []
+    (problem,) = misfits_of(load_text(sound + rule(condition, tool="look")), config, offered)
+    assert (problem.level, problem.file, problem.line) == ("error", "policy.csv", 7)
+    assert problem.text[problem.column - 1 :].startswith(condition)
+    assert message in problem.message
+    assert problem.fix
+
+
+@pytest.mark.parametrize("name", sorted(CONTEXT_NAMES))
+def test_what_remit_sets_itself_is_no_name_for_a_setting(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="which Remit sets itself"):
+        a_config(tmp_path, context={name: "mine"})
