@@ -32,6 +32,7 @@ from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
 from remit.pipeline import Services
 from remit.policy_watch import PolicyWatch
+from remit.probes import Prober
 from remit.shadow import Shadow
 from remit_adapters.base import Adapter, AdapterError, Event, Offer
 from remit_adapters.mcp import HttpTarget, McpAdapter, StdioTarget
@@ -43,6 +44,7 @@ _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH"
 #: Seconds between two looks for outcomes that are owed, approvals whose time is up, and processes that died.
 #: A late look allows nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
+_PROBE_S = 10.0
 #: How long a process that ends may take to seal what it wrote and to put the checkpoint elsewhere.
 _LAST_SEAL_S = 2.0
 #: Seconds between two tries to connect an optional source that was not there at the start.
@@ -147,6 +149,8 @@ class App:
                 await anyio.to_thread.run_sync(self._watch.hold)
             tasks.start_soon(self._upkeep, journal)
             tasks.start_soon(self._sealing)
+            if self._role != "cli":
+                tasks.start_soon(self._probing, services)
             if self._role != "cli":
                 tasks.start_soon(self._shadow.run, services)
                 tasks.start_soon(self._watch.run, journal, self._use)
@@ -258,6 +262,14 @@ class App:
                 await journal.catch_up()
                 await journal.expire()
                 await journal.take_over()
+
+    async def _probing(self, services: Services) -> None:
+        prober = Prober()
+        while True:
+            with suppress(StoreUnavailable):
+                for found in await prober.round(services):
+                    _log.info("call %s, in doubt: %s (%s)", found.call_id, found.state, found.why)
+            await anyio.sleep(_PROBE_S)
 
     async def _sealing(self) -> None:
         while True:

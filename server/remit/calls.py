@@ -11,7 +11,7 @@ import orjson
 from remit.effects import as_called
 from remit.identity import Principal
 from remit.ids import uuid7
-from remit.model import Arguments, Call, Confirmation, Tool, Undoing
+from remit.model import Arguments, Call, Confirmation, Recorded, Tool, Undoing
 from remit_adapters.base import Json, Reply
 from remit_rbac import Duty
 
@@ -56,6 +56,27 @@ def new_call(
         input_responses=input_responses,
         request_state=request_state,
         confirmation=confirmation,
+    )
+
+
+def recorded_call(found: Recorded, tool: Tool) -> Call:
+    """The call as it was made. Raises ValueError when its exact arguments are not kept."""
+    if found.arguments is None:
+        raise ValueError("the arguments of this call are not kept")
+    return Call(
+        id=found.call_id,
+        kind=found.kind,
+        of_call=found.of_call,
+        principal=found.principal,
+        run=found.run,
+        tool=tool,
+        arguments=orjson.loads(found.arguments),
+        arguments_json=found.arguments,
+        fingerprint=found.fingerprint,
+        received_us=found.received_us,
+        client_key=found.client_key,
+        claim=found.claim,
+        trace_id=found.trace_id,
     )
 
 

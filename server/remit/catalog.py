@@ -23,7 +23,7 @@ from remit.budgets import CALLS
 from remit.config import Config, Effect, ToolRules
 from remit.derivations import compile_derivation
 from remit.effects import of_class
-from remit.model import Fact, Image, Lookup, PriceRule, Refinement, Tool, UndoRule
+from remit.model import Fact, FindRule, Image, Lookup, PriceRule, Refinement, Tool, UndoRule
 from remit_adapters.base import Json, Offer, Operation
 from remit_rbac import Expression, compile_expression
 
@@ -253,6 +253,7 @@ def _operation(settings: Config, source: str, name: str, operation: Operation) -
                 "undo": None,
                 "before": None,
                 "after": None,
+                "find": None,
                 "parse": {},
                 "facts": {},
                 "derive": {},
@@ -310,6 +311,7 @@ def _made(
         else None,
         before=_image(rules.before),
         after=_image(rules.after or (rules.before if restorable else None)),
+        find=_find(rules.find),
         if_match=rules.if_match,
         failed_when=_compiled(rules.failed_when) if rules.failed_when else None,
         resource=_compiled(rules.resource) if rules.resource else None,
@@ -354,6 +356,18 @@ def _image(read: config.Image | None) -> Image | None:
     )
 
 
+def _find(find: config.Find | None) -> FindRule | None:
+    if find is None:
+        return None
+    return FindRule(
+        lookup=Lookup(tool=find.call, arguments=_expressions(find.args)),
+        each=_compiled(find.each) if find.each else None,
+        match=_compiled(find.match),
+        bind=_compiled(find.bind),
+        complete=_compiled(find.complete) if find.complete else None,
+    )
+
+
 def _prices(rules: ToolRules) -> tuple[PriceRule, ...]:
     prices: dict[str, config.PriceRule] = {
         unit: price if isinstance(price, config.PriceRule) else config.PriceRule(estimate=price)
@@ -377,7 +391,7 @@ def _computed(rules: ToolRules) -> Iterator[str]:
         yield fact.each or ""
 
 
-_ROOTS = ("args", "result", "before", "original", "text", "parsed", "facts", "run", "each")
+_ROOTS = ("args", "result", "before", "original", "text", "parsed", "facts", "run", "each", "item", "key")
 
 
 def _compiled(text: str | int) -> Expression:
@@ -398,7 +412,7 @@ def _dangling(tool: Tool, tools: Mapping[str, Tool]) -> Sequence[Flaw]:
     named = [tool.undo.tool] if tool.undo else []
     if tool.undo and tool.undo.verify:
         named.append(tool.undo.verify.tool)
-    named += [image.lookup.tool for image in (tool.before, tool.after) if image]
+    named += [read.lookup.tool for read in (tool.before, tool.after, tool.find) if read]
     named += [fact.lookup.tool for wave in tool.facts for fact in wave.values()]
     return [
         Flaw(source=tool.source, name=tool.name, what=f"its plan names {name}, which no source offers")

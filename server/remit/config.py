@@ -322,6 +322,20 @@ class Fact(Lookup):
         return self
 
 
+class Find(Lookup):
+    """A read that shows what became of a call whose answer was lost."""
+
+    args: Mapping[str, Annotated[str | int, expression("args", "before", "key")]] = {}
+    #: The list in the answer whose elements are looked at. Without it, the answer is looked at.
+    each: Annotated[str, expression("result")] | None = None
+    #: True for the `item` that the call made; `key` is the idempotency key that the call was sent with.
+    match: Annotated[str, expression("args", "before", "key", "result", "item")]
+    #: What stands for the call's own result.
+    bind: Annotated[str, expression("args", "before", "key", "item")] = "item"
+    #: True when the answer shows all there is, so that finding nothing proves that nothing happened.
+    complete: Annotated[str, expression("result")] | None = None
+
+
 class Undo(Lookup):
     """How a call is taken back: another tool of the catalog, its arguments from this call's own."""
 
@@ -374,6 +388,8 @@ class ToolRules(Strict):
     #: Read after the call, and again before it is taken back: a difference is a conflict. A restorable tool
     #: that says nothing reads what `before` reads.
     after: Image | None = None
+    #: How a call in doubt is resolved.
+    find: Find | None = None
     #: The argument that takes a version: the source then changes that version only. Remit fills it with the
     #: `etag` of what it read, when the agent does not.
     if_match: str | None = None

@@ -68,6 +68,7 @@ EXAMPLES = {
     "if": "if: args.amount > 1000",
     "effect": "effect: irreversible",
     "call": "call: billing.get_refund",
+    "match": "match: item.idempotency_key == key",
     "expect": "expect: result.status == 'cancelled'",
     "estimate": "estimate: args.amount",
     "scope": "scope: agent",

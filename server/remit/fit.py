@@ -89,6 +89,12 @@ class _Fitting:
                 yield from self._reads(field, image.lookup)
                 yield from self._call(field, image.lookup.tool, image.lookup.arguments, own)
                 yield from self._paths(field, image.etag, {"result": self._output_of(image.lookup)})
+        if find := tool.find:
+            given = {**own, "key": None, "item": None, "result": self._output_of(find.lookup)}
+            yield from self._reads("find", find.lookup)
+            yield from self._call("find", find.lookup.tool, find.lookup.arguments, given)
+            for expression in (find.each, find.match, find.bind, find.complete):
+                yield from self._paths("find", expression, given)
         for name in tool.parsed:
             kinds = argument_kinds(_input(tool), (name,))
             if kinds is None or kinds.isdisjoint({"any", "text"}):

@@ -33,10 +33,10 @@ from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
-from remit.identity import KeyRecord
+from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
 from remit.ledger import Ledger
-from remit.model import Call, Charge, Confirmation, Remedy, Scalar, UndoPlan, Verdict
+from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
@@ -356,6 +356,7 @@ class Journal:
         undo_state: UndoEnd | None = None,
         touches: str | None = None,
         after: bytes | None = None,
+        resolution: str | None = None,
         frees_key: bool = False,
         establishes: Mapping[str, Scalar] | None = None,
     ) -> str:
@@ -367,6 +368,7 @@ class Journal:
         `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
         `touches` is what only the answer told that the call touched.
         `after` is what it left behind, to be compared before it is taken back.
+        `resolution` says how this is known of a call that was in doubt.
         `establishes` is what this success says about the run.
         `frees_key`: nothing was done, so the client may use its idempotency key again.
         Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
@@ -378,9 +380,9 @@ class Journal:
             commit = _commit(salt, reply) if reply is not None else None
             moved = ledger.execute(
                 "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?,"
-                " client_key = CASE WHEN ? THEN NULL ELSE client_key END"
+                " resolution = ?, client_key = CASE WHEN ? THEN NULL ELSE client_key END"
                 " WHERE id = ? AND state IN ('dispatched', 'in_doubt')",
-                (state, ledger.now_us, commit, *(error or (None, None)), frees_key, call_id),
+                (state, ledger.now_us, commit, *(error or (None, None)), resolution, frees_key, call_id),
             )
             if moved != 1:
                 raise WrongState(f"call {call_id} is not open: it cannot be settled")
@@ -418,6 +420,7 @@ class Journal:
                 error_code=error[0] if error else None,
                 spent=spent,
                 **({"refunded": refunded} if refunded else {}),
+                **({"resolution": resolution} if resolution else {}),
                 **(runs.establish(ledger, call, call_id, establishes) if establishes else {}),
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
@@ -571,7 +574,9 @@ class Journal:
         return await self._writer.write(change)
 
     async def resolve(self, call_id: str, *, happened: bool, reason: str, by: str) -> str:
-        """A person says what became of a call in doubt: its holds are spent, or released. Returns its state.
+        """What became of a call in doubt, as a person or a probe says: its holds are spent, or released.
+
+        Returns its state. What did not happen may be sent again under its idempotency key.
 
         Raises UnknownRecord, or WrongState when the call is not in doubt.
         """
@@ -586,8 +591,9 @@ class Journal:
             state = "succeeded" if happened else "failed"
             told = "it happened" if happened else "it did not happen"
             ledger.execute(
-                "UPDATE calls SET state = ?, resolution = ? WHERE id = ?",
-                (state, f"{by} says that {told}: {reason}", call_id),
+                "UPDATE calls SET state = ?, resolution = ?,"
+                " client_key = CASE WHEN ? THEN client_key END WHERE id = ?",
+                (state, f"{by} says that {told}: {reason}", happened, call_id),
             )
             held = ledger.all(
                 "SELECT unit, amount FROM holds WHERE call_id = ? AND state = 'held'", (call_id,)
@@ -858,6 +864,27 @@ class Journal:
 
         return await self._writer.write(change, durable=False)
 
+    async def in_doubt(self, *, before_us: int) -> Mapping[str, tuple[str, str]]:
+        """The kind and tool of every call in doubt whose time was over by `before_us`, oldest first."""
+
+        def change() -> Mapping[str, tuple[str, str]]:
+            rows = self._ledger.all(
+                "SELECT id, kind, tool FROM calls WHERE state = 'in_doubt' AND deadline_us < ? ORDER BY id",
+                (before_us,),
+            )
+            return {row["id"]: (row["kind"], row["tool"]) for row in rows}
+
+        return await self._writer.write(change, durable=False)
+
+    async def recorded(self, call_id: str) -> Recorded | None:
+        """The call as its record has it; None when there is none."""
+
+        def change() -> Recorded | None:
+            row = self._ledger.one("SELECT * FROM calls WHERE id = ?", (call_id,))
+            return None if row is None else self._recorded(row)
+
+        return await self._writer.write(change, durable=False)
+
     async def run(self, call: Call) -> Run:
         """What the run of a call has come to, as of the newest transaction here or the last idle look."""
         key = runs.key_of(call)
@@ -998,6 +1025,37 @@ class Journal:
         )
         reply = _reply(answer["body"]) if answer and row["state"] in ("succeeded", "failed") else None
         return Repeated(call_id=row["id"], state=row["state"], reply=reply)
+
+    def _recorded(self, row: sqlite3.Row) -> Recorded:
+        kept = {
+            kept["kind"]: kept
+            for kept in self._ledger.all(
+                "SELECT kind, salt, body FROM payloads WHERE call_id = ? AND kind IN ('arguments', 'before')",
+                (row["id"],),
+            )
+        }
+        exact = kept.get("arguments")
+        if exact and _commit(exact["salt"], exact["body"]) != row["arguments_commit"]:
+            exact = None
+        before = kept.get("before")
+        return Recorded(
+            call_id=row["id"],
+            kind=row["kind"],
+            of_call=row["of_call"],
+            state=row["state"],
+            principal=Principal(tenant=row["tenant"], agent=row["agent"], user=row["user"], auth=row["auth"]),
+            run=row["run"],
+            tool=row["tool"],
+            effect=row["effect"],
+            fingerprint=row["fingerprint"],
+            arguments=exact["body"] if exact else None,
+            before=orjson.loads(before["body"]) if before else None,
+            received_us=row["created_us"],
+            deadline_us=row["deadline_us"],
+            client_key=row["client_key"],
+            claim=orjson.loads(row["claim"]) if row["claim"] else {},
+            trace_id=row["trace_id"],
+        )
 
     def _refund(self, call_id: str) -> list[Json]:
         """Give back what the undo of this call brings back, as its plan says; return that."""

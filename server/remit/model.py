@@ -61,6 +61,17 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FindRule:
+    """How the effect of a call is found when its answer was lost (see `probes.py`)."""
+
+    lookup: Lookup
+    each: Expression | None
+    match: Expression
+    bind: Expression
+    complete: Expression | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UndoRule:
     tool: str
     arguments: Mapping[str, Expression]
@@ -111,6 +122,7 @@ class Tool:
     undo: UndoRule | None
     before: Image | None
     after: Image | None
+    find: FindRule | None
     #: The argument that takes the version which the call is to change.
     if_match: str | None
     failed_when: Expression | None
@@ -165,9 +177,9 @@ class Confirmation:
     until_us: int
 
 
-CallKind = Literal["call", "undo", "before", "after", "verify", "fact"]
+CallKind = Literal["call", "undo", "before", "after", "verify", "fact", "probe"]
 #: Reads that the gateway makes for its own plans.
-OWN_READS = frozenset[CallKind]({"before", "after", "verify", "fact"})
+OWN_READS = frozenset[CallKind]({"before", "after", "verify", "fact", "probe"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +209,29 @@ class Call:
     input_responses: Json | None = None
     request_state: str | None = None
     confirmation: Confirmation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A call as its record has it: all that making it again would need."""
+
+    call_id: str
+    kind: CallKind
+    of_call: str | None
+    state: str
+    principal: Principal
+    run: str
+    tool: str
+    effect: str
+    fingerprint: str
+    #: The exact bytes; None when parts were struck out, or they are not kept any more.
+    arguments: bytes | None
+    before: Any
+    received_us: int
+    deadline_us: int | None
+    client_key: str | None
+    claim: Json
+    trace_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

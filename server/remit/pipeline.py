@@ -370,7 +370,10 @@ async def _run(
     """Execute and settle: from here on something may have happened, and whatever ends this is recorded."""
     harmless = call.tool.effect is Effect.READ
     adapter = on.adapters[call.tool.source]
-    seconds = max(0.001, (admitted.deadline_us - on.clock()) / 1_000_000)
+    seconds = (admitted.deadline_us - on.clock()) / 1_000_000
+    if seconds <= 0:  # this process slept, and by now others may have concluded that nothing was sent
+        await _settle_failure(call, call_id, _TOO_LATE, on)
+        return Failed(call_id=call_id, code=_TOO_LATE[0], message=_TOO_LATE[1])
     try:
         await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
@@ -438,8 +441,26 @@ def _request(call: Call, call_id: str, before: Seen | None, seconds: float) -> R
     )
 
 
+async def settle_late(call: Call, reply: Reply, before: Seen | None, how: str, on: Services) -> Done:
+    """Settle a call in doubt by what was found of its effect, as its answer would have. `how` is recorded.
+
+    Raises WrongState when others have concluded it, StoreUnavailable, EvaluationError without a price.
+    """
+    touches = _touched(call, {"args": call.arguments})
+    plan, _ = _plan(call, touches, on)
+    decision = Decision(verdict=_SENT, estimates=estimates_of(call), plan=plan, touches=touches)
+    return await _settle(call, call.id, decision, reply, before, on, late=how)
+
+
 async def _settle(
-    call: Call, call_id: str, decision: Decision, reply: Reply, before: Seen | None, on: Services
+    call: Call,
+    call_id: str,
+    decision: Decision,
+    reply: Reply,
+    before: Seen | None,
+    on: Services,
+    *,
+    late: str | None = None,
 ) -> Done:
     result, text = result_of(reply)
     roots = {"args": call.arguments, "result": result, "before": before and before.kept, "text": text}
@@ -454,12 +475,13 @@ async def _settle(
             else _bound(call, plan, roots)
         )
     left: Seen | None = None
-    if call.tool.after and plan and plan.arguments is not None:
-        read = _own_read(call, call_id, call.tool.after.lookup, roots, "after", on)
+    # What is there by the time that a lost call is found may be another's already.
+    if call.tool.after and plan and plan.arguments is not None and late is None:
+        read = own_read(call, call_id, call.tool.after.lookup, roots, "after", on)
         left = await _look(call.tool.after, read, on)
     undo_state: UndoEnd | None = None
     if call.kind == "undo":
-        undo_state = "failed" if failed else await _took_hold(call, roots, on)
+        undo_state = "failed" if failed else await took_hold(call, roots, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
     event = await on.journal.settle(
         call,
@@ -472,6 +494,7 @@ async def _settle(
         undo_state=undo_state,
         touches=None if decision.touches else _touched(call, roots),
         after=left.with_etag if left else None,
+        resolution=late,
         frees_key=reply.kind == "input_required",
         establishes=_established(call, roots) if not failed and reply.kind == "complete" else None,
     )
@@ -586,7 +609,7 @@ async def _capture(
     image = call.tool.before
     if image is None or call.kind != "call":
         return None, None
-    read = _own_read(call, call_id, image.lookup, {"args": call.arguments}, "before", on)
+    read = own_read(call, call_id, image.lookup, {"args": call.arguments}, "before", on)
     if read and decision.facts and (key := _what(read)) in decision.facts.answers:
         before = seen(image, decision.facts.answers[key])  # the very read that a fact needed
     else:
@@ -611,16 +634,16 @@ async def _still_as_left(
     if image is None:
         return None, None
     roots = {"args": undoing.arguments, "result": undoing.result, "before": undoing.before}
-    now = await _look(image, _own_read(call, call.id, image.lookup, roots, "after", on), on)
+    now = await _look(image, own_read(call, call.id, image.lookup, roots, "after", on), on)
     return now, None if undoing.forced else conflict(undoing, now, verdict)
 
 
 async def _look(image: Image, read: Call | None, on: Services) -> Seen | None:
-    done = await _answered(read, on)
+    done = await answered(read, on)
     return seen(image, result_of(done.reply)[0]) if done else None
 
 
-async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoEnd:
+async def took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoEnd:
     """Whether the world shows that the undo worked; without a declared proof, the source's word counts."""
     assert call.undoing is not None  # noqa: S101 - an undo call is built with it
     rule = call.undoing.tool.undo
@@ -632,7 +655,7 @@ async def _took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> Undo
         "before": call.undoing.before,
         "original": call.undoing.result,
     }
-    done = await _answered(_own_read(call, call.id, rule.verify, mine, "verify", on), on)
+    done = await answered(own_read(call, call.id, rule.verify, mine, "verify", on), on)
     if done is None:
         return "indeterminate"
     try:
@@ -666,7 +689,7 @@ async def _look_up(call: Call, decision: Decision, on: Services) -> Facts | Verd
         with suppress(EvaluationError):
             elements = [None] if fact.each is None else _listed(fact.each(**here), on.config.limits.facts)
             wanted = [
-                _own_read(call, serves, fact.lookup, {**here, "each": each}, "fact", on) for each in elements
+                own_read(call, serves, fact.lookup, {**here, "each": each}, "fact", on) for each in elements
             ]
             unread = {_what(read): read for read in wanted if read and _what(read) not in answers}
             async with anyio.create_task_group() as tasks:
@@ -716,7 +739,7 @@ def _what(read: Call) -> tuple[str, bytes]:
     return read.tool.name, read.arguments_json
 
 
-def _own_read(
+def own_read(
     call: Call, call_id: str, lookup: Lookup, roots: Mapping[str, Any], kind: CallKind, on: Services
 ) -> Call | None:
     """A read of the gateway's own that serves the call recorded as `call_id`; None when it cannot be made."""
@@ -750,7 +773,7 @@ def _own_read(
     )
 
 
-async def _answered(read: Call | None, on: Services) -> Done | None:
+async def answered(read: Call | None, on: Services) -> Done | None:
     """What a read of the gateway's own found; None when it gave no answer that could be built on."""
     return _clean(await govern(read, on)) if read else None
 
@@ -849,6 +872,8 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
                 del on.in_flight[key]
 
 
+_TOO_LATE = ("too_late", "The time of the call was over before it was sent.")
+_SENT = Verdict(rung=Rung.EXECUTE, code="allowed", reason="It was sent.", remedy=Remedy.STOP)
 _UNRECORDED = "The source answered, but the answer could not be recorded yet."
 _STORE_DOWN = Verdict(
     rung=Rung.DENY,

@@ -86,7 +86,9 @@ calls = Table(
     Column(
         "kind",
         String(8),
-        CheckConstraint("kind IN ('call', 'undo', 'before', 'after', 'verify', 'fact')", name="kind"),
+        CheckConstraint(
+            "kind IN ('call', 'undo', 'before', 'after', 'verify', 'fact', 'probe')", name="kind"
+        ),
         nullable=False,
     ),
     # The call that this one serves: what an undo takes back, what a before-read precedes.

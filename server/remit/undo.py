@@ -32,7 +32,7 @@ async def prepare(call_id: str, principal: Principal, run: str, on: Services, *,
     entry = await on.journal.undoable(call_id)
     if entry is None or not _concerns(entry, principal):
         raise UnknownRecord(_UNKNOWN)
-    return _undo_call(entry, principal, run, on, force=force)
+    return undo_call(entry, principal, run, on, force=force)
 
 
 def _concerns(entry: Undoable, principal: Principal) -> bool:
@@ -41,7 +41,8 @@ def _concerns(entry: Undoable, principal: Principal) -> bool:
     return principal.auth == "local" or (entry.agent, entry.user) == (principal.agent, principal.user)
 
 
-def _undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
+def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
+    """The call that takes this one back. Raises WrongState as `prepare` does."""
     original = on.catalog.tools.get(entry.tool)
     inverse = on.catalog.tools.get(entry.plan["tool"])
     if original is None or inverse is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +18,10 @@ from remit.cli.options import (
     print_json,
     records,
 )
+
+if TYPE_CHECKING:
+    from remit.config_file import Loaded
+    from remit.probes import Finding
 
 
 @click.group()
@@ -49,6 +55,51 @@ def list_(config_path: Path, as_json: bool, limit: int) -> None:
 
 
 doubt.add_command(show)
+
+
+@doubt.command()
+@config_option
+@json_option
+@click.argument("call_id", type=CALL_IN_DOUBT, metavar="CALL")
+def probe(config_path: Path, as_json: bool, call_id: str) -> int:
+    """Look for the effect of a call where its tool says it shows, and conclude the call if that tells.
+
+    A server does so by itself from time to time. Exits with 0 when the call is resolved, and with 1 when it
+    is still in doubt.
+    """
+    import anyio
+
+    from remit.config_file import load
+    from remit.records import open_records
+
+    loaded = load(config_path)
+    with open_records(loaded.config.store.path) as written:
+        call = written.call(call_id)
+        served = written.call(call.of_call) if call.kind == "undo" and call.of_call else None
+    found = anyio.run(_probe, loaded, call.id, [call.tool, *([served.tool] if served else [])])
+    if as_json:
+        print_json(found)
+    elif found.state == "in_doubt":
+        click.echo(f"{call.tool}: still in doubt, for {found.why}.")
+    else:
+        click.echo(f"{call.tool}: recorded as {found.state}. {found.why}.")
+    return int(found.state == "in_doubt")
+
+
+async def _probe(loaded: Loaded, call_id: str, tools: Sequence[str]) -> Finding:
+    from remit.catalog import rules_for, source_of
+    from remit.cli.acting import services_of
+    from remit.probes import probe
+
+    names = [*tools]
+    for rules in (rules_for(loaded.config, tool) for tool in tools):
+        names += [rules.find.call] if rules.find else []
+        names += (
+            [rules.undo.call, *([rules.undo.verify.call] if rules.undo.verify else [])] if rules.undo else []
+        )
+    sources = {found[0] for name in names if (found := source_of(loaded.config, name))}
+    async with services_of(loaded, sources) as services:
+        return await probe(call_id, services)
 
 
 @doubt.command()

@@ -1,0 +1,299 @@
+"""Calls in doubt are resolved by looking for their effect, and only as far as that shows."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.server.acme import REPOSITORY, Terminal, a_place, made, refund_of
+from tests.server.builders import (
+    TOOLS,
+    Clock,
+    Remit,
+    a_principal,
+    a_remit,
+    rows,
+    tools,
+    until,
+)
+
+from remit.app import App
+from remit.config_file import load
+from remit.errors import UnknownRecord, WrongState
+from remit.ids import now_us
+from remit.model import Done, InDoubt, Refused
+from remit.probes import Prober, probe
+from remit.undo import undo
+from remit_adapters.base import AdapterError
+
+LOST = AdapterError("The line broke.", no_effect=False)
+FIND = {
+    "call": "shop.look",
+    "args": {"thing": "args.thing"},
+    "each": "result.orders",
+    "match": "item.key == key",
+}
+RULES = tools(buy={"find": {**FIND, "complete": "not result.more"}, "price": {"usd": "args.price"}})
+BUDGETS = [{"scope": "agent", "unit": "usd", "window": "total", "limit": 1000}]
+PEN = {"thing": "pen", "price": 5}
+
+
+async def in_doubt(remit: Remit, **more: Any) -> str:
+    """A call whose answer was lost, long enough ago that it cannot arrive any more."""
+    remit.source.on["buy"] = LOST
+    outcome = await remit.call("shop.buy", PEN, **more)
+    assert isinstance(outcome, InDoubt)
+    remit.clock.advance(s=120)
+    return outcome.call_id
+
+
+def shows(remit: Remit, *orders: dict[str, Any], more: bool = False) -> None:
+    remit.source.on["look"] = {"orders": list(orders), "more": more}
+
+
+def held(remit: Remit) -> dict[str, Any]:
+    return remit.one("SELECT held, posted FROM accounts")
+
+
+async def test_what_is_found_settles_the_call_as_its_answer_would_have(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit, {"key": "another", "order": "o-1"}, {"key": call_id, "order": "o-2"})
+        assert (await probe(call_id, remit.on)).state == "succeeded"
+        assert held(remit) == {"held": 0, "posted": 5}
+        assert "shop.look" in remit.record(call_id)["resolution"]
+        assert remit.events(call_id) == ["call.dispatched", "call.in_doubt", "call.succeeded"]
+        # And it comes back, by what was found.
+        outcome = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(outcome, Done)
+        assert remit.source.effects("give_back")[0].arguments == {"order": "o-2"}
+
+
+async def test_what_is_certainly_not_there_has_failed_and_may_be_sent_again(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit, client_key="k-1")
+        shows(remit, {"key": "another", "order": "o-1"})
+        assert (await probe(call_id, remit.on)).state == "failed"
+        assert held(remit) == {"held": 0, "posted": 0}
+        remit.source.on["buy"] = {"order": "o-9"}
+        await remit.done("shop.buy", PEN, client_key="k-1")
+        assert len(remit.source.effects("buy")) == 2
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"orders": [], "more": True},
+        {"orders": [{"key": "KEY"}, {"key": "KEY"}], "more": False},
+        {"orders": [{"name": "no key"}], "more": False},
+        {"orders": "none", "more": False},
+        {"more": False},
+        {"orders": []},
+        AdapterError("down", no_effect=True),
+        "text",
+    ],
+)
+async def test_what_proves_nothing_leaves_the_call_in_doubt(tmp_path: Path, shown: Any) -> None:
+    async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        if isinstance(shown, dict) and isinstance(shown.get("orders"), list):
+            shown = {**shown, "orders": [
+                {name: call_id if value == "KEY" else value for name, value in order.items()}
+                for order in shown["orders"]
+            ]}  # fmt: skip
+        remit.source.on["look"] = shown
+        assert (await probe(call_id, remit.on)).state == "in_doubt"
+        assert remit.state(call_id) == "in_doubt"
+        assert held(remit) == {"held": 5, "posted": 0}
+
+
+async def test_without_a_word_that_the_list_is_complete_absence_proves_nothing(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=tools(buy={"find": FIND})) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit)
+        assert (await probe(call_id, remit.on)).state == "in_doubt"
+
+
+async def test_nobody_looks_before_the_call_can_no_longer_arrive(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES) as remit:
+        remit.source.on["buy"] = LOST
+        outcome = await remit.call("shop.buy", PEN)
+        shows(remit)
+        with pytest.raises(WrongState, match="may still be under way"):
+            await probe(outcome.call_id, remit.on)
+        assert await Prober().round(remit.on) == []
+        remit.clock.advance(s=120)
+        assert [found.state for found in await Prober().round(remit.on)] == ["failed"]
+
+
+async def test_only_a_call_in_doubt_is_looked_after(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES) as remit:
+        done = await remit.done("shop.look", {"thing": "pen"})
+        with pytest.raises(WrongState, match="not in doubt"):
+            await probe(done.call_id, remit.on)
+        with pytest.raises(UnknownRecord):
+            await probe("no-such-call", remit.on)
+
+
+async def test_a_process_that_slept_past_the_deadline_sends_nothing(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES) as remit:
+        admitting = remit.on.journal.admit
+
+        async def admit_and_sleep(*given: Any, **more: Any) -> Any:
+            admitted = await admitting(*given, **more)
+            remit.clock.advance(s=61)
+            return admitted
+
+        remit.on.journal.admit = admit_and_sleep  # pyright: ignore[reportAttributeAccessIssue] - a sleep
+        outcome = await remit.call("shop.buy", PEN)
+        assert remit.source.sent == []
+        assert remit.state(outcome.call_id) == "failed"
+
+
+async def test_the_prober_looks_at_few_at_a_time_and_less_and_less_often(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES) as remit:
+        remit.source.on["buy"] = LOST
+        for price in range(12):
+            await remit.call("shop.buy", {"thing": "pen", "price": price})
+        remit.clock.advance(s=120)
+        shows(remit, more=True)
+        prober = Prober()
+        assert [len(await prober.round(remit.on)) for _ in range(3)] == [8, 4, 0]
+        remit.clock.advance(s=31)
+        assert len(await prober.round(remit.on)) == 8
+        await prober.round(remit.on)
+        remit.clock.advance(s=31)
+        assert await prober.round(remit.on) == []
+        remit.clock.advance(s=31)
+        assert len(await prober.round(remit.on)) == 8
+
+
+async def test_arguments_that_are_not_kept_exactly_prove_nothing(tmp_path: Path) -> None:
+    policy = (
+        "g, agent:bot, role:clerk, acme\ng, user:ann, role:clerk, acme\ng3, agent:bot, user:ann, acme\n"
+        "p, role:clerk, acme, shop.buy, execute, 1 == 1, allow\n"
+        "p2, role:clerk, acme, shop.buy, execute, 1 == 1, redact=args.thing\n"
+    )
+    async with a_remit(tmp_path, tools=RULES, policy=policy) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit)
+        found = await probe(call_id, remit.on)
+        assert (found.state, found.why) == ("in_doubt", "its exact arguments are not kept")
+
+
+async def test_an_undo_in_doubt_is_done_once_its_proof_holds(tmp_path: Path) -> None:
+    verify = {"call": "shop.look", "args": {"thing": "args.thing"}, "expect": "result.gone"}
+    rules = tools(buy={"undo": {**TOOLS["shop.buy"]["undo"], "verify": verify}})
+    async with a_remit(tmp_path, tools=rules) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        call_id = (await remit.done("shop.buy", PEN)).call_id
+        remit.source.on["give_back"] = LOST
+        undoing = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(undoing, InDoubt)
+        remit.clock.advance(s=120)
+        remit.source.on["look"] = {"gone": False}
+        assert [found.state for found in await Prober().round(remit.on)] == ["in_doubt"]
+        remit.source.on["look"] = {"gone": True}
+        assert (await probe(undoing.call_id, remit.on)).state == "succeeded"
+        assert remit.one("SELECT state FROM undos WHERE call_id = ?", call_id) == {"state": "done"}
+
+
+async def test_a_restorable_call_that_was_found_later_is_for_people_to_take_back(tmp_path: Path) -> None:
+    find = {"call": "shop.look", "args": {"thing": "args.thing"}, "match": "result.value == args.value"}
+    async with a_remit(tmp_path, tools=tools(set={"find": find})) as remit:
+        remit.source.on.update(look={"value": 0}, set=LOST)
+        outcome = await remit.call("shop.set", {"thing": "pen", "value": 1})
+        remit.clock.advance(s=120)
+        remit.source.on["look"] = {"value": 1}
+        assert (await probe(outcome.call_id, remit.on)).state == "succeeded"
+        refused = await undo(outcome.call_id, a_principal(), "run-1", remit.on)
+        # By now the state may be another's.
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_conflict"
+
+
+# On Acme, whose server dies when it has acted and not answered yet.
+
+DYING = f"""\
+import os, sys
+sys.path.insert(0, {str(REPOSITORY / "configs/acme")!r})
+import acme_server
+perform = acme_server.perform
+def perform_and_die(db, tool, arguments):
+    answer = perform(db, tool, arguments)
+    if tool.name == "refund" and os.path.exists("die"):
+        os.unlink("die")
+        os._exit(9)
+    return answer
+acme_server.perform = perform_and_die
+acme_server.main()
+"""
+FOUND = """\
+    find:
+      call: acme.list_refunds
+      args: {order_id: args.order_id}
+      each: result.refunds
+      match: item.idempotency_key == key
+      complete: 1 == 1
+    undo:
+      call: acme.cancel"""
+
+
+def a_dying_place(folder: Path) -> Path:
+    config = a_place(folder)
+    (folder / "dying_acme.py").write_text(DYING)
+    text = config.read_text().replace(
+        f"{REPOSITORY}/configs/acme/acme_server.py", str(folder / "dying_acme.py")
+    )
+    config.write_text(text.replace("    undo:\n      call: acme.cancel", FOUND))
+    return config
+
+
+def refunds(folder: Path) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(folder / "acme.db")) as db:
+        return db.execute(
+            "SELECT idempotency_key, status FROM refunds WHERE order_id = 'ord-1003'"
+        ).fetchall()
+
+
+@pytest.mark.parametrize("by", ["the next server", "the command line"])
+def test_a_refund_whose_server_died_before_it_answered_is_found_and_comes_back(
+    tmp_path: Path, by: str
+) -> None:
+    remit = Terminal(a_dying_place(tmp_path))
+
+    async def lose_an_answer() -> str:
+        async with App(load(remit.config), role="http").running() as app:
+            (tmp_path / "die").touch()
+            on = await app.services()
+            outcome = await made(on, "acme.refund", refund_of("ord-1003", 500))
+            assert isinstance(outcome, InDoubt)
+            await until(lambda: on.adapters["acme"].health().connects == 2)
+            return outcome.call_id
+
+    async def start_again() -> None:
+        clock = Clock(at_us=now_us() + 120_000_000)
+        async with App(load(remit.config), role="http", clock=clock).running():
+            await until(lambda: state() == "succeeded")
+
+    def state() -> str:
+        return rows(tmp_path / "remit.db", "SELECT state FROM calls WHERE id = ?", call_id)[0]["state"]
+
+    call_id = anyio.run(lose_an_answer)
+    assert refunds(tmp_path) == [(call_id, "issued")]
+    if by == "the next server":
+        anyio.run(start_again)
+    else:
+        assert "may still be under way" in remit("doubt", "probe", call_id).err
+        with closing(sqlite3.connect(tmp_path / "remit.db")) as db:  # long ago
+            db.execute("UPDATE calls SET deadline_us = dispatched_us - 60000000 WHERE id = ?", (call_id,))
+            db.commit()
+        assert remit.json("doubt", "probe", call_id)["state"] == "succeeded"
+    assert state() == "succeeded"
+    assert remit("undo", call_id).code == 0
+    assert refunds(tmp_path) == [(call_id, "cancelled")]
+    assert remit("audit", "verify").code == 0
