@@ -1,6 +1,6 @@
 """Conditions in plain words, with what each part was about and whether it held.
 
-    the amount (args.amount_minor = 40,000) is at most 10,000
+    the amount in cents (args.amount_minor = 40,000) is at most 10,000
 
 For people who have to understand a decision and do not program. It decides nothing: whether a part holds is
 asked of the compiled condition. Values of the call are shown, so show it to those who may see them.
@@ -232,11 +232,13 @@ def _about(keys: Sequence[syntax.Key]) -> str:
 
 
 def _plain(key: syntax.Key) -> str:
-    """A key as words. `minor` only says in which unit the amount is counted."""
+    """A key as words. `minor` says in which unit the amount is counted, in a word that nobody here uses."""
     if isinstance(key, int):
         return f"number {key + 1}"
     words = [word for word in key.split("_") if word]
-    return " ".join(words[:-1] if len(words) > 1 and words[-1] == "minor" else words) or key
+    if len(words) > 1 and words[-1] == "minor":
+        words[-1:] = ["in", "cents"]
+    return " ".join(words) or key
 
 
 def _owner(word: str) -> str:

@@ -29,8 +29,12 @@ def told(text: str) -> list[tuple[str, bool | None]]:
 @pytest.mark.parametrize(
     ("text", "said", "holds"),
     [
-        ("r.args.amount_minor <= 10000", "the amount (args.amount_minor = 40,000) is at most 10,000", False),
-        ("0 < r.args.amount_minor", "the amount (args.amount_minor = 40,000) is more than 0", True),
+        (
+            "r.args.amount_minor <= 10000",
+            "the amount in cents (args.amount_minor = 40,000) is at most 10,000",
+            False,
+        ),
+        ("0 < r.args.amount_minor", "the amount in cents (args.amount_minor = 40,000) is more than 0", True),
         ("r.ctx.effect == 'read'", "the effect of the call (ctx.effect = 'read') is 'read'", True),
         (
             "r.ctx.facts.order.status in ('paid', 'sent')",

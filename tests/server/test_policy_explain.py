@@ -74,7 +74,7 @@ def test_programs_are_told_the_same(remit: Terminal, story: Story) -> None:
             "recommend",
             [
                 {
-                    "text": "the amount (args.amount_minor = 500,000) is at most 100,000",
+                    "text": "the amount in cents (args.amount_minor = 500,000) is at most 100,000",
                     "holds": False,
                     "error": "",
                 }

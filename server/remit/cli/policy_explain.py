@@ -161,7 +161,7 @@ def _why(told: Explanation) -> Iterator[str]:
         yield f"  The same rules hold for {agent.subject} and for {user.subject}, for whom it acts:"
         yield from _side(agent, named="Each")
         return
-    yield "  An agent never may more than the person for whom it acts: the narrower of the two counts."
+    yield "  An agent may never do more than the person for whom it acts: the narrower of the two counts."
     yield from _side(agent, named=agent.subject)
     yield from _side(user, named=user.subject)
     yield f"  {_limit(told, agent, user)}"
@@ -169,10 +169,12 @@ def _why(told: Explanation) -> Iterator[str]:
 
 def _limit(told: Explanation, agent: Side, user: Side) -> str:
     limited_by = told.decision.limited_by if told.decision else "both"
+    if limited_by == "both" and agent.verdict == "deny":
+        return "So neither may do it at all."
     if limited_by == "both":
-        return f"Both alike may {_FAR[agent.verdict]}."
+        return f"So both may {_FAR[agent.verdict]}."
     if limited_by == "none":
-        return "Both may do it without asking."
+        return "So both may do it without asking."
     narrow, wide = (agent, user) if limited_by == "agent" else (user, agent)
     return (
         f"So the call is limited by {narrow.subject}, who may {_FAR[narrow.verdict]}; "
@@ -183,10 +185,12 @@ def _limit(told: Explanation, agent: Side, user: Side) -> str:
 def _side(side: Side, *, named: str) -> Iterator[str]:
     # What the same rules deny is told once.
     for (allowed, rules), group in groupby(side.attempts, key=lambda each: (each.allowed, each.rules)):
-        may = " nor ".join(_MAY[attempt.act] for attempt in group)
-        yield f"  {named} may {'' if allowed else 'not '}{may}:"
+        acts = [attempt.act for attempt in group]
+        do = "do it at all" if len(acts) == len(_MAY) else ", nor ".join(_MAY[act] for act in acts)
+        never = "Neither may" if named == "Each" else f"{named} may not"
+        yield f"  {f'{named} may' if allowed else never} {do}:"
         if not rules:
-            yield "    no rule is about that"
+            yield "    there is no rule that would allow it"
         for rule in rules:
             yield f"    {_place(rule.row)} {_says(rule)}"
             yield from _note(rule.row)
@@ -255,6 +259,8 @@ def _duty(due: Due) -> str:
     if name == "redact":
         struck = ", ".join(path.removeprefix("args.") for path in value.split("|"))
         return f"struck out of the record: {struck}"
+    if name == "confirm":
+        return "the user who talks to the agent must confirm exactly this call"
     return str(due.duty)
 
 
@@ -264,7 +270,7 @@ def _nearly(told: Explanation) -> Iterator[str]:
     if merged:
         yield ""
     for act, group in groupby(merged.values(), key=lambda near: near.act):
-        yield f"{_WOULD[act]}, if it were so that"
+        yield f"{_WOULD[act]} if this were so:"
         for near in group:
             yield f"  {' and '.join(part.text for part in near.parts)} ({_place(near.row)})"
 
