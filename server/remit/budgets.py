@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from remit.config import Budget
@@ -16,7 +17,8 @@ from remit.model import Call, Charge
 
 #: Every call costs one of these; refusals and calls still waiting for people cost none.
 CALLS = "calls"
-_HOUR_US = 3_600_000_000
+_MINUTE_US = 60_000_000
+_HOUR_US = 60 * _MINUTE_US
 
 
 def charges(
@@ -75,12 +77,16 @@ def _applied(
 
 def window(kind: str, zone: str, at_us: int) -> tuple[int, int | None]:
     """The start and end (µs) of the window of `kind` that contains `at_us`, in wall time of `zone`."""
+    return _window(kind, zone, at_us // _MINUTE_US * _MINUTE_US)  # every window begins on a whole minute
+
+
+@lru_cache(maxsize=64)
+def _window(kind: str, zone: str, at_us: int) -> tuple[int, int | None]:
     match kind:
         case "total":
             return 0, None
         case "minute":
-            start = at_us // 60_000_000 * 60_000_000
-            return start, start + 60_000_000
+            return at_us, at_us + _MINUTE_US
         case _:
             pass
     here = datetime.fromtimestamp(at_us / 1_000_000, UTC).astimezone(ZoneInfo(zone))

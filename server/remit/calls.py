@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -107,13 +108,15 @@ def result_of(reply: Reply) -> tuple[Any, str]:
     structured = body.get("structuredContent")
     if structured is not None:
         return structured, text
-    try:
-        return orjson.loads(text), text
-    except orjson.JSONDecodeError:
-        return {"text": text}, text
+    if text[:1] in _JSON_BEGINS:  # most texts are prose, and to fail is slow
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(text), text
+    return {"text": text}, text
 
 
 REDACTED = "[redacted]"
+#: How JSON can begin (RFC 8259).
+_JSON_BEGINS = frozenset('{["-0123456789tfn \t\r\n')
 
 
 def redacted(arguments_json: bytes, duties: Iterable[Duty]) -> bytes:

@@ -13,6 +13,7 @@ lose an action or a cent without a trace.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -380,8 +381,9 @@ async def _run(
         await _settle_failure(call, call_id, ("cancelled", "The caller left before anything was sent."), on)
         raise
     try:
-        with telemetry.stage("execute", call), anyio.fail_after(seconds + 1):
-            reply = await adapter.run(_request(call, call_id, before, seconds), caller)
+        with telemetry.stage("execute", call):
+            async with asyncio.timeout(seconds + 1):
+                reply = await adapter.run(_request(call, call_id, before, seconds), caller)
     except AdapterError as error:
         if error.no_effect or harmless:
             await _settle_failure(call, call_id, (error.code, error.message), on)

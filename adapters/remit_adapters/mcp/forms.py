@@ -9,7 +9,7 @@ Source: MCP 2026-07-28, schema; the same types in the older revisions.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from remit_adapters.base import Json, Operation
 from remit_adapters.mcp.wire import invalid
@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
+_PLAIN: Final = frozenset({"content", "structuredContent", "isError", "resultType", "_meta"})
+
+
 def check(operation: Operation, body: Json) -> None:
     """Raise AdapterError `invalid_answer` unless `body` is a result of this operation."""
+    if operation is Operation.TOOL and _is_plain(body):
+        return
     from pydantic import ValidationError
 
     # Many servers leave `content` out beside `structuredContent`, and clients read that as empty.
@@ -34,6 +39,25 @@ def check(operation: Operation, body: Json) -> None:
     is_error: Any = body.get("isError", False)
     if type(is_error) is not bool:
         raise invalid("its isError is neither true nor false")
+
+
+def _is_plain(body: Json) -> bool:
+    """Whether it is what most tools answer, and surely in form: texts without annotations, no error."""
+    content: Any = body.get("content")
+    return (
+        _PLAIN.issuperset(body)
+        and isinstance(content, list)
+        and all(
+            isinstance(block, dict)
+            and len(fields := cast("Json", block)) == 2
+            and fields.get("type") == "text"
+            and isinstance(fields.get("text"), str)
+            for block in cast("list[Any]", content)
+        )
+        and type(body.get("isError", False)) is bool
+        and isinstance(body.get("resultType", ""), str)
+        and isinstance(body.get("_meta", {}), dict)
+    )
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from mcp.shared.exceptions import MCPError
@@ -166,4 +167,9 @@ def _told(outcome: Refused | Pending | Failed | InDoubt) -> tuple[str, Json]:
 
 def moment(at_us: int) -> str:
     """A time as agents and people read it: RFC 3339, UTC, whole seconds."""
-    return datetime.fromtimestamp(at_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+    return _moment(at_us // 1_000_000)
+
+
+@lru_cache(maxsize=64)
+def _moment(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat().replace("+00:00", "Z")
