@@ -7,6 +7,7 @@ witnesses is c2sp.org/tlog-witness.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from base64 import b64encode
@@ -24,7 +25,7 @@ from remit.ids import Clock, now_us
 from remit.sealer import Sealed, anchored_size, note_anchored, read_tiles, seal
 
 if TYPE_CHECKING:
-    import aiohttp
+    import httpx2
 
 _TIMEOUT_S = 10
 _ANSWER_BYTES_MAX = 65536
@@ -81,19 +82,20 @@ def _append(file: Path, note: str) -> None:
 
 async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str:
     """What the witness signed, as signature lines. Raises _Refused, OSError or TimeoutError."""
-    import aiohttp
+    import httpx2
 
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S), trust_env=False
-    ) as session:
-        try:
-            status, answer = await _add_checkpoint(session, path, prefix, there, sealed)
+    try:
+        async with (
+            asyncio.timeout(_TIMEOUT_S),
+            httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client,
+        ):
+            status, answer = await _add_checkpoint(client, path, prefix, there, sealed)
             if status == 409 and re.fullmatch(r"[0-9]{1,19}\n?", answer):
                 # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
                 there = int(answer)
-                status, answer = await _add_checkpoint(session, path, prefix, there, sealed)
-        except aiohttp.ClientError as error:
-            raise _Refused(f"it cannot be reached: {error}") from None
+                status, answer = await _add_checkpoint(client, path, prefix, there, sealed)
+    except httpx2.HTTPError as error:
+        raise _Refused(f"it cannot be reached: {error}") from None
     if status != 200:
         raise _Refused(f"it answered {status}")
     try:
@@ -103,19 +105,20 @@ async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str
 
 
 async def _add_checkpoint(
-    session: aiohttp.ClientSession, path: Path, prefix: str, there: int, sealed: Sealed
+    client: httpx2.AsyncClient, path: Path, prefix: str, there: int, sealed: Sealed
 ) -> tuple[int, str]:
     if there > sealed.size:
         raise _Refused(f"it has seen {there} entries of this log, which has {sealed.size}")
     proof = await anyio.to_thread.run_sync(_consistency, path, there, sealed.size)
     lines = [f"old {there}", *(b64encode(each).decode() for each in proof), "", ""]
-    async with session.post(
-        f"{prefix.rstrip('/')}/add-checkpoint",
-        data=("\n".join(lines) + sealed.note).encode(),
-        allow_redirects=False,
-    ) as response:
-        answer = await response.content.read(_ANSWER_BYTES_MAX)
-        return response.status, answer.decode(errors="replace")
+    answer = b""
+    note = ("\n".join(lines) + sealed.note).encode()
+    async with client.stream("POST", f"{prefix.rstrip('/')}/add-checkpoint", content=note) as response:
+        async for chunk in response.aiter_bytes():
+            answer += chunk
+            if len(answer) > _ANSWER_BYTES_MAX:
+                break
+        return response.status_code, answer[:_ANSWER_BYTES_MAX].decode(errors="replace")
 
 
 def _consistency(path: Path, old: int, new: int) -> list[bytes]:

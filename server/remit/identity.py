@@ -10,6 +10,7 @@ once per client session, never does. `Identify` and what it holds live as long a
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -49,6 +50,7 @@ KEY_LIFETIME_S: Final = 90 * 24 * 3600
 TOKEN_BYTES_MAX: Final = 16 * 1024
 _TOKEN_LIMITS: Final = Limits(bytes_max=TOKEN_BYTES_MAX, depth_max=8, keys_max=500, items_max=1_000)
 _JWKS_LIMITS: Final = Limits(bytes_max=256 * 1024, depth_max=8)
+_PLAINLY: Final = {"accept": "application/json", "accept-encoding": "identity"}
 
 # The types of an access token (RFC 9068 §2.1, RFC 7519 §5.1). Other types are other promises: an identity
 # or logout token of the same issuer says nothing about access. Some issuers send none.
@@ -329,27 +331,25 @@ class SigningKeys:
         url = urlsplit(self._location)
         if url.scheme == "file":
             return await anyio.Path(url.path).read_bytes()
-        import aiohttp
+        import httpx2
 
-        session = aiohttp.ClientSession(
-            # The environment names no proxy here, nothing is unpacked, and the pinned host answers itself.
-            trust_env=False,
-            auto_decompress=False,
-            headers={"accept": "application/json", "accept-encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=5),
-        )
+        body = bytearray()
         try:
-            async with session, session.get(self._location, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise ValueError(f"the issuer answered {response.status}")
-                body = bytearray()
-                async for chunk in response.content.iter_chunked(64 * 1024):
+            # The environment names no proxy here, nothing is unpacked, and the pinned host answers itself.
+            async with (
+                asyncio.timeout(5),
+                httpx2.AsyncClient(trust_env=False, follow_redirects=False, headers=_PLAINLY) as client,
+                client.stream("GET", self._location) as response,
+            ):
+                if response.status_code != 200:
+                    raise ValueError(f"the issuer answered {response.status_code}")
+                async for chunk in response.aiter_raw(64 * 1024):
                     body += chunk
                     if len(body) > _JWKS_LIMITS.bytes_max:
                         break
-                return bytes(body)
-        except aiohttp.ClientError as error:
+        except httpx2.HTTPError as error:
             raise OSError(str(error)) from error
+        return bytes(body)
 
 
 def _import_keys(jwks: Any) -> dict[tuple[str, str], Key]:

@@ -63,7 +63,7 @@ def imported_by(*words: str) -> set[str]:
 
 
 def test_help_imports_nothing_that_is_slow() -> None:
-    assert not imported_by("--help") & {"pydantic", "sqlalchemy", "mcp", "rich", "remit_rbac", "aiohttp"}
+    assert not imported_by("--help") & {"pydantic", "sqlalchemy", "mcp", "rich", "remit_rbac", "httpx2"}
 
 
 def test_reading_imports_neither_servers_nor_the_database_toolkit(remit: Terminal) -> None:

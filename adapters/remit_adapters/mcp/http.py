@@ -16,13 +16,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, cast
 
-import aiohttp
 import anyio
 from anyio.abc import TaskGroup
 
 from remit_adapters.base import AdapterError, Json
 from remit_adapters.mcp.exchange import InFlight, unasked_reply
 from remit_adapters.mcp.headers import NAMED, Mirror, header_value, mirrored
+from remit_adapters.mcp.http1 import BrokenError, Pool, Response, UnreachableError
 from remit_adapters.mcp.sse import EventReader, TooLargeError
 from remit_adapters.mcp.targets import HttpTarget
 from remit_adapters.mcp.wire import (
@@ -70,7 +70,7 @@ class Endpoint:
     def __init__(
         self,
         target: HttpTarget,
-        pool: aiohttp.ClientSession,
+        pool: Pool,
         background: TaskGroup,
         *,
         answer_bytes_max: int,
@@ -122,23 +122,22 @@ class Endpoint:
             response = await self._post(body, headers)
             try:
                 if method == "initialize":
-                    self._session = response.headers.get("Mcp-Session-Id")
+                    self._session = response.headers.get("mcp-session-id")
                 answer = await self._await_answer(response, request_id, hear)
             except BaseException:
                 response.release()  # closes the connection, unless all of the answer was read
                 raise
-            if response.content.at_eof():
+            if response.at_eof:
                 response.release()
             else:
                 self._background.start_soon(self._read_out, response)
         return answer
 
-    async def _read_out(self, response: aiohttp.ClientResponse) -> None:
+    async def _read_out(self, response: Response) -> None:
         """Wait for the end of a stream that said its answer: only then can its connection serve again."""
-        with suppress(aiohttp.ClientError, OSError):
-            async with asyncio.timeout(_READ_OUT_S), response:
-                async for _ in response.content.iter_any():
-                    pass
+        with suppress(BrokenError, TimeoutError), response:
+            async with asyncio.timeout(_READ_OUT_S):
+                await response.read()
 
     async def answer(self, request_id: Any, reply: Json) -> None:
         with suppress(AdapterError, SessionLostError):  # a source that is gone waits for no answer
@@ -165,9 +164,8 @@ class Endpoint:
         """Send what has no answer."""
         try:
             async with asyncio.timeout(_TELL_S):
-                with _HONEST:
-                    async with await self._post(encode(message), self._headers()) as response:
-                        await self._check(response)
+                with _HONEST, await self._post(encode(message), self._headers()) as response:
+                    await self._check(response)
         except TimeoutError:
             raise AdapterError(
                 "The source does not take messages.", no_effect=False, code="timeout"
@@ -187,18 +185,16 @@ class Endpoint:
                 headers.update(mirrored(mirror, params["arguments"]))
         return headers
 
-    async def _post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         if self._lost.is_set():
             raise AdapterError(
                 "The connection to the source is being renewed; nothing was sent. Try again.",
                 no_effect=True,
                 code="source_down",
             )
-        return await self._pool.post(self._target.url, data=body, headers=headers, allow_redirects=False)
+        return await self._pool.send("POST", headers, body)
 
-    async def _await_answer(
-        self, response: aiohttp.ClientResponse, request_id: int, hear: Hear | None
-    ) -> Message:
+    async def _await_answer(self, response: Response, request_id: int, hear: Hear | None) -> Message:
         if response.status != 200:
             await self._check(response)
         if response.content_type == "text/event-stream":
@@ -210,7 +206,7 @@ class Endpoint:
             raise invalid("it answers another request")
         return answer
 
-    async def _check(self, response: aiohttp.ClientResponse) -> None:
+    async def _check(self, response: Response) -> None:
         """Raise what a status other than success says about the request."""
         status = response.status
         if 200 <= status < 300:
@@ -246,7 +242,7 @@ class Endpoint:
             code="source_failed",
         )
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: Response) -> bytes:
         """The whole body, unless it is larger than allowed."""
         _refuse_compressed(response)
         limit = self._answer_bytes_max
@@ -257,14 +253,14 @@ class Endpoint:
             return await response.read()
         parts: list[bytes] = []
         size = 0
-        async for part in response.content.iter_any():
+        async for part in response.chunks():
             size += len(part)
             if size > limit:
                 raise too_large(limit)
             parts.append(part)
         return b"".join(parts)
 
-    async def _stream(self, response: aiohttp.ClientResponse, request_id: int, hear: Hear | None) -> Message:
+    async def _stream(self, response: Response, request_id: int, hear: Hear | None) -> Message:
         """Hear everything about one request until its answer, resuming where the revision knows how."""
         events = EventReader(self._answer_bytes_max)
         answer = await self._follow(response, events, request_id, hear)
@@ -278,21 +274,20 @@ class Endpoint:
                 )
             before = events.last_id
             await asyncio.sleep(_pause_s(events, _RESUME_AFTER_S))
-            with suppress(aiohttp.ClientError, OSError):
-                async with await self._get(events.last_id) as resumed:
-                    if resumed.status == 200:
-                        answer = await self._follow(resumed, events, request_id, hear)
+            with suppress(UnreachableError, BrokenError), await self._get(events.last_id) as resumed:
+                if resumed.status == 200:
+                    answer = await self._follow(resumed, events, request_id, hear)
             fruitless = fruitless + 1 if events.last_id == before else 0
         return answer
 
     async def _follow(
-        self, response: aiohttp.ClientResponse, events: EventReader, request_id: int, hear: Hear | None
+        self, response: Response, events: EventReader, request_id: int, hear: Hear | None
     ) -> Message | None:
         """Hear one stream to the answer, or to its end."""
         _refuse_compressed(response)
         answer: Message | None = None
         try:
-            async for chunk in response.content.iter_any():
+            async for chunk in response.chunks():
                 for data in events.feed(chunk):
                     if not data:
                         continue  # an event that only carries an id
@@ -311,7 +306,7 @@ class Endpoint:
                     break
         except TooLargeError:
             raise too_large(self._answer_bytes_max) from None
-        except aiohttp.ClientPayloadError:
+        except BrokenError:
             log.debug("a stream of a source broke off", exc_info=True)
         return answer
 
@@ -325,17 +320,19 @@ class Endpoint:
         events = EventReader(self._answer_bytes_max)
         pause_s = _RESUME_AFTER_S
         while True:
-            with suppress(aiohttp.ClientError, OSError, AdapterError):
-                async with await self._get(events.last_id) as response:
-                    if response.status == 404 and self._session is not None:
-                        self._forgotten()
-                        return
-                    streams = response.content_type == "text/event-stream"
-                    if response.status < 500 and not (response.status == 200 and streams):
-                        return  # it has no such stream, as it may
-                    if streams:
-                        pause_s = _RESUME_AFTER_S
-                        await self._follow(response, events, 0, self._hear_unaddressed)
+            with (
+                suppress(UnreachableError, BrokenError, AdapterError),
+                await self._get(events.last_id) as response,
+            ):
+                if response.status == 404 and self._session is not None:
+                    self._forgotten()
+                    return
+                streams = response.content_type == "text/event-stream"
+                if response.status < 500 and not (response.status == 200 and streams):
+                    return  # it has no such stream, as it may
+                if streams:
+                    pause_s = _RESUME_AFTER_S
+                    await self._follow(response, events, 0, self._hear_unaddressed)
             await asyncio.sleep(_pause_s(events, pause_s))
             pause_s = min(pause_s * 2, _RESUME_AFTER_S_MAX)
 
@@ -346,12 +343,12 @@ class Endpoint:
         elif "id" in message:
             await self.answer(message["id"], unasked_reply(message["method"]))
 
-    async def _get(self, last_id: str | None) -> aiohttp.ClientResponse:
+    async def _get(self, last_id: str | None) -> Response:
         headers = self._headers()
         headers["Accept"] = "text/event-stream"
         if last_id is not None:
             headers["Last-Event-ID"] = last_id
-        return await self._pool.get(self._target.url, headers=headers, allow_redirects=False)
+        return await self._pool.send("GET", headers)
 
     def _forgotten(self) -> SessionLostError:
         self._lose("the source forgot our session")
@@ -364,12 +361,9 @@ class Endpoint:
     async def leave(self) -> None:
         """End the session, if there is one; a server that is gone need not be told."""
         if self._session is not None and not self._lost.is_set():
-            with suppress(aiohttp.ClientError, OSError):
-                async with (
-                    asyncio.timeout(_LEAVE_S),
-                    self._pool.delete(self._target.url, headers=self._headers(), allow_redirects=False),
-                ):
-                    pass
+            with suppress(UnreachableError, BrokenError, TimeoutError):
+                async with asyncio.timeout(_LEAVE_S):
+                    (await self._pool.send("DELETE", self._headers())).release()
         self._lose("stopped")
 
 
@@ -380,14 +374,14 @@ class _Honest:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        if isinstance(error, UnreachableError):
             log.debug("cannot reach a source", exc_info=error)
             raise AdapterError(
                 "The source cannot be reached; nothing was sent. Try again later.",
                 no_effect=True,
                 code="unreachable",
             ) from error
-        if isinstance(error, aiohttp.ClientError | OSError):
+        if isinstance(error, BrokenError):
             log.debug("a connection to a source broke", exc_info=error)
             raise AdapterError(
                 "The connection to the source broke; whether it acted is unknown.",
@@ -399,8 +393,8 @@ class _Honest:
 _HONEST: Final = _Honest()
 
 
-def _refuse_compressed(response: aiohttp.ClientResponse) -> None:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+def _refuse_compressed(response: Response) -> None:
+    if response.headers.get("content-encoding", "identity") != "identity":
         raise invalid("it is compressed, which was not asked for")
 
 
@@ -430,14 +424,7 @@ async def connected(
     Reading in the background happens in `background`, which the caller cancels. `mirrors` says which
     arguments of which tool go into headers; the caller changes it as tools are listed.
     """
-    pool = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
-        timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent",),
-        auto_decompress=False,
-        trust_env=False,
-    )
+    pool = Pool(target.url, connect_s=_CONNECT_S, idle_s=_IDLE_S)
     endpoint = Endpoint(
         target, pool, background, answer_bytes_max=answer_bytes_max, on_unasked=on_unasked, mirrors=mirrors
     )
