@@ -121,6 +121,7 @@ class App:
                 relaxed=self.config.store.durability == "relaxed",
                 queue_max=self.config.limits.queue,
                 clock=self._clock,
+                key=self.loaded.master_key(),
             )
             if self.config.telemetry.otlp:
                 telemetry.configure(self.config.telemetry.otlp)

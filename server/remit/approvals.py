@@ -8,6 +8,7 @@ call is let out. Silence is refusal.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,7 +60,7 @@ async def ask(
     Repeated when the call was made before and people need not be asked.
     """
     context: Json = saw.context if saw else {}
-    shown = _shown(call, verdict, cost, plan, context)
+    shown = _shown(call, verdict, cost, plan, context, on.secret)
     votes = votes_needed(verdict.duties)
     # Asked as it will be when they vote: of what lasts, at the time that it is then.
     able = eligible(question_of(call, at_vote(lasting(context), on.clock(), on.config)), on.policy)
@@ -150,7 +151,12 @@ def votes_needed(duties: Iterable[Duty]) -> int:
 
 
 def _shown(
-    call: Call, verdict: Verdict, cost: Mapping[str, int], plan: UndoPlan | None, context: Json
+    call: Call,
+    verdict: Verdict,
+    cost: Mapping[str, int],
+    plan: UndoPlan | None,
+    context: Json,
+    secret: bytes,
 ) -> dict[str, Any]:
     """Everything an approver decides on, from typed fields only; the agent's own words come last."""
     return {
@@ -166,6 +172,8 @@ def _shown(
         "why_asked": verdict.reason,
         "policy_version": verdict.policy_version,
         "context": lasting(context),
+        # Not to be guessed: what is erased cannot be found again by trying what has this binding.
+        "nonce": hmac.digest(secret, b"binding " + call.fingerprint.encode(), "sha256")[:16].hex(),
         "claim": dict(call.claim),
     }
 

@@ -21,6 +21,8 @@ import orjson
 from remit import chain
 from remit.approvals import binding_of
 from remit.records import Records, as_event
+from remit.runs import ERASED
+from remit.vault import Damaged, KeyUnusable, committed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ _LEAVES: Mapping[str, str | None] = {
     "call.resolved": None,
 }
 _RANK = {kind: rank for rank, kind in enumerate(_LEAVES)}
+_NOTHING: Mapping[str, Any] = {}
 _VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.dispatched")
 #: Columns of `calls` that the opening event seals under the same name.
@@ -99,22 +102,19 @@ def verify_events(records: Records, progress: Callable[[], None] = lambda: None)
             )
 
 
-def verify_calls(records: Records, progress: Callable[[], None] = lambda: None) -> Iterator[Finding]:
-    """Every call that disagrees with its events. `progress` is called once for each call."""
+def verify_calls(
+    records: Records, progress: Callable[[], None] = lambda: None, *, payloads: bool = True
+) -> Iterator[Finding]:
+    """Every call that disagrees with its events, and every payload with what was committed to.
+
+    Without `payloads`, those stay sealed. `progress` is called once for each call.
+    """
     events = groupby(
         records.rows("SELECT call_id, kind, body FROM events WHERE call_id IS NOT NULL ORDER BY call_id"),
         key=lambda row: row["call_id"],
     )
     history = next(events, None)
-    for call in records.rows(
-        "SELECT calls.*, arguments.salt AS arguments_salt, arguments.body AS arguments_body,"
-        " results.salt AS result_salt, results.body AS result_body,"
-        " contexts.salt AS context_salt, contexts.body AS context_body FROM calls"
-        " LEFT JOIN payloads AS arguments ON arguments.call_id = calls.id AND arguments.kind = 'arguments'"
-        " LEFT JOIN payloads AS results ON results.call_id = calls.id AND results.kind = 'result'"
-        " LEFT JOIN payloads AS contexts ON contexts.call_id = calls.id AND contexts.kind = 'context'"
-        " ORDER BY calls.id"
-    ):
+    for call in records.rows("SELECT * FROM calls ORDER BY id"):
         progress()
         while history is not None and history[0] < call["id"]:
             yield _no_call(history[0])
@@ -126,13 +126,17 @@ def verify_calls(records: Records, progress: Callable[[], None] = lambda: None) 
         happened = _by_kind(history[1])
         history = next(events, None)
         yield from (Finding(where=where, what=what) for what in _disagreements(call, happened))
+        if payloads:
+            yield from (
+                Finding(where=where, what=what) for what in _miscarried(records, call["id"], happened)
+            )
     while history is not None:
         yield _no_call(history[0])
         history = next(events, None)
 
 
-def verify_approvals(records: Records) -> Iterator[Finding]:
-    """Every request whose text, or whose votes, are not what its events say."""
+def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
+    """Every request whose text (with `payloads`), or whose votes, are not what its events say."""
     for request in records.rows("SELECT * FROM approvals"):
         where = f"approval {request['id']}"
         events = [
@@ -144,13 +148,26 @@ def verify_approvals(records: Records) -> Iterator[Finding]:
         if (
             asked is None
             or asked.get("binding") != request["binding"]
-            or not (asked.get("redacted") or binding_of(_facts(request["shown"])) == request["binding"])
+            or not (asked.get("redacted") or not payloads or _bound(records, request))
         ):
             yield Finding(where=where, what="what it shows is not what people were asked")
         heard = {(kind, facts.get("user"), facts.get("comment")) for kind, facts in events if kind in _VOTES}
         votes = records.rows("SELECT * FROM votes WHERE approval_id = ?", (request["id"],))
         if {(f"approval.{vote['vote']}", vote["user"], vote["comment"]) for vote in votes} != heard:
             yield Finding(where=where, what="its votes are not those that its events tell")
+
+
+def verify_keys(records: Records) -> Iterator[Finding]:
+    """Every key of payloads that is destroyed, or gone, without an event that says who erased it and why."""
+    told = {
+        key_id
+        for row in records.rows("SELECT body FROM events WHERE kind = 'audit.erased'")
+        for key_id in _facts(row["body"]).get("keys", ())
+    }
+    for row in records.rows("SELECT id, wrapped FROM subject_keys"):
+        if (row["wrapped"] is None) != (row["id"] in told):
+            what = "it is destroyed, and no event says so" if row["wrapped"] is None else "it was destroyed"
+            yield Finding(where=f"key {row['id']}", what=what)
 
 
 def verify_runs(records: Records) -> Iterator[Finding]:
@@ -169,7 +186,9 @@ def verify_runs(records: Records) -> Iterator[Finding]:
     ):
         where = f"run {row['run']} of {row['agent']}, {row['name']}"
         commit = told.pop((row["call_id"], row["name"]), None)
-        if row["found"] is None or hashlib.sha256(row["salt"] + row["value"].encode()).hexdigest() != commit:
+        erased = row["value"] == ERASED and commit is not None
+        kept = hashlib.sha256(row["salt"] + row["value"].encode()).hexdigest() == commit
+        if row["found"] is None or not (kept or erased):
             yield Finding(where=where, what="no call established it so")
         if row["conflict_call"] is not None:
             if (row["conflict_call"], row["name"]) not in conflicts:
@@ -308,22 +327,30 @@ def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]])
     ended = happened.get("call.succeeded") or happened.get("call.failed") or {}
     if call["result_commit"] != ended.get("result_commit"):
         yield "result_commit is not what its event says"
-    context = call["context_body"] is not None and not opening.get("redacted")
-    if context and not _committed(call, "context", opening.get("context_commit")):
-        yield "its stored context is not the one that was committed to"
-    if call["result_body"] is not None and not _committed(call, "result", call["result_commit"]):
-        yield "its stored result is not the one that was committed to"
+
+
+def _miscarried(records: Records, call_id: str, happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What of the stored payloads is not what was sealed, or not what was committed to."""
+    opening: Mapping[str, Any] = next((happened[kind] for kind in _OPENINGS if kind in happened), _NOTHING)
+    ended = happened.get("call.succeeded") or happened.get("call.failed") or {}
+    commits = {"result": ended.get("result_commit")}
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
-    if (
-        call["arguments_body"] is not None
-        and not opening.get("redacted")
-        and not _committed(call, "arguments", call["arguments_commit"])
-    ):
-        yield "its stored arguments are not the ones that were committed to"
+    if not opening.get("redacted"):
+        commits |= {kind: opening.get(f"{kind}_commit") for kind in ("arguments", "context")}
+    for row in records.rows("SELECT kind, keys, body FROM payloads WHERE call_id = ?", (call_id,)):
+        try:
+            opened = records.vault.opened(call_id, row["kind"], row["keys"], row["body"])
+        except (Damaged, KeyUnusable) as error:
+            yield f"its stored {row['kind']} cannot be opened: {error}"
+            continue
+        if opened and row["kind"] in commits and committed(*opened) != commits[row["kind"]]:
+            yield f"its stored {row['kind']} is not what was committed to"
 
 
-def _committed(call: sqlite3.Row, payload: str, commit: Any) -> bool:
-    salt, body = call[f"{payload}_salt"], call[f"{payload}_body"]
-    if not isinstance(salt, bytes) or not isinstance(body, bytes):
+def _bound(records: Records, request: sqlite3.Row) -> bool:
+    """Whether what a request shows is what its binding covers; what is erased cannot be told from it."""
+    try:
+        shown = records.opened(request["call_id"], "shown")
+    except (Damaged, KeyUnusable):
         return False
-    return hashlib.sha256(salt + body).hexdigest() == commit
+    return shown is None or binding_of(_facts(shown.decode())) == request["binding"]

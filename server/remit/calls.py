@@ -14,7 +14,7 @@ from remit.identity import Principal
 from remit.ids import uuid7
 from remit.model import Arguments, Call, Confirmation, Recorded, Tool, Undoing
 from remit_adapters.base import Json, Reply
-from remit_rbac import Duty
+from remit_rbac import Duty, EvaluationError
 
 
 def new_call(
@@ -57,6 +57,7 @@ def new_call(
         input_responses=input_responses,
         request_state=request_state,
         confirmation=confirmation,
+        subjects=subjects_of(tool, arguments) if tool.subject else (),
     )
 
 
@@ -78,7 +79,20 @@ def recorded_call(found: Recorded, tool: Tool) -> Call:
         client_key=found.client_key,
         claim=found.claim,
         trace_id=found.trace_id,
+        subjects=subjects_of(tool, orjson.loads(found.arguments)) if tool.subject else (),
     )
+
+
+def subjects_of(tool: Tool, arguments: Arguments) -> tuple[str, ...]:
+    """Whom a call with these arguments is about, beside its user; nobody when that cannot be told."""
+    if tool.subject is None:
+        return ()
+    try:
+        value = tool.subject(args=arguments)
+    except EvaluationError:
+        return ()
+    names: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(names)) if all(isinstance(name, str) and name for name in names) else ()
 
 
 def fingerprint_of(

@@ -315,6 +315,7 @@ def _made(
         if_match=rules.if_match,
         failed_when=_compiled(rules.failed_when) if rules.failed_when else None,
         resource=_compiled(rules.resource) if rules.resource else None,
+        subject=_compiled(rules.subject) if rules.subject else None,
         parsed=tuple(rules.parse),
         facts=tuple(
             {

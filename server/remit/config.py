@@ -111,6 +111,9 @@ class Store(Strict):
     path: Path = Path("remit.db")
     #: `full` survives power loss; `relaxed` may forget the outcome (never the intent) of the last calls.
     durability: Literal["full", "relaxed"] = "full"
+    #: Wraps the keys of what calls carry: leads to 64 hexadecimal digits. Without it, it is a file beside the
+    #: database, made at the first start.
+    master_key: SecretRef | None = None
 
 
 class PolicySource(Strict):
@@ -398,6 +401,9 @@ class ToolRules(Strict):
     failed_when: Annotated[str, expression("args", "result", "text")] | None = None
     #: What the call touches, for example `'order:' + args.order_id`; a later touch makes an undo a conflict.
     resource: Annotated[str, expression("args", "result")] | None = None
+    #: Whom a call is about beside its user, a name or a list of them, for example `'customer:' +
+    #: args.customer_id`: what it carries can then be erased by that name (`remit audit erase`).
+    subject: Annotated[str, expression("args")] | None = None
     #: Arguments that carry JSON in a text, offered to rules as `r.ctx.parsed.<argument>`.
     parse: Mapping[str, Literal["json"]] = {}
     #: Looked up before the call is decided, offered to rules as `r.ctx.facts.<name>`.

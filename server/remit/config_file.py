@@ -41,6 +41,11 @@ class Loaded:
     #: The file as the operator named it.
     shown: str
 
+    def master_key(self) -> str | None:
+        """The master key of payloads, where the configuration says which. Raises ConfigError."""
+        reference = self.config.store.master_key
+        return resolve(reference, self.folder) if reference else None
+
     def problem(self, field: strict_yaml.Path, message: str) -> Problem:
         """A problem that was found later, such as a tool that no source has, at its line."""
         return Problem.at(self.shown, self.positions, field, message)

@@ -74,7 +74,7 @@ class IdentityUnavailable(RemitError):
     """The issuer's keys cannot be had, so nobody's token can be checked now. Try again soon."""
 
 
-class PepperUnsafe(RemitError):
+class SecretUnsafe(RemitError):
     """The pepper file may be known to others, or is damaged. Put it right before any key is trusted."""
 
 
@@ -205,40 +205,48 @@ def _base32(data: bytes) -> str:
 
 
 def load_pepper(path: Path) -> bytes:
-    """Read the secret that API keys are hashed under; made at first use, for this user's eyes only.
+    """Read the secret that API keys are hashed under; made at first use.
 
-    It stays out of the database, so a copy of the database verifies nothing. Raises `PepperUnsafe` when
-    others may read it, when it is a link, or when its length is wrong.
+    It stays out of the database, so a copy of the database verifies nothing. Raises as `load_secret`.
+    """
+    return load_secret(path, lost="restore it, or delete it and make all API keys anew")
+
+
+def load_secret(path: Path, *, lost: str) -> bytes:
+    """Read 32 secret bytes, made at first use, for this user's eyes only.
+
+    Raises `SecretUnsafe` when others may read them, when the file is a link, or when its length is wrong:
+    what to do then is said by `lost`.
     """
     try:
         if not os.path.lexists(path):
             _create(path, secrets.token_bytes(32))
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
             status = os.fstat(file.fileno())
-            pepper = file.read(33)
+            secret = file.read(33)
     except OSError as error:
-        raise PepperUnsafe(f"{path} cannot be made or read as a plain file: {error.strerror}.") from error
+        raise SecretUnsafe(f"{path} cannot be made or read as a plain file: {error.strerror}.") from error
     # Elsewhere these bits mean nothing: access lists of the folder decide.
     if os.name == "posix" and (status.st_mode & 0o077 or status.st_uid != os.geteuid()):
-        raise PepperUnsafe(
+        raise SecretUnsafe(
             f"{path} must belong to you alone: chown it to the server's user and chmod 600 it."
         )
-    if len(pepper) != 32:
-        raise PepperUnsafe(f"{path} must hold 32 bytes; restore it, or delete it and make all API keys anew.")
-    return pepper
+    if len(secret) != 32:
+        raise SecretUnsafe(f"{path} must hold 32 bytes; {lost}.")
+    return secret
 
 
-def _create(path: Path, pepper: bytes) -> None:
+def _create(path: Path, secret: bytes) -> None:
     """Put the file there whole or not at all: of two servers that start together, one wins."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pepper)
+            file.write(secret)
             file.flush()
             os.fsync(file.fileno())
         os.link(draft, path)
     except FileExistsError:
-        logger.debug("another process made the pepper first")
+        logger.debug("another process made the secret first")
     finally:
         draft.unlink(missing_ok=True)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import socket
 import sqlite3
@@ -26,12 +25,13 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, notices, runs, versions
+from remit import balances, erasing, notices, runs, versions
 from remit.calls import redacted
 from remit.chain import GENESIS, entry
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
+from remit.erasing import Erasure
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
@@ -40,6 +40,7 @@ from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, Un
 from remit.notices import Notice
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
+from remit.vault import KeyUnusable, Seal, Sealer, committed, is_living, master_key
 from remit.versions import Digests, Version
 from remit.writer import Writer
 from remit_adapters.base import Json, Reply
@@ -116,9 +117,12 @@ class Undoable:
     run: str
     tool: str
     effect: str
-    arguments: Json
+    #: None when erased, or no longer kept; so are `result`, `before` and `after` then.
+    arguments: Json | None
     state: str
-    plan: Json
+    undo_tool: str
+    #: None also where they could not be worked out.
+    undo_arguments: Json | None
     result: Json | None
     before: Any
     #: What it left behind, `kept` and `etag`; None when that was not seen.
@@ -131,8 +135,9 @@ class Undoable:
 
 
 class Journal:
-    def __init__(self, ledger: Ledger, writer: Writer, liveness: int, path: Path) -> None:
+    def __init__(self, ledger: Ledger, sealer: Sealer, writer: Writer, liveness: int, path: Path) -> None:
         self._ledger = ledger
+        self._sealer = sealer
         self._writer = writer
         self._liveness = liveness
         self._owed: deque[Callable[[], object]] = deque()
@@ -234,12 +239,12 @@ class Journal:
                     binding,
                     call.fingerprint,
                     votes,
-                    orjson.dumps(shown).decode(),
                     now,
                     expires_us,
                     None,
                 ),
             )
+            self._sealer.keep(self._seal(call), call.id, "shown", orjson.dumps(shown))
             self._event(
                 "call.awaiting_approval",
                 call,
@@ -317,7 +322,7 @@ class Journal:
             if touches is not None:
                 self._ledger.insert("touches", (touches, call_id))
             if before is not None:
-                self._ledger.insert("payloads", (call_id, "before", os.urandom(16), before))
+                self._sealer.keep(self._seal(call), call_id, "before", before)
             if call.kind == "undo":
                 self._ledger.execute(
                     "UPDATE undos SET state = 'running', undo_call = ? WHERE call_id = ?",
@@ -376,8 +381,10 @@ class Journal:
 
         def change() -> str:
             ledger = self._ledger
-            salt = os.urandom(16)
-            commit = _commit(salt, reply) if reply is not None else None
+            commit: str | None = None
+            if reply is not None:
+                seal = None if call.tool.effect is Effect.READ else self._seal(call)
+                commit = self._sealer.keep(seal, call_id, "result", reply)
             moved = ledger.execute(
                 "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?,"
                 " resolution = ?, client_key = CASE WHEN ? THEN NULL ELSE client_key END"
@@ -386,23 +393,18 @@ class Journal:
             )
             if moved != 1:
                 raise WrongState(f"call {call_id} is not open: it cannot be settled")
-            if reply is not None and call.tool.effect is not Effect.READ:
-                ledger.insert("payloads", (call_id, "result", salt, reply))
             if after is not None:
-                ledger.insert("payloads", (call_id, "after", os.urandom(16), after))
+                self._sealer.keep(self._seal(call), call_id, "after", after)
             spent = balances.resolve(ledger, call_id, costs)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
             if plan:
                 ledger.execute(
-                    "UPDATE undos SET state = ?, plan = ?, resource = ? WHERE call_id = ?",
-                    (
-                        "void" if plan.arguments is None else "ready",
-                        _plan_json(plan),
-                        plan.resource,
-                        call_id,
-                    ),
+                    "UPDATE undos SET state = ?, resource = ? WHERE call_id = ?",
+                    ("void" if plan.arguments is None else "ready", plan.resource, call_id),
                 )
+                if plan.arguments is not None:
+                    self._sealer.keep(self._seal(call), call_id, "undo", orjson.dumps(plan.arguments))
             refunded: list[Json] = []
             if undo_state and call.of_call:
                 ledger.execute(
@@ -724,6 +726,24 @@ class Journal:
 
         await self._writer.write(change, durable=False)
 
+    # What is kept.
+
+    async def erase(self, *, tenant: str, subject: str, reason: str, by: str) -> Erasure:
+        """Destroy the keys of what is kept about somebody. Raises UnknownRecord, or WrongState as yet."""
+        return await self._writer.write(
+            lambda: erasing.destroy(
+                self._ledger, self._sealer, tenant=tenant, subject=subject, reason=reason, by=by
+            )
+        )
+
+    async def clear(self, call_ids: Sequence[str]) -> None:
+        """Clear what is not sealed in the rows of erased calls; a slice of them at a time."""
+        await self._writer.write(lambda: erasing.clear(self._ledger, self._sealer, call_ids))
+
+    async def cleared(self, key_id: str) -> None:
+        """Note that nothing is left to be cleared for this destroyed key."""
+        await self._writer.write(lambda: erasing.cleared(self._ledger, key_id))
+
     # The policy.
 
     async def decides_by(self, version: Version, *, from_files: bool) -> None:
@@ -825,23 +845,20 @@ class Journal:
 
         def change() -> Undoable | None:
             row = self._ledger.one(
-                "SELECT calls.*, undos.state AS undo_state, undos.plan, undos.expires_us, undos.resource,"
-                " undos.residue,"
-                " payloads.body AS arguments, answers.body AS answer, images.body AS image,"
-                " left.body AS left, EXISTS (SELECT 1 FROM touches JOIN calls AS l ON l.id = touches.call_id"
+                "SELECT calls.*, undos.state AS undo_state, undos.tool AS undo_tool, undos.expires_us,"
+                " undos.resource, undos.residue,"
+                " EXISTS (SELECT 1 FROM touches JOIN calls AS l ON l.id = touches.call_id"
                 " JOIN undos AS gone ON gone.call_id = l.id WHERE touches.resource = undos.resource"
                 " AND l.tenant = calls.tenant AND (l.dispatched_us, l.id) > (calls.dispatched_us, calls.id)"
                 " AND gone.state = 'done') AS retouched"
                 " FROM calls JOIN undos ON undos.call_id = calls.id"
-                " JOIN payloads ON payloads.call_id = calls.id AND payloads.kind = 'arguments'"
-                " LEFT JOIN payloads AS answers ON answers.call_id = calls.id AND answers.kind = 'result'"
-                " LEFT JOIN payloads AS images ON images.call_id = calls.id AND images.kind = 'before'"
-                " LEFT JOIN payloads AS left ON left.call_id = calls.id AND left.kind = 'after'"
                 " WHERE calls.id = ?",
                 (call_id,),
             )
             if row is None:
                 return None
+            kinds = ("arguments", "undo", "result", "before", "after")
+            kept = {kind: self._carried(call_id, kind) for kind in kinds}
             return Undoable(
                 call_id=call_id,
                 tenant=row["tenant"],
@@ -850,12 +867,13 @@ class Journal:
                 run=row["run"],
                 tool=row["tool"],
                 effect=row["effect"],
-                arguments=orjson.loads(row["arguments"]),
+                arguments=kept["arguments"],
                 state=row["undo_state"],
-                plan=orjson.loads(row["plan"]),
-                result=orjson.loads(row["answer"]) if row["answer"] is not None else None,
-                before=orjson.loads(row["image"]) if row["image"] is not None else None,
-                after=orjson.loads(row["left"]) if row["left"] is not None else None,
+                undo_tool=row["undo_tool"],
+                undo_arguments=kept["undo"],
+                result=kept["result"],
+                before=kept["before"],
+                after=kept["after"],
                 retouched=bool(row["retouched"]),
                 expires_us=row["expires_us"],
                 resource=row["resource"],
@@ -1020,24 +1038,36 @@ class Journal:
                 )
         if row is None:
             return None
-        answer = self._ledger.one(
-            "SELECT body FROM payloads WHERE call_id = ? AND kind = 'result'", (row["id"],)
+        answer = self._carried(row["id"], "result") if row["state"] in ("succeeded", "failed") else None
+        return Repeated(call_id=row["id"], state=row["state"], reply=_reply(answer) if answer else None)
+
+    def _carried(self, call_id: str, kind: str) -> Any:
+        """What a payload of a call says; None when it is erased, or not kept (any more)."""
+        opened = self._opened(call_id, kind)
+        return orjson.loads(opened[1]) if opened else None
+
+    def _opened(self, call_id: str, kind: str) -> tuple[bytes, bytes] | None:
+        """The salt and the bytes of it."""
+        row = self._ledger.one(
+            "SELECT keys, body FROM payloads WHERE call_id = ? AND kind = ?", (call_id, kind)
         )
-        reply = _reply(answer["body"]) if answer and row["state"] in ("succeeded", "failed") else None
-        return Repeated(call_id=row["id"], state=row["state"], reply=reply)
+        return self._sealer.vault.opened(call_id, kind, row["keys"], row["body"]) if row else None
+
+    def _seal(self, call: Call) -> Seal | None:
+        """What this call's payloads are sealed with: an undo carries what the call did that it takes back."""
+        also = ""
+        if call.of_call and call.kind not in ("before", "fact"):  # what those precede has no record yet
+            row = self._ledger.one(
+                "SELECT keys FROM payloads WHERE call_id = ? AND kind = 'arguments'", (call.of_call,)
+            )
+            also = row["keys"] if row else ""
+        who = call.principal
+        return self._sealer.seal_for(who.tenant, (who.user, *call.subjects), also)
 
     def _recorded(self, row: sqlite3.Row) -> Recorded:
-        kept = {
-            kept["kind"]: kept
-            for kept in self._ledger.all(
-                "SELECT kind, salt, body FROM payloads WHERE call_id = ? AND kind IN ('arguments', 'before')",
-                (row["id"],),
-            )
-        }
-        exact = kept.get("arguments")
-        if exact and _commit(exact["salt"], exact["body"]) != row["arguments_commit"]:
+        exact = self._opened(row["id"], "arguments")
+        if exact and committed(*exact) != row["arguments_commit"]:
             exact = None
-        before = kept.get("before")
         return Recorded(
             call_id=row["id"],
             kind=row["kind"],
@@ -1048,8 +1078,8 @@ class Journal:
             tool=row["tool"],
             effect=row["effect"],
             fingerprint=row["fingerprint"],
-            arguments=exact["body"] if exact else None,
-            before=orjson.loads(before["body"]) if before else None,
+            arguments=exact[1] if exact else None,
+            before=self._carried(row["id"], "before"),
             received_us=row["created_us"],
             deadline_us=row["deadline_us"],
             client_key=row["client_key"],
@@ -1059,8 +1089,8 @@ class Journal:
 
     def _refund(self, call_id: str) -> list[Json]:
         """Give back what the undo of this call brings back, as its plan says; return that."""
-        row = self._ledger.one("SELECT plan FROM undos WHERE call_id = ?", (call_id,))
-        percent = orjson.loads(row["plan"])["refund"] if row else 0
+        row = self._ledger.one("SELECT refund FROM undos WHERE call_id = ?", (call_id,))
+        percent = row["refund"] if row else 0
         return balances.refund(self._ledger, call_id, percent) if percent else []
 
     def _short(
@@ -1162,11 +1192,15 @@ class Journal:
             later = self._ledger.one(
                 "SELECT l.id FROM touches JOIN calls AS l ON l.id = touches.call_id"
                 " JOIN calls AS o ON o.id = ? LEFT JOIN undos ON undos.call_id = l.id"
-                " WHERE touches.resource = ? AND l.id <> o.id AND l.tenant = o.tenant"
+                " WHERE touches.resource IN (?, ?) AND l.id <> o.id AND l.tenant = o.tenant"
                 " AND (l.dispatched_us, l.id) > (o.dispatched_us, o.id)"
                 " AND l.state IN ('dispatched', 'in_doubt', 'succeeded')"
                 " AND undos.state IS NOT 'done' LIMIT 1",
-                (call.of_call, row["resource"]),
+                (
+                    call.of_call,
+                    row["resource"],
+                    erasing.pseudonym(self._sealer.vault, call.principal.tenant, row["resource"]),
+                ),
             )
             if later is not None:
                 reason = "Something has changed the same thing since: undo that first, or ask a person."
@@ -1195,19 +1229,18 @@ class Journal:
         """Add the call's row; return what its first event must seal of it."""
         now = self._ledger.now_us
         # The commitment is to the exact bytes; what is kept may have parts struck out.
-        salt = os.urandom(16)
-        commit = _commit(salt, call.arguments_json)
+        seal = self._seal(call)
+        for key_id in seal.others if seal else ():
+            self._ledger.insert("call_subjects", (key_id, call.id))
         kept = redacted(call.arguments_json, verdict.duties)
-        self._ledger.insert("payloads", (call.id, "arguments", salt, kept))
+        commit = self._sealer.keep(seal, call.id, "arguments", kept, exact=call.arguments_json)
         seen: dict[str, Any] = {}
         if saw is not None:
-            salt = os.urandom(16)
-            body = orjson.dumps(saw.context, option=orjson.OPT_SORT_KEYS)
-            seen["context_commit"] = _commit(salt, body)
+            exact = body = orjson.dumps(saw.context, option=orjson.OPT_SORT_KEYS)
             if kept is not call.arguments_json:
                 shown = context_redacted(saw.context, call, verdict.duties)
                 body = orjson.dumps(shown, option=orjson.OPT_SORT_KEYS)
-            self._ledger.insert("payloads", (call.id, "context", salt, body))
+            seen["context_commit"] = self._sealer.keep(seal, call.id, "context", body, exact=exact)
             if saw.reads:
                 seen["facts"] = saw.reads
         who = call.principal
@@ -1276,10 +1309,17 @@ class Journal:
 
 
 async def open_journal(
-    path: Path, *, role: str, relaxed: bool = False, queue_max: int = 4096, clock: Clock = now_us
+    path: Path,
+    *,
+    role: str,
+    relaxed: bool = False,
+    queue_max: int = 4096,
+    clock: Clock = now_us,
+    key: str | None = None,
 ) -> Journal:
     """Open (and, when new, create) the audit database at `path` for this process.
 
+    `key` is the master key of its payloads in hexadecimal; None: the file beside it, made when it is new.
     Takes over the calls of processes that died: reads end as failed, anything else is in doubt.
     Raises RemitError when the file cannot be used.
     """
@@ -1293,8 +1333,9 @@ async def open_journal(
         raise RemitError(f"the audit database {path} cannot be used: {error.strerror}") from None
     except sqlite3.Error as error:
         raise RemitError(f"the audit database {path} cannot be used: {error}") from None
+    sealer = await anyio.to_thread.run_sync(_sealer, ledger, path, key)
     writer = Writer(ledger, queue_max=queue_max)
-    journal = Journal(ledger, writer, liveness, path)
+    journal = Journal(ledger, sealer, writer, liveness, path)
 
     def change() -> None:
         ledger.execute(
@@ -1317,6 +1358,18 @@ async def open_journal(
 
     await writer.write(change)
     return journal
+
+
+def _sealer(ledger: Ledger, path: Path, key: str | None) -> Sealer:
+    """What seals the payloads of this database. Raises RemitError when it is not the key of those there."""
+    living = is_living(ledger.one)
+    sealer = Sealer(master_key(path, key, living=living is not None), ledger)
+    if living is not None:
+        try:
+            sealer.vault.unwrapped(living["id"], living["wrapped"])
+        except KeyUnusable as error:
+            raise RemitError(f"{error}: restore the right one") from None
+    return sealer
 
 
 def _take_over_the_dead(ledger: Ledger, path: Path) -> None:
@@ -1413,20 +1466,12 @@ def _key(call: Call) -> str | None:
     return None if call.tool.effect is Effect.READ else call.client_key
 
 
-def _commit(salt: bytes, body: bytes) -> str:
-    return hashlib.sha256(salt + body).hexdigest()
-
-
-def _plan_json(plan: UndoPlan) -> str:
-    return orjson.dumps({"tool": plan.tool, "arguments": plan.arguments, "refund": plan.refund}).decode()
-
-
 def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:
     return (
         call_id,
         state,
         plan.tool,
-        _plan_json(plan),
+        plan.refund,
         plan.resource,
         plan.expires_us,
         None,
@@ -1435,8 +1480,7 @@ def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:
     )
 
 
-def _reply(body: bytes) -> Reply:
-    value = orjson.loads(body)
+def _reply(value: Json) -> Reply:
     asks = value.get("resultType") == "input_required"
     return Reply(
         body=value, is_error=bool(value.get("isError")), kind="input_required" if asks else "complete"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
 
     from remit.runs import Run, RunKey
+    from remit.vault import Seal
 
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
 _WAL_MAX_BYTES = 8 * 2**20
@@ -73,6 +74,8 @@ class Ledger:
         self._accounts: dict[tuple[str, int], Account] = {}
         #: Runs that were asked about (see `runs.py`), as of the newest transaction.
         self.runs: dict[RunKey, Run] = {}
+        #: What payloads are sealed with (see `vault.py`), by tenant, subjects and further keys.
+        self.seals: dict[tuple[str, tuple[str, ...], str], Seal | None] = {}
         #: Every switch that is on: (kind, scope, target, tenant). Replaced whole, so any thread may read it.
         self.switches: frozenset[tuple[str, str, str, str]] = frozenset()
         #: Runs that must be told something (see `notices.py`). Replaced whole, too.
@@ -173,6 +176,10 @@ class Ledger:
     def position(self) -> tuple[int, str]:
         """The sequence number and hash of the newest event of this stream."""
         return self._seq, self._head
+
+    def overwrite_what_goes(self) -> None:
+        """Have what is deleted or replaced from now on overwritten in the file, too."""
+        self._db.execute("PRAGMA secure_delete = ON")
 
     def reload_switches(self) -> None:
         rows = self._db.execute("SELECT kind, scope, target, tenant FROM switches").fetchall()
@@ -279,6 +286,7 @@ class Ledger:
         self._inserts.clear()
         self._accounts.clear()
         self.runs.clear()
+        self.seals.clear()
         self._data_version = -1
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
@@ -289,6 +297,7 @@ class Ledger:
             self._data_version = version
             self._accounts.clear()
             self.runs.clear()
+            self.seals.clear()
             self.reload_switches()
             self.reload_untold()
         elif len(self._accounts) > 4096:

@@ -127,6 +127,8 @@ class Tool:
     if_match: str | None
     failed_when: Expression | None
     resource: Expression | None
+    #: Whom a call is about, beside the user for whom it is made: a name, or a list of them.
+    subject: Expression | None
     #: Arguments that carry JSON in a text.
     parsed: tuple[str, ...]
     #: What is looked up before the call is decided, in waves that run in parallel.
@@ -209,6 +211,8 @@ class Call:
     input_responses: Json | None = None
     request_state: str | None = None
     confirmation: Confirmation | None = None
+    #: Whom the call is about, beside its user (see `vault.py`).
+    subjects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

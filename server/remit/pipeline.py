@@ -25,7 +25,7 @@ import orjson
 
 from remit import approvals, confirmations, runs, telemetry
 from remit.budgets import CALLS, charges
-from remit.calls import fingerprint_of, result_of
+from remit.calls import fingerprint_of, result_of, subjects_of
 from remit.catalog import Catalog
 from remit.checks.arguments import misfit, unfit
 from remit.checks.containment import stopped
@@ -295,6 +295,8 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         if isinstance(read, str):
             return Decision(verdict=unfit(read))
         parsed = read
+    if call.tool.subject and not call.subjects and call.kind == "call":
+        return Decision(verdict=_NO_SUBJECT)
     try:
         estimates = estimates_of(call)
     except EvaluationError:
@@ -772,6 +774,7 @@ def own_read(
         confirmation=None,
         input_responses=None,
         request_state=None,
+        subjects=tuple(dict.fromkeys((*call.subjects, *subjects_of(tool, arguments)))),
     )
 
 
@@ -896,6 +899,13 @@ _NO_PRICE = Verdict(
     code="no_price",
     reason="What this call costs cannot be computed from its arguments, so it is refused. Check that every "
     "amount is present and is a whole number.",
+    remedy=Remedy.CHANGE,
+)
+_NO_SUBJECT = Verdict(
+    rung=Rung.DENY,
+    code="no_subject",
+    reason="Whom this call is about cannot be told from its arguments, so it is refused. Check that they "
+    "name a person or an account as its description says.",
     remedy=Remedy.CHANGE,
 )
 _CROWDED = Verdict(

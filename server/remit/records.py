@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from remit.chain import EventRow
 from remit.comparing import Difference, Group
+from remit.erasing import pseudonym
 from remit.errors import RemitError, UnknownRecord
 from remit.schema import HEAD
+from remit.vault import Vault, master_key
 from remit_rbac import Question
 
 
@@ -94,12 +97,15 @@ class ApprovalRecord:
     id: str
     call_id: str
     tenant: str
+    agent: str
+    user: str
+    tool: str
     #: As stored; a request whose time is up may still say `pending` until somebody notices.
     state: str
     binding: str
     fingerprint: str
     votes_needed: int
-    #: What the approver is shown and what the binding covers.
+    #: What the approver is shown and what the binding covers; None when erased.
     shown: Any
     created_us: int
     expires_us: int
@@ -131,7 +137,7 @@ class Move:
 class UndoRecord:
     state: str
     tool: str
-    #: None until the call's result was known, or when the way back could not be worked out.
+    #: None until the call's result was known, when the way back could not be worked out, or when erased.
     arguments: Any
     resource: str | None
     expires_us: int
@@ -145,7 +151,9 @@ class Story:
     """Everything about one call."""
 
     call: CallRecord
-    #: None when erased, or never stored (results of reads are not).
+    #: Some of what the call carried was erased: what is None below.
+    erased: bool
+    #: None when erased, no longer kept, or never stored (results of reads are not).
     arguments: Any
     result: Any
     before: Any
@@ -256,9 +264,16 @@ class Activation:
     at_us: int
 
 
+def _beside() -> None:
+    """The master key is in the file beside the database."""
+
+
 @contextmanager
-def open_records(path: Path) -> Generator[Records]:
-    """The records in the audit database at `path`, as of now. Raises RemitError when it cannot be read."""
+def open_records(path: Path, key: Callable[[], str | None] = _beside) -> Generator[Records]:
+    """The records in the audit database at `path`, as of now. Raises RemitError when it cannot be read.
+
+    `key` gives the master key of payloads when one is to be opened (see `vault.master_key`).
+    """
     if not path.is_file():
         raise RemitError(f"there is no audit database {path} yet: it is made when Remit first serves")
     try:
@@ -275,7 +290,7 @@ def open_records(path: Path) -> Generator[Records]:
                 f"{path} has schema {version}, and this Remit knows {HEAD}: "
                 + ("upgrade Remit" if version > HEAD else "let it serve once, which upgrades the file")
             )
-        yield Records(db)
+        yield Records(db, lambda: master_key(path, key(), living=True))
     except sqlite3.DatabaseError as error:
         raise RemitError(f"the audit database {path} cannot be read: {error}") from None
     finally:
@@ -283,8 +298,26 @@ def open_records(path: Path) -> Generator[Records]:
 
 
 class Records:
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, key: Callable[[], bytes]) -> None:
         self._db = db
+        self._key = key
+
+    @cached_property
+    def vault(self) -> Vault:
+        """What opens payloads. Raises RemitError when its key cannot be read."""
+        return Vault(self._key(), self._one, remember=True)
+
+    # What calls carried.
+
+    def opened(self, call_id: str, kind: str) -> bytes | None:
+        """A payload of a call; None when it is erased, or not kept (any more). Raises RemitError."""
+        row = self._one("SELECT keys, body FROM payloads WHERE call_id = ? AND kind = ?", (call_id, kind))
+        opened = self.vault.opened(call_id, kind, row["keys"], row["body"]) if row else None
+        return opened[1] if opened else None
+
+    def _carried(self, call_id: str, kind: str) -> Any:
+        body = self.opened(call_id, kind)
+        return json.loads(body) if body is not None else None
 
     # Calls.
 
@@ -314,17 +347,15 @@ class Records:
     def story(self, start: str) -> Story:
         """Everything about the one call whose id begins so. Raises UnknownRecord."""
         call = self.call(start)
-        payloads = {
-            row["kind"]: json.loads(row["body"])
-            for row in self._all("SELECT kind, body FROM payloads WHERE call_id = ?", (call.id,))
-        }
+        after = self._carried(call.id, "after")
         return Story(
             call=call,
-            arguments=payloads.get("arguments"),
-            result=payloads.get("result"),
-            before=payloads.get("before"),
-            after=payloads["after"]["kept"] if "after" in payloads else None,
-            context=payloads.get("context"),
+            erased=self.is_erased(call.id),
+            arguments=self._carried(call.id, "arguments"),
+            result=self._carried(call.id, "result"),
+            before=self._carried(call.id, "before"),
+            after=after["kept"] if after is not None else None,
+            context=self._carried(call.id, "context"),
             approval=self.approval(call.approval_id) if call.approval_id else None,
             holds=tuple(
                 Hold(**row)
@@ -362,20 +393,31 @@ class Records:
             ),
         )
 
+    def is_erased(self, call_id: str) -> bool:
+        """Whether somebody was erased whom the call was about."""
+        row = self._one("SELECT keys FROM payloads WHERE call_id = ? LIMIT 1", (call_id,))
+        return row is not None and self.vault.cipher(row["keys"]) is None
+
+    def sealed_with(self, key_id: str, *, tenant: str, subject: str) -> Iterator[str]:
+        """The ids of the calls whose payloads are sealed with this key of somebody."""
+        if subject.startswith("user:"):
+            for row in self._db.execute(
+                "SELECT calls.id FROM calls JOIN payloads ON call_id = calls.id WHERE tenant = ?"
+                " AND \"user\" = ? AND payloads.kind = 'arguments' AND INSTR(keys, ?) > 0",
+                (tenant, subject, key_id),
+            ):
+                yield row["id"]
+        for row in self._db.execute("SELECT call_id FROM call_subjects WHERE key_id = ?", (key_id,)):
+            yield row["call_id"]
+
     def asked(self, start: str) -> Asked | None:
         """What policy was asked about the one call whose id begins so; None where nothing of that is kept.
 
         Raises UnknownRecord.
         """
         call = self.call(start)
-        kept = {
-            row["kind"]: row["body"]
-            for row in self._all(
-                "SELECT kind, body FROM payloads WHERE call_id = ? AND kind IN ('arguments', 'context')",
-                (call.id,),
-            )
-        }
-        if len(kept) < 2:
+        arguments, context = (self._carried(call.id, kind) for kind in ("arguments", "context"))
+        if arguments is None or context is None:
             return None
         opening = self._one(
             "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (call.id,)
@@ -386,8 +428,8 @@ class Records:
                 agent=call.agent,
                 user=call.user,
                 tool=call.tool,
-                args=json.loads(kept["arguments"]),
-                ctx=json.loads(kept["context"]),
+                args=arguments,
+                ctx=context,
             ),
             redacted=opening is not None and bool(json.loads(opening["body"]).get("redacted")),
         )
@@ -399,7 +441,7 @@ class Records:
         return UndoRecord(
             state=row["state"],
             tool=row["tool"],
-            arguments=json.loads(row["plan"])["arguments"],
+            arguments=self._carried(call_id, "undo"),
             resource=row["resource"],
             expires_us=row["expires_us"],
             undo_call=row["undo_call"],
@@ -411,11 +453,18 @@ class Records:
         """The calls after `call` that changed the same thing, or may have, and are not undone, in order."""
         rows = self._all(
             "SELECT c.* FROM touches JOIN calls AS c ON c.id = touches.call_id"
-            " LEFT JOIN undos ON undos.call_id = c.id WHERE touches.resource = ? AND c.tenant = ?"
+            " LEFT JOIN undos ON undos.call_id = c.id WHERE touches.resource IN (?, ?) AND c.tenant = ?"
             " AND c.id <> ? AND (c.dispatched_us, c.id) > (?, ?)"
             " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') AND undos.state IS NOT 'done'"
             " ORDER BY c.dispatched_us, c.id",
-            (resource, call.tenant, call.id, call.dispatched_us, call.id),
+            (
+                resource,
+                pseudonym(self.vault, call.tenant, resource),
+                call.tenant,
+                call.id,
+                call.dispatched_us,
+                call.id,
+            ),
         )
         return [_call(row) for row in rows]
 
@@ -450,7 +499,9 @@ class Records:
             (row["id"],),
         )
         values = _values(row)
-        values["shown"] = json.loads(values["shown"])
+        values["shown"] = self._carried(values["call_id"], "shown")
+        (call,) = self._all('SELECT agent, "user", tool FROM calls WHERE id = ?', (values["call_id"],))
+        values |= dict(call)
         return ApprovalRecord(**values, votes=tuple(Vote(**vote) for vote in votes))
 
     def shadow(self) -> ShadowRecord | None:

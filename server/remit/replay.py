@@ -49,10 +49,10 @@ def replay(
     today, then = Asker(config, policy), Asker(config, candidate)
     for row in found.rows(_CALLS, (found.first_id(since_us),)):
         advance()
-        supposed = _supposed(row)
+        supposed = _supposed(found, row)
         try:
             if supposed is None:
-                raise NoQuestion("its arguments are gone")
+                raise NoQuestion("its arguments are erased, or no longer kept")
             before, after = today.ask(supposed), then.ask(supposed)
         except NoQuestion:
             told.skipped += 1
@@ -73,24 +73,21 @@ def count(found: Records, since_us: int) -> int:
 _COUNT = "SELECT COUNT(*) FROM calls WHERE id >= ? AND kind = 'call' AND policy_version <> ''"
 _CALLS = (
     "SELECT c.id, c.tenant, c.agent, c.user, c.tool, c.effect, c.verdict, c.created_us,"
-    " c.claim, p.body, x.body AS context"
-    " FROM calls AS c"
-    " LEFT JOIN payloads AS p ON p.call_id = c.id AND p.kind = 'arguments'"
-    " LEFT JOIN payloads AS x ON x.call_id = c.id AND x.kind = 'context'"
-    " WHERE c.id >= ? AND c.kind = 'call' AND c.policy_version <> '' ORDER BY c.id"
+    " c.claim FROM calls AS c WHERE c.id >= ? AND c.kind = 'call' AND c.policy_version <> '' ORDER BY c.id"
 )
 
 
-def _supposed(row: sqlite3.Row) -> Supposed | None:
-    if row["body"] is None:
+def _supposed(found: Records, row: sqlite3.Row) -> Supposed | None:
+    arguments, context = (found.opened(row["id"], kind) for kind in ("arguments", "context"))
+    if arguments is None:
         return None
     return Supposed(
         tenant=row["tenant"],
         agent=row["agent"],
         user=row["user"],
         tool=row["tool"],
-        arguments=json.loads(row["body"]),
+        arguments=json.loads(arguments),
         at_us=row["created_us"],
         claim=json.loads(row["claim"]) if row["claim"] else {},
-        context=json.loads(row["context"]) if row["context"] else {"effect": row["effect"]},
+        context=json.loads(context) if context else {"effect": row["effect"]},
     )

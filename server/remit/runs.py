@@ -23,6 +23,8 @@ from remit_adapters.base import Json
 RunKey = tuple[str, str, str, str]
 #: Runs kept in memory. Past it all are forgotten, and read again when they are needed.
 _KEPT_MAX = 4096
+#: The value of a fact that was erased: none that a call may establish.
+ERASED = "null"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,10 @@ def establish(ledger: Ledger, call: Call, call_id: str, values: Mapping[str, Sca
 
 def _read(ledger: Ledger, key: RunKey) -> Run:
     where = ' tenant = ? AND agent = ? AND "user" = ? AND run = ?'
-    facts = ledger.all(f"SELECT name, value, conflict_call FROM run_facts WHERE {where}", key)  # noqa: S608 - the columns are ours
+    facts = ledger.all(
+        f"SELECT name, value, conflict_call FROM run_facts WHERE {where} AND value <> '{ERASED}'",  # noqa: S608 - the columns are ours
+        key,
+    )
     counts = ledger.all(
         f"SELECT tool, SUM(effect <> 'read') AS writes, COUNT(*) AS calls FROM calls WHERE {where}"  # noqa: S608 - the columns are ours
         " AND kind = 'call' AND dispatched_us IS NOT NULL GROUP BY tool",

@@ -157,7 +157,8 @@ calls = Table(
     sqlite_with_rowid=False,
 )
 
-#: Arguments, results and before-images: kept apart so that they can be erased and the proof stays.
+#: What calls carried, sealed (see `vault.py`) so that it can be erased and the proof stays: arguments,
+#: results, before-images, what policy saw, what approvers were shown, and the arguments of the way back.
 payloads = Table(
     "payloads",
     metadata,
@@ -165,13 +166,57 @@ payloads = Table(
     Column(
         "kind",
         String(10),
-        CheckConstraint("kind IN ('arguments', 'result', 'before', 'after', 'context')", name="kind"),
+        CheckConstraint(
+            "kind IN ('arguments', 'result', 'before', 'after', 'context', 'shown', 'undo')", name="kind"
+        ),
         nullable=False,
     ),
-    # The commitment in `calls`, or for a context in its first event, is SHA-256(salt || body).
-    Column("salt", LargeBinary(16), nullable=False),
+    # The keys in `subject_keys` that it takes to open it, separated by a space.
+    Column("keys", Text, nullable=False),
+    # Nonce (12 bytes) and AES-256-GCM of salt (16 bytes) and text. The commitment in `calls`, or for a
+    # context in its first event, is SHA-256(salt || text).
     Column("body", LargeBinary, nullable=False),
     PrimaryKeyConstraint("call_id", "kind"),
+    sqlite_with_rowid=False,
+)
+
+#: The key of everybody whom payloads are about; rows stay when the key is destroyed.
+subject_keys = Table(
+    "subject_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    # Keyed digest of tenant and subject: whose it is can be told only by who asks for that very name.
+    Column("name", String(32), nullable=False),
+    Column("tenant", String(128), nullable=False),
+    # Under the master key. Null: destroyed, and with it all that was sealed under it.
+    Column("wrapped", LargeBinary),
+    Column("created_us", BigInteger, nullable=False),
+    Column("erased_us", BigInteger),
+    # When what is not sealed was removed as well.
+    Column("cleared_us", BigInteger),
+    Index(
+        "uq_subject_keys_name",
+        "name",
+        unique=True,
+        sqlite_where=text("wrapped IS NOT NULL"),
+        postgresql_where=text("wrapped IS NOT NULL"),
+    ),
+    Index(
+        "ix_subject_keys_erased",
+        "name",
+        sqlite_where=text("wrapped IS NULL"),
+        postgresql_where=text("wrapped IS NULL"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+#: Which calls are about somebody else than the user for whom they were made, too.
+call_subjects = Table(
+    "call_subjects",
+    metadata,
+    Column("key_id", String(16), nullable=False),
+    Column("call_id", String(36), nullable=False),
+    PrimaryKeyConstraint("key_id", "call_id"),
     sqlite_with_rowid=False,
 )
 
@@ -290,8 +335,8 @@ undos = Table(
         nullable=False,
     ),
     Column("tool", String(128), nullable=False),
-    # The plan as JSON: tool, argument expressions, verification, and once the result is known the arguments.
-    Column("plan", Text, nullable=False),
+    # How much of the cost comes back (percent). Its arguments, once the result is known, are in `payloads`.
+    Column("refund", Integer, nullable=False),
     Column("resource", String(512)),
     Column("expires_us", BigInteger, nullable=False),
     Column("undo_call", String(36)),
@@ -337,8 +382,6 @@ approvals = Table(
     Column("binding", String(64), nullable=False),
     Column("fingerprint", String(32), nullable=False),
     Column("votes_needed", Integer, CheckConstraint("votes_needed >= 1", name="votes"), nullable=False),
-    # What the approver is shown, as JSON, from typed fields only.
-    Column("shown", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False),
     Column("decided_us", BigInteger),

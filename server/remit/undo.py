@@ -15,6 +15,7 @@ from remit.model import Call, Outcome, Undoing
 from remit.pipeline import Services, govern
 from remit_adapters.base import Reply
 
+ERASED = "what this call carried is erased, so it cannot be taken back any more"
 _UNKNOWN = "there is no such call of yours that could be undone"
 
 
@@ -44,10 +45,12 @@ def _concerns(entry: Undoable, principal: Principal) -> bool:
 def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
     """The call that takes this one back. Raises WrongState as `prepare` does."""
     original = on.catalog.tools.get(entry.tool)
-    inverse = on.catalog.tools.get(entry.plan["tool"])
+    inverse = on.catalog.tools.get(entry.undo_tool)
     if original is None or inverse is None:
         raise WrongState("the tool that takes this call back is not available now: try again later")
-    arguments = entry.plan["arguments"]
+    if entry.arguments is None:
+        raise WrongState(ERASED)
+    arguments = entry.undo_arguments
     if arguments is None:
         raise WrongState("this call left nothing to undo, or its way back could not be worked out")
     result = result_of(Reply(body=entry.result))[0] if entry.result is not None else None

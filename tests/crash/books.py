@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from remit.chain import EventRow, verify
+from remit.vault import Vault, master_key
 
 #: Which event may follow which in the life of one call; a life ends anywhere where its state says so.
 _NEXT: dict[str, frozenset[str]] = {
@@ -59,7 +60,7 @@ def flaws(path: Path) -> list[str]:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         db.row_factory = sqlite3.Row
         db.execute("BEGIN")  # one snapshot for all that follows
-        return [*budget_flaws(db), *_lives(db), *chain_flaws(db), *_undos(db), *_commitments(db)]
+        return [*budget_flaws(db), *_lives(db), *chain_flaws(db), *_undos(db), *_commitments(db, path)]
 
 
 def budget_flaws(db: sqlite3.Connection) -> Iterator[str]:
@@ -180,8 +181,10 @@ def _undos(db: sqlite3.Connection) -> Iterator[str]:
         yield f"call {row['of_call']} was taken back {row['times']} times"
 
 
-def _commitments(db: sqlite3.Connection) -> Iterator[str]:
+def _commitments(db: sqlite3.Connection, path: Path) -> Iterator[str]:
     """Every stored payload is the one that was committed to, unless parts of it were struck out."""
+    key = master_key(path, None, living=True)
+    vault = Vault(key, lambda sql, values: db.execute(sql, values).fetchone(), remember=True)
     for row in db.execute(
         "SELECT payloads.*, calls.arguments_commit, calls.result_commit FROM payloads"
         " LEFT JOIN calls ON calls.id = payloads.call_id"
@@ -192,7 +195,8 @@ def _commitments(db: sqlite3.Connection) -> Iterator[str]:
                 "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (row["call_id"],)
             ).fetchone()
             promised["context"] = json.loads(opening["body"]).get("context_commit")
-        if row["kind"] not in promised or b"[redacted]" in row["body"]:
+        opened = vault.opened(row["call_id"], row["kind"], row["keys"], row["body"])
+        if row["kind"] not in promised or opened is None or b"[redacted]" in opened[1]:
             continue
-        if hashlib.sha256(row["salt"] + row["body"]).hexdigest() != promised[row["kind"]]:
+        if hashlib.sha256(b"".join(opened)).hexdigest() != promised[row["kind"]]:
             yield f"the {row['kind']} of {row['call_id']} are not what was committed to"

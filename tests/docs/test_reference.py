@@ -184,9 +184,11 @@ def test_every_state_of_a_call_is_listed() -> None:
 
 def test_every_kind_of_event_is_listed() -> None:
     source = "".join(
-        (ROOT / f"server/remit/{name}.py").read_text("utf-8") for name in ("journal", "notices", "versions")
+        (ROOT / f"server/remit/{name}.py").read_text("utf-8")
+        for name in ("journal", "notices", "versions", "erasing")
     )
-    kinds = set(re.findall(r'"((?:call|run|approval|stream|key|switch|log|shadow|policy)\.[a-z_]+)"', source))
+    named = r'"((?:call|run|approval|stream|key|switch|log|shadow|policy|audit)\.[a-z_]+)"'
+    kinds = set(re.findall(named, source))
     kinds |= {
         "call.succeeded",
         "call.failed",

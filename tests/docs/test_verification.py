@@ -17,9 +17,17 @@ from tests.docs.test_reference import rows, section
 from tests.server.acme import Terminal, a_place, a_story
 
 from remit import tables
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events, verify_policies
+from remit.audit import (
+    verify_approvals,
+    verify_balances,
+    verify_calls,
+    verify_events,
+    verify_keys,
+    verify_policies,
+)
 from remit.proofs import verify_log
 from remit.records import open_records
+from remit.vault import key_file
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +51,7 @@ def found(database: Path) -> bool:
             verify_log(records),
             verify_calls(records),
             verify_approvals(records),
+            verify_keys(records),
             verify_balances(records),
             verify_policies(records),
         )
@@ -51,6 +60,7 @@ def found(database: Path) -> bool:
 
 def tampered(record: Path, copy: Path, table: str, column: str) -> None:
     shutil.copyfile(record, copy)
+    shutil.copy(key_file(record), key_file(copy))
     with closing(sqlite3.connect(copy)) as db:
         db.execute("PRAGMA ignore_check_constraints = ON")
         for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():

@@ -32,6 +32,7 @@ from remit.identity import Principal
 from remit.journal import open_journal
 from remit.model import Call, Done, Outcome, Refused
 from remit.pipeline import Services, govern
+from remit.records import open_records
 from remit.schema import upgrade
 from remit_adapters.base import NOBODY, Caller, Event, Health, Offer, Reply, Request
 from remit_rbac import load_text
@@ -272,11 +273,11 @@ class Remit:
     async def vote(self, approval_id: str, user: str = "user:bea", vote: Any = "approve") -> str:
         """Vote as a person would: through the check of who may."""
         (row,) = self.rows(
-            "SELECT a.id, a.call_id, c.tenant, c.agent, c.user, c.tool, a.shown FROM approvals a"
+            "SELECT a.id, a.call_id, c.tenant, c.agent, c.user, c.tool FROM approvals a"
             " JOIN calls c ON c.id = a.call_id WHERE a.id = ?",
             approval_id,
         )
-        shown = orjson.loads(row["shown"])
+        shown = self.carried(row["call_id"], "shown")
         request = approvals.Request(
             id=row["id"],
             call_id=row["call_id"],
@@ -308,6 +309,12 @@ class Remit:
 
     def state(self, call_id: str) -> str:
         return self.record(call_id)["state"]
+
+    def carried(self, call_id: str, kind: str) -> Any:
+        """A payload of a call, opened; None when it is gone."""
+        with open_records(self.path) as records:
+            body = records.opened(call_id, kind)
+        return orjson.loads(body) if body is not None else None
 
     def events(self, call_id: str) -> list[str]:
         return [
@@ -369,8 +376,12 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def kept_anywhere(folder: Path, text: bytes) -> list[str]:
-    """The files in which `text` can be found."""
-    return [file.name for file in folder.iterdir() if file.is_file() and text in file.read_bytes()]
+    """The files in which `text` can be found, and the payloads that carry it sealed."""
+    found = [file.name for file in folder.iterdir() if file.is_file() and text in file.read_bytes()]
+    with open_records(folder / "remit.db") as records:
+        payloads = list(records.rows("SELECT call_id, kind FROM payloads"))
+        found += [each["kind"] for each in payloads if text in (records.opened(*each) or b"")]
+    return found
 
 
 @contextmanager

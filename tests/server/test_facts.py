@@ -21,6 +21,7 @@ from tests.server.builders import (
     a_principal,
     a_remit,
     a_reply,
+    kept_anywhere,
     tools,
     until,
 )
@@ -241,8 +242,7 @@ async def test_the_read_that_an_undo_needs_too_is_made_once(tmp_path: Path) -> N
         done = await remit.done("shop.set", {"thing": "pen", "value": 8})
         # Once before the call, and once after it.
         assert [request.name for request in remit.source.sent] == ["look", "set", "look"]
-        (image,) = remit.rows("SELECT body FROM payloads WHERE call_id = ? AND kind = 'before'", done.call_id)
-        assert orjson.loads(image["body"]) == {"value": 7, "more": True}
+        assert remit.carried(done.call_id, "before") == {"value": 7, "more": True}
         assert done.undo is not None
         assert done.undo.arguments == {"thing": "pen", "value": 7}
 
@@ -411,8 +411,9 @@ async def test_what_is_struck_out_of_arguments_is_struck_out_of_what_people_are_
     policy += "p2, role:clerk, acme, shop.send, recommend, 1 == 1, redact=args.text\n"
     rules = tools(send={"parse": {"text": "json"}, "derive": {"who": "parsed.text.to"}})
     async with a_remit(tmp_path, policy=policy, tools=rules) as remit:
-        await remit.call("shop.send", {"text": '{"to": "SECRET"}'})
-        assert "SECRET" not in remit.one("SELECT shown FROM approvals")["shown"]
+        pending = await remit.call("shop.send", {"text": '{"to": "SECRET"}'})
+        assert "arguments" in remit.carried(pending.call_id, "shown")
+        assert not kept_anywhere(tmp_path, b"SECRET")
 
 
 async def test_what_is_derived_from_the_rest_stays_for_those_who_vote(tmp_path: Path) -> None:
@@ -426,7 +427,7 @@ async def test_what_is_derived_from_the_rest_stays_for_those_who_vote(tmp_path: 
         order = {"thing": "SECRET", "price": 500}
         pending = await remit.call("shop.buy", order)
         assert isinstance(pending, Pending)
-        shown = orjson.loads(remit.one("SELECT shown FROM approvals")["shown"])
+        shown = remit.carried(pending.call_id, "shown")
         assert shown["context"]["derived"]["total"] == 500
         assert shown["context"]["derived"]["name"] == "[redacted]"
         assert await remit.vote(pending.approval_id) == "approved"

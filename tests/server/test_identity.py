@@ -27,8 +27,8 @@ from remit.identity import (
     IdentityUnavailable,
     JwtSettings,
     KeyRecord,
-    PepperUnsafe,
     Principal,
+    SecretUnsafe,
     Tokens,
     Unauthenticated,
     fingerprint,
@@ -312,7 +312,7 @@ def test_a_pepper_that_others_may_touch_is_refused_with_the_fix(tmp_path: Path, 
     path = tmp_path / "remit.pepper"
     load_pepper(path)
     path.chmod(mode)
-    with pytest.raises(PepperUnsafe, match="chmod 600"):
+    with pytest.raises(SecretUnsafe, match="chmod 600"):
         load_pepper(path)
 
 
@@ -322,10 +322,10 @@ def test_a_pepper_that_is_a_link_or_cut_short_is_refused(tmp_path: Path):
     (tmp_path / "link").symlink_to(path)
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     for name in ("link", "dangling", "missing/pepper"):
-        with pytest.raises(PepperUnsafe, match="plain file"):
+        with pytest.raises(SecretUnsafe, match="plain file"):
             load_pepper(tmp_path / name)
     path.write_bytes(b"short")
-    with pytest.raises(PepperUnsafe, match="32 bytes"):
+    with pytest.raises(SecretUnsafe, match="32 bytes"):
         load_pepper(path)
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from tests.server.builders import POLICY, Remit, a_principal, a_remit, tools
 
@@ -133,7 +132,7 @@ async def test_what_the_agent_says_about_its_call_does_not_make_it_another(tmp_p
         pending = await asked(remit, claim={"why": "one"})
         again = await asked(remit, claim={"why": "two"})
         assert again.approval_id == pending.approval_id
-        shown = orjson.loads(remit.one("SELECT shown FROM approvals")["shown"])
+        shown = remit.carried(pending.call_id, "shown")
         assert shown["claim"] == {"why": "one"}
         assert shown["arguments"] == CAR
         assert shown["cost"] == {"calls": 1}

@@ -12,7 +12,7 @@ import pytest
 from tests.server.builders import POLICY, Clock, a_principal, a_remit, tools
 
 from remit import tables
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events
+from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events, verify_keys
 from remit.errors import RemitError, UnknownRecord
 from remit.model import Done, Pending
 from remit.records import CallQuery, open_records
@@ -43,7 +43,7 @@ def found_in(path: Path) -> list[str]:
     with open_records(path) as records:
         return [
             str(finding)
-            for verify in (verify_events, verify_calls, verify_approvals, verify_balances)
+            for verify in (verify_events, verify_calls, verify_approvals, verify_keys, verify_balances)
             for finding in verify(records)
         ]
 
@@ -80,26 +80,26 @@ CHANGES = [
     (sql("events", "", "call_id IS NOT NULL"), "it has no event"),
     (
         sql("payloads", 'body = CAST(\'{"price":6,"thing":"pen"}\' AS BLOB)', "kind = 'arguments'"),
-        "its stored arguments are not the ones that were committed to",
+        "its stored arguments cannot be opened",
     ),
     (sql("calls", "policy_rows = 'no json'", BOUGHT), "policy_rows is not what its event says"),
-    (sql("approvals", "shown = 'no json'"), "what it shows is not what people were asked"),
+    (sql("payloads", "body = x'00'", "kind = 'shown'"), "what it shows is not what people were asked"),
+    (sql("payloads", "keys = 'x'", "kind = 'undo'"), "its stored undo cannot be opened"),
+    (sql("subject_keys", "wrapped = x'00'"), "the master key is not the one"),
+    (sql("subject_keys", "wrapped = NULL"), "it is destroyed, and no event says so"),
+    (sql("subject_keys", ""), "is not in the database any more"),
     (sql("events", "body = '[]'", "seq = 4"), "was changed"),
     (
         sql("payloads", "body = 'text'", "kind = 'result'"),
-        "its stored result is not the one that was committed to",
+        "its stored result cannot be opened",
     ),
     (
-        sql("payloads", "body = CAST('{}' AS BLOB)", "kind = 'result'"),
-        "its stored result is not the one that was committed to",
+        sql("payloads", "body = (SELECT body FROM payloads WHERE kind = 'arguments')", "kind = 'result'"),
+        "its stored result cannot be opened",
     ),
     (sql("votes", "user = 'user:cyd'"), "its votes are not those that its events tell"),
     (sql("votes", ""), "its votes are not those that its events tell"),
     (sql("approvals", "binding = 'x'"), "what it shows is not what people were asked"),
-    (
-        sql("approvals", "shown = replace(shown, '900', '901')"),
-        "what it shows is not what people were asked",
-    ),
     (sql("accounts", "posted = posted - 1", "unit = 'eur'"), "posted is 4, and its moves make 5"),
     (sql("accounts", "held = held + 1", "unit = 'eur'"), "held is 1, and its holds make 0"),
     (sql("budget_moves", "", "kind = 'post' AND amount = 5"), "posted is 5, and its moves make 0"),

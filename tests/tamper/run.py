@@ -35,14 +35,15 @@ from remit.checkpoint import Checkpoint, Signer, open_checkpoint, sign
 from remit.model import Pending
 from remit.records import Records
 from remit.sealer import read_keys, seal
+from remit.vault import key_file
 from remit.verifier import NotProven
 
 #: What verification answers for in the tables that people query, beside the events.
 COLUMNS = {
     "calls": "kind tenant agent user run tool tool_digest effect fingerprint arguments_commit verdict code"
     " policy_version policy_rows state result_commit",
-    "payloads": "salt body",
-    "approvals": "call_id binding shown",
+    "payloads": "keys body",
+    "approvals": "call_id binding",
     "votes": "user vote comment",
 }
 MODES = ("plain", "rechained", "resealed")
@@ -53,6 +54,8 @@ class Record:
     """A sealed record as its bytes, what was kept elsewhere, and what a thief of the key has."""
 
     database: bytes
+    #: What payloads are opened with.
+    master_key: bytes
     checkpoint: Checkpoint
     signer: Signer
     export: list[str]
@@ -96,6 +99,7 @@ async def a_record(folder: Path) -> Record:
     with closing(opened(database)) as db:
         return Record(
             database=database,
+            master_key=key_file(remit.path).read_bytes(),
             checkpoint=open_checkpoint(sealed.note, [signer.verifier]),
             signer=signer,
             export=export(db),
@@ -111,7 +115,8 @@ def opened(database: bytes) -> sqlite3.Connection:
 
 
 def export(db: sqlite3.Connection) -> list[str]:
-    return [f'{{"hash":"{event.hash}","event":{event.body}}}\n' for event in proofs.in_log_order(Records(db))]
+    events = proofs.in_log_order(Records(db, bytes))
+    return [f'{{"hash":"{event.hash}","event":{event.body}}}\n' for event in events]
 
 
 # What is done. Each says what it did, or nothing when it could not.
@@ -319,7 +324,7 @@ def reseal(db: sqlite3.Connection, signer: Signer) -> None:
 
 
 def findings(db: sqlite3.Connection, record: Record) -> Iterator[object]:
-    records = Records(db)
+    records = Records(db, lambda: record.master_key)
     yield from verify_log_of(records, record)
     yield from verify_events(records)
     yield from verify_calls(records)

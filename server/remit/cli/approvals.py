@@ -47,10 +47,10 @@ def list_(config_path: Path, as_json: bool, limit: int, every: bool) -> None:
         [row for row in rows if every or row.expires_us > now],
         {
             "approval": lambda row: short(row.id),
-            "agent": lambda row: row.shown["agent"],
-            "for": lambda row: row.shown["user"],
-            "tool": lambda row: row.shown["tool"],
-            "arguments": lambda row: escaped_json(row.shown["arguments"])[:80],
+            "agent": lambda row: row.agent,
+            "for": lambda row: row.user,
+            "tool": lambda row: row.tool,
+            "arguments": lambda row: escaped_json(row.shown["arguments"])[:80] if row.shown else "erased",
             "votes": lambda row: f"{len(row.votes)} of {row.votes_needed}",
             "state": lambda row: row.state,
             "ends": lambda row: until(row.expires_us, now),
@@ -113,11 +113,14 @@ def _answer(
     from remit.approvals import NotAllowed, Request, answer
     from remit.cli.acting import person, services_of
     from remit.config_file import load
+    from remit.errors import WrongState
     from remit.records import open_records
 
     loaded = load(config_path)
-    with open_records(loaded.config.store.path) as found:
+    with open_records(loaded.config.store.path, loaded.master_key) as found:
         record = found.approval(approval_id)
+    if record.shown is None:
+        raise WrongState("what this request shows is erased, so nobody can decide on it any more")
     who = person(loaded, as_user, None if loaded.config.identity.cli else record.tenant)
     if who.tenant != record.tenant:
         raise NotAllowed(f"this request belongs to tenant {record.tenant}, and you act in {who.tenant}")
@@ -129,9 +132,9 @@ def _answer(
         id=record.id,
         call_id=record.call_id,
         tenant=record.tenant,
-        agent=record.shown["agent"],
-        user=record.shown["user"],
-        tool=record.shown["tool"],
+        agent=record.agent,
+        user=record.user,
+        tool=record.tool,
         arguments=record.shown["arguments"],
         context=record.shown["context"],
     )
@@ -157,7 +160,7 @@ _SAID = {
 def _show(request: ApprovalRecord) -> None:
     from remit.cli.output import facts
 
-    facts(f"{request.shown['tool']} {request.state}", _told(request))
+    facts(f"{request.tool} {request.state}", _told(request))
 
 
 def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
@@ -165,15 +168,19 @@ def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
     from remit.cli.output import as_json_text, exactly
 
     shown = request.shown
-    undo = shown["undo"]
     yield "request", request.id
-    yield "who", f"{shown['agent']} for {shown['user']}, tenant {shown['tenant']}"
-    yield "what", f"{shown['tool']} (definition {shown['tool_digest'][:12]})"
-    yield "arguments", as_json_text(shown["arguments"])
-    yield "reversible", f"by {undo['tool']}" if undo else f"no: its effect is {shown['effect']}"
-    yield "stays", undo["residue"] if undo else None
-    yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in shown["cost"].items()) or "nothing"
-    yield "why asked", shown["why_asked"]
+    yield "who", f"{request.agent} for {request.user}, tenant {request.tenant}"
+    if shown is None:
+        yield "what", request.tool
+        yield "arguments", "erased"
+    else:
+        undo = shown["undo"]
+        yield "what", f"{request.tool} (definition {shown['tool_digest'][:12]})"
+        yield "arguments", as_json_text(shown["arguments"])
+        yield "reversible", f"by {undo['tool']}" if undo else f"no: its effect is {shown['effect']}"
+        yield "stays", undo["residue"] if undo else None
+        yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in shown["cost"].items()) or "nothing"
+        yield "why asked", shown["why_asked"]
     yield "votes", f"{request.votes_needed} needed"
     for vote in request.votes:
         yield (
@@ -181,4 +188,5 @@ def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
             f"{vote.user}: {vote.vote}{': ' + vote.comment if vote.comment else ''} ({exactly(vote.at_us)})",
         )
     yield "until", exactly(request.expires_us)
-    yield "the agent says", as_json_text(shown["claim"]) if shown["claim"] else "nothing"
+    if shown is not None:
+        yield "the agent says", as_json_text(shown["claim"]) if shown["claim"] else "nothing"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remit.cli.audit_erase import erase
 from remit.cli.options import CALL, SINCE, as_option, config_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def audit() -> None:
-    """Verify, prove and export the audit log."""
+    """Verify, prove and export the audit log, and erase what it need not hold."""
 
+
+audit.add_command(erase)
 
 _CHECKPOINTS = click.option(
     "--checkpoint",
@@ -58,12 +61,20 @@ def verify(
     every policy version against its events; every stored argument and result against what was committed to.
     With --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
-    from remit.audit import verify_approvals, verify_calls, verify_events, verify_policies, verify_runs
+    from remit.audit import (
+        Finding,
+        verify_approvals,
+        verify_calls,
+        verify_events,
+        verify_keys,
+        verify_policies,
+        verify_runs,
+    )
     from remit.cli.output import progress, report
     from remit.proofs import size_of, verify_log
-    from remit.records import open_records
 
-    with open_records(copy or _path(config_path)) as found:
+    with _records(config_path, copy) as found:
+        locked = _locked(found)
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
@@ -71,15 +82,19 @@ def verify(
             findings = [
                 *verify_events(found, advance),
                 *verify_log(found, kept, verifiers, advance),
-                *verify_calls(found, advance),
-                *verify_approvals(found),
+                *verify_calls(found, advance, payloads=not locked),
+                *verify_approvals(found, payloads=not locked),
+                *verify_keys(found),
                 *verify_runs(found),
                 *verify_policies(found),
             ]
+    if locked and copy is None:
+        findings.append(Finding(where="master key", what=locked))
     if as_json:
         print_json(
             {
                 "events": events,
+                "payloads_opened": not locked,
                 "calls": calls,
                 "sealed": sealed,
                 "since_checkpoint": max((each.size for each in kept), default=None),
@@ -90,6 +105,8 @@ def verify(
         fine = f"{events} events and {calls} calls are as they were written."
         if kept:
             fine += f"\nThe first {max(each.size for each in kept)} events are those of the checkpoint."
+        if locked:
+            fine += "\nWhat calls carried was not opened: the master key of this copy is not beside it."
         report(findings, fine)
     return 1 if findings else 0
 
@@ -245,11 +262,10 @@ def export(
     entries are written, in the layout of c2sp.org/tlog-tiles; they tell nothing about what happened.
     """
     from remit.proofs import in_log_order, newest_checkpoint, published
-    from remit.records import open_records
 
     if checkpoint and since_us:
         raise click.UsageError("--checkpoint covers every event: leave out --since")
-    with open_records(copy or _path(config_path)) as found:
+    with _records(config_path, copy) as found:
         if tiles:
             for name, content in published(found):
                 (tiles / name).parent.mkdir(parents=True, exist_ok=True)
@@ -291,6 +307,27 @@ def _must_exist(path: Path) -> None:
 
     with open_records(path):
         pass
+
+
+@contextmanager
+def _records(config_path: Path, copy: Path | None) -> Generator[Records]:
+    """The records of this copy, whose master key can only be beside it, or of the configuration."""
+    from remit.cli.options import records
+    from remit.records import open_records
+
+    with open_records(copy) if copy else records(config_path) as found:
+        yield found
+
+
+def _locked(found: Records) -> str | None:
+    """Why payloads cannot be opened; None when they can."""
+    from remit.errors import RemitError
+
+    try:
+        found.vault  # noqa: B018 - reading its key is the point
+    except RemitError as error:
+        return str(error)
+    return None
 
 
 def _path(config_path: Path) -> Path:

@@ -144,7 +144,8 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
         yield "", row
     yield "policy", call.policy_version[:12] or None
     yield "its words", as_json_text(call.claim) if call.claim else None
-    yield "arguments", as_json_text(story.arguments) if story.arguments is not None else "erased"
+    gone = "erased" if story.erased else "no longer kept"
+    yield "arguments", as_json_text(story.arguments) if story.arguments is not None else gone
     yield "rules saw", as_json_text(story.context) if story.context is not None else None
     if request := story.approval:
         ends = exactly(request.expires_us)
@@ -188,6 +189,8 @@ def _times(call: CallRecord) -> str:
 def _result(story: Story) -> object:
     from remit.cli.output import as_json_text
 
+    if story.erased and story.call.result_commit:
+        return "erased"
     if story.result is not None:
         return as_json_text(story.result.get("structuredContent", story.result.get("content", story.result)))
     return "not kept: only its digest is" if story.call.result_commit else None

@@ -35,10 +35,9 @@ _LOOP_MAX = 100
 _MARGIN = 12
 _SPEAKERS = {"agent": "cyan", "remit": "bold", "acme": "dim", SUPERVISOR: "magenta", "auditor": "magenta"}
 _HISTORY = """\
-SELECT c.kind, c.tool, json_extract(CAST(p.body AS TEXT), '$.amount_minor') AS amount_minor,
-       c.verdict, v.user AS agreed, c.state, c.code
+SELECT DISTINCT c.kind, c.tool, h.amount AS eur_cents, c.verdict, v.user AS agreed, c.state, c.code
 FROM calls AS c
-JOIN payloads AS p ON p.call_id = c.id AND p.kind = 'arguments'
+LEFT JOIN holds AS h ON h.call_id = c.id AND h.unit = 'eur_cent'
 LEFT JOIN votes AS v ON v.approval_id = c.approval_id
 WHERE c.effect <> 'read' ORDER BY c.id"""
 _TAMPERING = "UPDATE calls SET verdict = 'execute' WHERE id = '{call_id}'"
@@ -231,12 +230,11 @@ async def query(on: Stage) -> None:
     on.line("", _HISTORY)
     rows = select(on.folder / "remit.db", _HISTORY)
     on.table(rows)
-    told = [(row["amount_minor"], row["verdict"], row["agreed"], row["state"]) for row in rows]
+    told = [(row["eur_cents"], row["verdict"], row["agreed"], row["state"]) for row in rows]
     for fact in (
         (8000, "execute", None, "succeeded"),
         (40000, "approve", SUPERVISOR, "succeeded"),
-        (500000, "deny", None, "denied"),
-        (1000, "deny", None, "denied"),
+        (None, "deny", None, "denied"),
         (1000, "execute", None, "succeeded"),
     ):
         expect(fact in told, f"the record lacks {fact}")

@@ -122,7 +122,7 @@ def resolve(
         raise click.UsageError("say --happened or --did-not-happen")
     loaded = load(config_path)
     who = person(loaded, as_user)
-    with open_records(loaded.config.store.path) as written:
+    with open_records(loaded.config.store.path, loaded.master_key) as written:
         call = written.call(call_id)
     state = in_journal(
         loaded,

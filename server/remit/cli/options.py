@@ -103,7 +103,7 @@ def _calls(state: str | None = None) -> Callable[[Records], Iterable[tuple[str, 
 
 
 def _open_approvals(found: Records) -> Iterable[tuple[str, str]]:
-    return [(each.id, each.shown["tool"]) for each in found.approvals(states=("pending",), limit=50)]
+    return [(each.id, each.tool) for each in found.approvals(states=("pending",), limit=50)]
 
 
 AGENT = _Name("agent")
@@ -130,7 +130,8 @@ def records(config_path: Path) -> Generator[Records]:
     from remit.config_file import load
     from remit.records import open_records
 
-    with open_records(load(config_path).config.store.path) as found:
+    loaded = load(config_path)
+    with open_records(loaded.config.store.path, loaded.master_key) as found:
         yield found
 
 

@@ -37,12 +37,15 @@ def undo(
     from remit.config_file import load
     from remit.errors import WrongState
     from remit.records import open_records
+    from remit.undo import ERASED
 
     loaded = load(config_path)
     who = person(loaded, as_user)
-    with open_records(loaded.config.store.path) as found:
+    with open_records(loaded.config.store.path, loaded.master_key) as found:
         call = found.call(call_id)
-        way = found.undo(call.id)
+        way, erased = found.undo(call.id), found.is_erased(call.id)
+    if erased:
+        raise WrongState(ERASED)
     if way is None:
         raise WrongState("this call has no way back: none was declared for its tool")
     work = _plan if dry_run else _undo

@@ -1,0 +1,137 @@
+"""Erasing what is kept about somebody: their keys are destroyed, and what is not sealed is cleared.
+
+What calls carried is sealed (`vault.py`), so destroying the keys erases all of it at once, however much there
+is. Some columns that people query by hold words of the call in the clear; those are cleared after it, a slice
+at a time. Events hold commitments and no words of a call, so they stay, and every proof with them.
+
+The journal calls this inside its transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remit.errors import UnknownRecord, WrongState
+from remit.ledger import Ledger
+from remit.runs import ERASED
+from remit.vault import Sealer, Vault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """What destroying the keys of somebody came to."""
+
+    #: The keys that were destroyed now; none when they were before.
+    keys: tuple[str, ...]
+    #: All keys of the subject whose calls are still to be cleared.
+    uncleared: tuple[str, ...]
+    #: When the newest of the subject's keys was destroyed.
+    erased_us: int
+
+
+def destroy(ledger: Ledger, sealer: Sealer, *, tenant: str, subject: str, reason: str, by: str) -> Erasure:
+    """Destroy the keys of a subject. Raises UnknownRecord, or WrongState while a call of it is under way."""
+    name = sealer.vault.name(tenant, subject)
+    ledger.write_out()
+    living = [
+        row["id"]
+        for row in ledger.all("SELECT id FROM subject_keys WHERE name = ? AND wrapped IS NOT NULL", (name,))
+    ]
+    for key_id in living:
+        if call_id := _under_way(ledger, tenant, subject, key_id):
+            raise WrongState(
+                f"call {call_id} of {subject} is under way or waits for people: try again when it has ended"
+            )
+    if living:
+        ledger.execute(
+            "UPDATE subject_keys SET wrapped = NULL, erased_us = ? WHERE name = ? AND wrapped IS NOT NULL",
+            (ledger.now_us, name),
+        )
+        ledger.seals.clear()
+        ledger.runs.clear()
+        ledger.event(
+            "audit.erased",
+            tenant=tenant,
+            call_id=None,
+            # Users are named all over the log; who else was erased must not be told by it.
+            subject=subject if subject.startswith("user:") else None,
+            name=name,
+            keys=living,
+            reason=reason,
+            by=by,
+        )
+    gone = ledger.all(
+        "SELECT id, erased_us, cleared_us FROM subject_keys WHERE name = ? AND wrapped IS NULL"
+        " ORDER BY erased_us",
+        (name,),
+    )
+    if not gone:
+        raise UnknownRecord(f"nothing is kept about {subject} in tenant {tenant}")
+    return Erasure(
+        keys=tuple(living),
+        uncleared=tuple(row["id"] for row in gone if row["cleared_us"] is None),
+        erased_us=gone[-1]["erased_us"],
+    )
+
+
+def clear(ledger: Ledger, sealer: Sealer, call_ids: Sequence[str]) -> None:
+    """Remove from the calls' rows what the calls said in words; what is undone by its words cannot be now."""
+    ledger.overwrite_what_goes()
+    marks = ", ".join("?" * len(call_ids))
+    ledger.execute(
+        f"UPDATE calls SET reason = '', claim = NULL, error = NULL WHERE id IN ({marks})",  # noqa: S608 - only marks are inserted
+        call_ids,
+    )
+    ledger.execute(
+        f"UPDATE run_facts SET value = '{ERASED}', salt = x'' WHERE call_id IN ({marks})",  # noqa: S608 - only marks are inserted
+        call_ids,
+    )
+    ledger.execute(
+        f"UPDATE undos SET state = 'void' WHERE state = 'ready' AND call_id IN ({marks})",  # noqa: S608 - only marks are inserted
+        call_ids,
+    )
+    for table in ("touches", "undos"):
+        rows = ledger.all(
+            f"SELECT t.call_id, t.resource, calls.tenant FROM {table} AS t JOIN calls ON calls.id = t.call_id"  # noqa: S608 - only marks are inserted
+            f" WHERE t.resource IS NOT NULL AND t.call_id IN ({marks})",
+            call_ids,
+        )
+        for row in rows:
+            if not row["resource"].startswith(_PSEUDONYM):
+                ledger.execute(
+                    f"UPDATE {table} SET resource = ? WHERE call_id = ? AND resource = ?",  # noqa: S608 - the tables are ours
+                    (
+                        pseudonym(sealer.vault, row["tenant"], row["resource"]),
+                        row["call_id"],
+                        row["resource"],
+                    ),
+                )
+    ledger.runs.clear()
+
+
+def cleared(ledger: Ledger, key_id: str) -> None:
+    """Note that nothing is left to be cleared for this destroyed key."""
+    ledger.execute(
+        "UPDATE subject_keys SET cleared_us = ? WHERE id = ? AND wrapped IS NULL", (ledger.now_us, key_id)
+    )
+
+
+_PSEUDONYM = "erased:"
+
+
+def pseudonym(vault: Vault, tenant: str, resource: str) -> str:
+    """What stands for a thing that an erased call touched, so that undoing earlier ones still conflicts."""
+    return _PSEUDONYM + vault.name(tenant, resource)
+
+
+def _under_way(ledger: Ledger, tenant: str, subject: str, key_id: str) -> str | None:
+    """A call about the subject that has not ended, or that people are asked about."""
+    row = ledger.one(
+        "WITH open(id) AS (SELECT id FROM calls WHERE state = 'dispatched' UNION ALL"
+        " SELECT call_id FROM approvals WHERE state IN ('pending', 'approved'))"
+        ' SELECT calls.id FROM open JOIN calls USING (id) WHERE tenant = ? AND ("user" = ?'
+        " OR EXISTS (SELECT 1 FROM call_subjects WHERE key_id = ? AND call_id = calls.id)) LIMIT 1",
+        (tenant, subject, key_id),
+    )
+    return row["id"] if row else None
