@@ -122,7 +122,7 @@ async def test_ten_processes_at_once_on_a_new_file_make_one_database(tmp_path: P
     assert len({journal.incarnation for journal in journals}) == 10
     for journal in journals:
         await journal.close()
-    assert sorted(os.listdir(tmp_path)) == ["remit.db", "remit.db.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["remit.db", "remit.db.lock", "remit.db.master-key"]
 
 
 async def test_every_life_seals_those_before_it(tmp_path: Path) -> None:

@@ -525,7 +525,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
 @pytest.fixture
 def copied(story: tuple[Path, Story], tmp_path: Path) -> tuple[Terminal, Path, Story]:
     config, told = story
-    for name in ("remit.yaml", "policy.csv", "remit.db", "remit.db.log-key"):
+    for name in ("remit.yaml", "policy.csv", "remit.db", "remit.db.log-key", "remit.db.master-key"):
         shutil.copy2(config.with_name(name), tmp_path / name)
     return Terminal(tmp_path / "remit.yaml"), tmp_path, told
 

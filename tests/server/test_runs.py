@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
@@ -20,6 +21,7 @@ from tests.server.test_facts import PEN, ROLES, rule
 from remit import audit
 from remit.model import Done, Refused
 from remit.records import open_records
+from remit.vault import key_file
 
 SECOND = ROLES.replace(
     "g3, agent:bot", "g, agent:cat, role:clerk, acme\ng3, agent:cat, user:ann, acme\ng3, agent:bot"
@@ -270,6 +272,7 @@ async def test_an_edit_of_what_rules_saw_is_found(tmp_path: Path, edit: str) -> 
         copy = tmp_path / "copy.db"
         with closing(sqlite3.connect(remit.path)) as db, closing(sqlite3.connect(copy)) as to:
             db.backup(to)
+        shutil.copy(key_file(remit.path), key_file(copy))
             to.executescript(edit)
         remit.path = copy
         assert findings(remit)
