@@ -272,8 +272,8 @@ async def test_an_edit_of_what_rules_saw_is_found(tmp_path: Path, edit: str) -> 
         copy = tmp_path / "copy.db"
         with closing(sqlite3.connect(remit.path)) as db, closing(sqlite3.connect(copy)) as to:
             db.backup(to)
-        shutil.copy(key_file(remit.path), key_file(copy))
             to.executescript(edit)
+        shutil.copy(key_file(remit.path), key_file(copy))
         remit.path = copy
         assert findings(remit)
 
