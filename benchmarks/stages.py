@@ -70,6 +70,7 @@ class NoJournal:
     """Says yes at once and writes nothing."""
 
     switches: frozenset[Any] = frozenset()
+    untold: frozenset[Any] = frozenset()
     under_way = staticmethod(nullcontext)
 
     async def admit(self, *_: object, **__: object) -> Admitted:
@@ -136,7 +137,8 @@ async def front_and_pipeline(folder: Path, calls: int) -> Row:
     async def one() -> None:
         plain = lane.take(MESSAGE, PRINCIPAL, HEADERS)
         assert plain is not None
-        await lane.answer(plain)
+        answer, _ = await lane.answer(plain)
+        assert b'"isError":false' in answer, answer
 
     return await measured("front and pipeline", calls, 1, one)
 
@@ -156,7 +158,13 @@ async def journal(folder: Path, calls: int, together: int) -> Row:
         )
         decision = decide(call, on)
         await opened.admit(
-            call, decision.verdict, decision.charges, decision.plan, stopped=stopped, saw=decision.saw
+            call,
+            decision.verdict,
+            decision.charges,
+            decision.plan,
+            stopped=stopped,
+            in_force=lambda: on.policy.version,
+            saw=decision.saw,
         )
         costs: Mapping[str, int] = {charge.unit: charge.amount for charge in decision.charges}
         await opened.settle(
