@@ -15,7 +15,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,21 +143,19 @@ async def front_and_pipeline(folder: Path, calls: int) -> Row:
     return await measured("front and pipeline", calls, 1, one)
 
 
-async def journal(folder: Path, calls: int, together: int) -> Row:
-    opened: Journal = await open_journal(folder / f"stage-{together}.db", role="benchmark")
-    on = services(folder, opened)
-
-    async def one() -> None:
-        call = new_call(
-            tool=on.catalog.tools["down.echo"],
-            arguments={"text": "text"},
-            principal=PRINCIPAL,
-            run="default",
-            secret=on.secret,
-            at_us=now_us(),
-        )
-        decision = decide(call, on)
-        await opened.admit(
+async def record_once(on: Services) -> None:
+    """Record one governed call, before and after an effect that does nothing."""
+    call = new_call(
+        tool=on.catalog.tools["down.echo"],
+        arguments={"text": "text"},
+        principal=PRINCIPAL,
+        run="default",
+        secret=on.secret,
+        at_us=now_us(),
+    )
+    decision = decide(call, on)
+    with on.journal.under_way():
+        await on.journal.admit(
             call,
             decision.verdict,
             decision.charges,
@@ -166,13 +164,22 @@ async def journal(folder: Path, calls: int, together: int) -> Row:
             in_force=lambda: on.policy.version,
             saw=decision.saw,
         )
-        costs: Mapping[str, int] = {charge.unit: charge.amount for charge in decision.charges}
-        await opened.settle(
-            call, call_id=call.id, state="succeeded", costs=costs, reply=b"{}", error=None, plan=decision.plan
+        await on.journal.settle(
+            call,
+            call_id=call.id,
+            state="succeeded",
+            costs={charge.unit: charge.amount for charge in decision.charges},
+            reply=b"{}",
+            error=None,
+            plan=decision.plan,
         )
 
+
+async def journal(folder: Path, calls: int, together: int) -> Row:
+    opened: Journal = await open_journal(folder / f"stage-{together}.db", role="benchmark")
+    on = services(folder, opened)
     try:
-        return await measured("journal", calls, together, one)
+        return await measured("journal", calls, together, lambda: record_once(on))
     finally:
         await opened.close()
 

@@ -1,0 +1,222 @@
+"""What it costs to record a governed call durably: two transactions, one before and one after the effect.
+
+For each number of calls that are under way together: the journal as it is (every process commits what waits
+in one transaction), the same journal with a transaction of its own for each step (`naive`), and with
+`--dbos` a three-step workflow of a durable execution engine. The floor is what the disk takes for two
+synced writes, one after the other. Processor time is this process's own; the load does nothing else.
+
+    python -m benchmarks.ledger [--quick] [--json] [--dbos]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from benchmarks.stages import record_once, services
+from benchmarks.targets.launch import ROOT
+from remit import journal as journals
+from remit.journal import Journal, open_journal
+from remit.ledger import Ledger
+from remit.writer import Writer
+
+T = TypeVar("T")
+CONCURRENCY = (1, 16, 128)
+DBOS_VENV = ROOT / "out" / "venvs" / "dbos"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    concurrency: int
+    calls_per_s: float
+    p50_ms: float
+    p99_ms: float
+    #: Processor time for each call.
+    cpu_us: float
+    #: Synced commits for each call; a checkpoint of the write-ahead log, once in hundreds, adds to them.
+    fsyncs: float
+    naive_calls_per_s: float
+    #: Of a three-step workflow; None where it was not measured.
+    dbos_calls_per_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    latencies_s: list[float] = field(default_factory=list[float])
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    commits: int = 0
+
+    @property
+    def calls_per_s(self) -> float:
+        return round(len(self.latencies_s) / self.wall_s, 1)
+
+    def percentile_ms(self, percent: int) -> float:
+        ordered = sorted(self.latencies_s)
+        return round(ordered[len(ordered) * percent // 100] * 1000, 3)
+
+
+class OneByOne(Writer):
+    """A writer that commits each step by itself, as one who knows nothing of the others would."""
+
+    async def write(
+        self, change: Callable[[], T], *, durable: bool = True, must: bool = False, alone: bool = False
+    ) -> T:
+        return await asyncio.to_thread(self._committed, change)
+
+    def _committed(self, change: Callable[[], T]) -> T:
+        with self._turn, self._ledger.transaction(durable=True):
+            return change()
+
+
+def floor_ms(folder: Path, seconds: float) -> float:
+    """The median time of two sequential synced writes of a page, in a file that has its length already."""
+    page = os.urandom(4096)
+    file = os.open(folder / "floor", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.write(file, bytes(2**20))
+        os.fsync(file)
+        times: list[float] = []
+        until = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < until:
+            for n in (0, 1):
+                os.pwrite(file, page, (2 * len(times) + n) % 256 * 4096)
+                os.fdatasync(file)
+            times.append(time.perf_counter() - began)
+    finally:
+        os.close(file)
+    return round(sorted(times)[len(times) // 2] * 1000, 3)
+
+
+@contextmanager
+def counted_commits() -> Iterator[list[int]]:
+    """Count the transactions that are committed within, in a list of one number."""
+    count = [0]
+    flush = Ledger._flush  # pyright: ignore[reportPrivateUsage] - it runs once in each commit
+
+    def counting(self: Ledger, *args: Any) -> None:
+        count[0] += 1
+        flush(self, *args)
+
+    Ledger._flush = counting  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield count
+    finally:
+        Ledger._flush = flush  # pyright: ignore[reportPrivateUsage]
+
+
+async def burst(journal: Journal, folder: Path, concurrency: int, seconds: float, sums: Sums) -> None:
+    on = services(folder, journal)
+    await asyncio.gather(*(record_once(on) for _ in range(concurrency)))
+    with counted_commits() as commits:
+        cpu, wall = time.process_time(), time.perf_counter()
+        until = wall + seconds
+
+        async def client() -> None:
+            while (began := time.perf_counter()) < until:
+                await record_once(on)
+                sums.latencies_s.append(time.perf_counter() - began)
+
+        await asyncio.gather(*(client() for _ in range(concurrency)))
+        sums.cpu_s += time.process_time() - cpu
+        sums.wall_s += time.perf_counter() - wall
+        sums.commits += commits[0]
+
+
+async def measured(folder: Path, rounds: int, seconds: float, dbos: bool) -> list[Row]:
+    rows: list[Row] = []
+    for concurrency in CONCURRENCY:
+        grouped, naive = Sums(), Sums()
+        for number in range(rounds):
+            for kind, sums, writer in (("group", grouped, Writer), ("naive", naive, OneByOne)):
+                journals.Writer = writer
+                try:
+                    path = folder / f"{kind}-{concurrency}-{number}.db"
+                    journal = await open_journal(path, role="benchmark")
+                finally:
+                    journals.Writer = Writer
+                try:
+                    await burst(journal, folder, concurrency, seconds, sums)
+                finally:
+                    await journal.close()
+        calls = len(grouped.latencies_s)
+        rows.append(
+            Row(
+                concurrency=concurrency,
+                calls_per_s=grouped.calls_per_s,
+                p50_ms=grouped.percentile_ms(50),
+                p99_ms=grouped.percentile_ms(99),
+                cpu_us=round(grouped.cpu_s / calls * 1e6, 1),
+                fsyncs=round(grouped.commits / calls, 3),
+                naive_calls_per_s=naive.calls_per_s,
+                dbos_calls_per_s=dbos_calls_per_s(folder, concurrency, seconds) if dbos else None,
+            )
+        )
+    return rows
+
+
+def dbos_calls_per_s(folder: Path, concurrency: int, seconds: float) -> float:
+    """Three-step workflows a second on a SQLite file with a write-ahead log, in an environment of its own."""
+    if not DBOS_VENV.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(DBOS_VENV)], check=True, capture_output=True)
+        install = [str(DBOS_VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "dbos>=3,<4"]
+        subprocess.run(install, check=True, capture_output=True, timeout=300)
+    program = ROOT / "benchmarks" / "targets" / "dbos_steps.py"
+    command = [str(DBOS_VENV / "bin" / "python"), str(program), str(folder / f"dbos-{concurrency}.db")]
+    said = subprocess.run(
+        [*command, str(concurrency), str(seconds)], check=True, capture_output=True, text=True, timeout=120
+    )
+    return json.loads(said.stdout.splitlines()[-1])["calls_per_s"]
+
+
+def show(floor: float, rows: Sequence[Row]) -> None:
+    print(f"floor (two synced writes): {floor} ms\n")
+    titles = [name.replace("_", " ") for name in Row.__dataclass_fields__]
+    print("".join(f"{title:>20}" for title in titles))
+    for row in rows:
+        print("".join(f"{'-' if value is None else value:>20}" for value in asdict(row).values()))
+    one, few, many = rows
+    print()
+    for what, met, ratio in (
+        ("1.5 times the floor at most, alone", one.p50_ms <= 1.5 * floor, one.p50_ms / floor),
+        ("5 times naive at least, 16 together", few.calls_per_s >= 5 * few.naive_calls_per_s,
+         few.calls_per_s / few.naive_calls_per_s),
+        ("10 times naive at least, 128 together", many.calls_per_s >= 10 * many.naive_calls_per_s,
+         many.calls_per_s / many.naive_calls_per_s),
+        ("100 us of processor time at most, 128 together", many.cpu_us <= 100, many.cpu_us),
+    ):  # fmt: skip
+        print(f"{what}: {'met' if met else 'missed'}, {ratio:.1f}")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds; rougher numbers")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--dbos", action="store_true", help="also a DBOS workflow; installs it once")
+    asked = parser.parse_args()
+    rounds, seconds = (2, 1.0) if asked.quick else (5, 3.0)
+    (ROOT / "out").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "out", prefix="ledger-") as name:
+        floor = floor_ms(Path(name), seconds)
+        rows = await measured(Path(name), rounds, seconds, asked.dbos)
+    if asked.json:
+        print(json.dumps({"floor_ms": floor, "sqlite": [asdict(row) for row in rows]}))
+    else:
+        show(floor, rows)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
