@@ -21,6 +21,7 @@ import anyio.to_thread
 from remit import merkle
 from remit.checkpoint import BadNote, signature_lines
 from remit.config import Anchor
+from remit.database import Location
 from remit.ids import Clock, now_us
 from remit.sealer import Sealed, anchored_size, note_anchored, read_tiles, seal
 
@@ -45,18 +46,18 @@ class _Refused(Exception):
 
 
 async def seal_and_anchor(
-    path: Path, anchors: Sequence[Anchor], *, clock: Clock = now_us
+    at: Location, anchors: Sequence[Anchor], *, clock: Clock = now_us
 ) -> tuple[Sealed | None, list[Anchored]]:
     """Seal what was committed, and put the checkpoint where it is missing. Raises what `seal` raises."""
-    sealed = await anyio.to_thread.run_sync(lambda: seal(path, clock=clock))
+    sealed = await anyio.to_thread.run_sync(lambda: seal(at, clock=clock))
     if sealed is None:
         return None, []
-    return sealed, [await _anchor(path, anchor, sealed, clock) for anchor in anchors]
+    return sealed, [await _anchor(at, anchor, sealed, clock) for anchor in anchors]
 
 
-async def _anchor(path: Path, anchor: Anchor, sealed: Sealed, clock: Clock) -> Anchored:
+async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock) -> Anchored:
     name = anchor.witness or str(anchor.file)
-    there = await anyio.to_thread.run_sync(anchored_size, path, name)
+    there = await anyio.to_thread.run_sync(anchored_size, at, name)
     error = None
     if there < sealed.size:
         try:
@@ -64,8 +65,8 @@ async def _anchor(path: Path, anchor: Anchor, sealed: Sealed, clock: Clock) -> A
                 await anyio.to_thread.run_sync(_append, anchor.file, sealed.note)
                 signatures = ""
             else:
-                signatures = await _witnessed(path, name, there, sealed)
-            await anyio.to_thread.run_sync(note_anchored, path, name, sealed.size, signatures, clock())
+                signatures = await _witnessed(at, name, there, sealed)
+            await anyio.to_thread.run_sync(note_anchored, at, name, sealed.size, signatures, clock())
             there = sealed.size
         except (OSError, TimeoutError, _Refused) as failure:
             error = str(failure) or type(failure).__name__
@@ -80,7 +81,7 @@ def _append(file: Path, note: str) -> None:
         os.fsync(opened.fileno())
 
 
-async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str:
+async def _witnessed(at: Location, prefix: str, there: int, sealed: Sealed) -> str:
     """What the witness signed, as signature lines. Raises _Refused, OSError or TimeoutError."""
     import httpx2
 
@@ -89,11 +90,11 @@ async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str
             asyncio.timeout(_TIMEOUT_S),
             httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client,
         ):
-            status, answer = await _add_checkpoint(client, path, prefix, there, sealed)
+            status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
             if status == 409 and re.fullmatch(r"[0-9]{1,19}\n?", answer):
                 # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
                 there = int(answer)
-                status, answer = await _add_checkpoint(client, path, prefix, there, sealed)
+                status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
     except httpx2.HTTPError as error:
         raise _Refused(f"it cannot be reached: {error}") from None
     if status != 200:
@@ -105,11 +106,11 @@ async def _witnessed(path: Path, prefix: str, there: int, sealed: Sealed) -> str
 
 
 async def _add_checkpoint(
-    client: httpx2.AsyncClient, path: Path, prefix: str, there: int, sealed: Sealed
+    client: httpx2.AsyncClient, at: Location, prefix: str, there: int, sealed: Sealed
 ) -> tuple[int, str]:
     if there > sealed.size:
         raise _Refused(f"it has seen {there} entries of this log, which has {sealed.size}")
-    proof = await anyio.to_thread.run_sync(_consistency, path, there, sealed.size)
+    proof = await anyio.to_thread.run_sync(_consistency, at, there, sealed.size)
     lines = [f"old {there}", *(b64encode(each).decode() for each in proof), "", ""]
     answer = b""
     note = ("\n".join(lines) + sealed.note).encode()
@@ -121,6 +122,6 @@ async def _add_checkpoint(
         return response.status_code, answer[:_ANSWER_BYTES_MAX].decode(errors="replace")
 
 
-def _consistency(path: Path, old: int, new: int) -> list[bytes]:
-    with read_tiles(path) as read:
+def _consistency(at: Location, old: int, new: int) -> list[bytes]:
+    with read_tiles(at) as read:
         return merkle.consistency_proof(read, old, new)

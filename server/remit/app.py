@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import logging
 import os
-import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +25,7 @@ from remit import catalog, telemetry
 from remit.config import Config, McpSource
 from remit.config_file import Loaded, resolve
 from remit.config_problems import ConfigError
+from remit.database import beside
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper
 from remit.ids import Clock, now_us
@@ -84,7 +84,7 @@ class App:
 
     @property
     def pepper(self) -> bytes:
-        return load_pepper(self.config.store.path.with_name(self.config.store.path.name + ".pepper"))
+        return load_pepper(beside(self.config.store.location, ".pepper"))
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Have `listener` called, in the event loop, when what is exported or subscribed to has changed."""
@@ -116,9 +116,10 @@ class App:
             await anyio.to_thread.run_sync(import_module, "remit.tables")
             policy = await anyio.to_thread.run_sync(self._watch.load)
             journal = await open_journal(
-                self.config.store.path,
+                self.config.store.location,
                 role=self._role,
                 relaxed=self.config.store.durability == "relaxed",
+                lease_s=self.config.store.lease,
                 queue_max=self.config.limits.queue,
                 clock=self._clock,
                 key=self.loaded.master_key(),
@@ -284,9 +285,9 @@ class App:
 
         try:
             _, anchored = await seal_and_anchor(
-                self.config.store.path, self.config.audit.anchors, clock=self._clock
+                self.config.store.location, self.config.audit.anchors, clock=self._clock
             )
-        except (RemitError, OSError, sqlite3.Error) as error:
+        except (RemitError, OSError) as error:
             _log.error("the log of events is not sealed: %s", error)
             return
         for each in anchored:

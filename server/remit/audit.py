@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,6 +19,7 @@ import orjson
 
 from remit import chain
 from remit.approvals import binding_of
+from remit.database import Row
 from remit.records import Records, as_event
 from remit.runs import ERASED
 from remit.vault import Damaged, KeyUnusable, committed
@@ -302,11 +302,11 @@ def _no_call(call_id: str) -> Finding:
     return Finding(where=f"call {call_id}", what="it has events, and no row in calls")
 
 
-def _by_kind(rows: Iterator[sqlite3.Row]) -> dict[str, dict[str, Any]]:
+def _by_kind(rows: Iterator[Row]) -> dict[str, dict[str, Any]]:
     return {row["kind"]: _facts(row["body"]) for row in rows}
 
 
-def _disagreements(call: sqlite3.Row, happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _disagreements(call: Row, happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     opening = next((happened[kind] for kind in _OPENINGS if kind in happened), None)
     if opening is None:
         yield "no event says how it began"
@@ -347,7 +347,7 @@ def _miscarried(records: Records, call_id: str, happened: Mapping[str, Mapping[s
             yield f"its stored {row['kind']} is not what was committed to"
 
 
-def _bound(records: Records, request: sqlite3.Row) -> bool:
+def _bound(records: Records, request: Row) -> bool:
     """Whether what a request shows is what its binding covers; what is erased cannot be told from it."""
     try:
         shown = records.opened(request["call_id"], "shown")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from remit.config_file import Loaded, load
+from remit.database import exists
 from remit.errors import RemitError, UnknownRecord
 from remit.policies import BuiltPolicy, load_version, text_in_force, text_of
 
@@ -34,7 +35,7 @@ def candidate(named: str, loaded: Loaded) -> BuiltPolicy:
         return text_of([path], loaded.config.policy.model).build()
     if re.fullmatch(r"[0-9a-f]{6,64}", named):
         with suppress(UnknownRecord):
-            if loaded.config.store.path.is_file():
+            if exists(loaded.config.store.location):
                 return load_version(loaded.config, named)
         current = text_in_force(loaded.config).build()
         if current.policy.version.startswith(named):

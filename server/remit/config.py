@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from remit.database import Location, Postgres
 from remit.derivations import NotDerivable, compile_derivation
 from remit_rbac import ExpressionError, compile_expression
 
@@ -106,14 +107,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _database_url(value: str) -> str:
+    if value.startswith(("postgresql://", "postgres://", "env:", "file:/")):
+        return value
+    raise ValueError("write env:NAME, file:/path, or postgresql://user@host/database without a password")
+
+
 class Store(Strict):
-    #: The audit database. Relative paths are taken from the configuration file's folder.
+    #: The audit database, a SQLite file; its keys lie beside it. With `url`, only the keys lie there.
     path: Path = Path("remit.db")
+    #: A PostgreSQL database instead, which replicas can share: `env:NAME` or `file:/path` of its URL, or the
+    #: URL itself when there is no password in it.
+    url: Annotated[str, AfterValidator(_database_url)] | None = None
+    #: On PostgreSQL: a replica that has not been heard of for so long is taken for dead.
+    lease: Duration = 15
     #: `full` survives power loss; `relaxed` may forget the outcome (never the intent) of the last calls.
     durability: Literal["full", "relaxed"] = "full"
     #: Wraps the keys of what calls carry: leads to 64 hexadecimal digits. Without it, it is a file beside the
     #: database, made at the first start.
     master_key: SecretRef | None = None
+
+    @property
+    def location(self) -> Location:
+        return Postgres(self.url, self.path) if self.url else self.path
 
 
 class PolicySource(Strict):

@@ -84,8 +84,8 @@ def clear(ledger: Ledger, sealer: Sealer, call_ids: Sequence[str]) -> None:
         call_ids,
     )
     ledger.execute(
-        f"UPDATE run_facts SET value = '{ERASED}', salt = x'' WHERE call_id IN ({marks})",  # noqa: S608 - only marks are inserted
-        call_ids,
+        f"UPDATE run_facts SET value = ?, salt = ? WHERE call_id IN ({marks})",  # noqa: S608 - only marks are inserted
+        (ERASED, b"", *call_ids),
     )
     ledger.execute(
         f"UPDATE undos SET state = 'void' WHERE state = 'ready' AND call_id IN ({marks})",  # noqa: S608 - only marks are inserted

@@ -15,6 +15,14 @@ class StoreBusy(StoreUnavailable):
     """More calls wait to be recorded than the queue takes. Nothing was written; try again soon."""
 
 
+class Interrupted(StoreUnavailable):
+    """A transaction came to nothing through no fault of its own. The same may succeed at once."""
+
+
+class Unsure(StoreUnavailable):
+    """The connection broke while a transaction was being committed: it may or may not have been."""
+
+
 class UnknownRecord(RemitError):
     """No such record, or it is not the asker's: the two look the same on purpose."""
 

@@ -11,15 +11,11 @@ The application opens one journal for each process and closes it; opening regist
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-import socket
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import anyio.to_thread
@@ -27,15 +23,17 @@ import orjson
 
 from remit import balances, erasing, notices, runs, versions
 from remit.calls import redacted
-from remit.chain import GENESIS, entry
+from remit.chain import entry
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
+from remit.database import Location, Postgres, Row, reading
 from remit.erasing import Erasure
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
-from remit.ledger import Ledger
+from remit.ledger import Ledger, Store
+from remit.ledger_sqlite import SqliteStore
 from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
 from remit.runs import Run, RunKey
@@ -135,14 +133,13 @@ class Undoable:
 
 
 class Journal:
-    def __init__(self, ledger: Ledger, sealer: Sealer, writer: Writer, liveness: int, path: Path) -> None:
+    def __init__(self, ledger: Ledger, sealer: Sealer, writer: Writer, at: Location) -> None:
         self._ledger = ledger
         self._sealer = sealer
         self._writer = writer
-        self._liveness = liveness
         self._owed: deque[Callable[[], object]] = deque()
         self._under_way = 0
-        self.path = path
+        self.at = at
 
     @property
     def incarnation(self) -> str:
@@ -208,7 +205,7 @@ class Journal:
                 return Waiting(call_id=row["call_id"], approval_id=row["id"], expires_us=row["expires_us"])
             if row and row["state"] == "approved" and row["expires_us"] > now:
                 voters = self._ledger.all(
-                    "SELECT user FROM votes WHERE approval_id = ? AND vote = 'approve'", (row["id"],)
+                    "SELECT \"user\" FROM votes WHERE approval_id = ? AND vote = 'approve'", (row["id"],)
                 )
                 return Approved(
                     call_id=row["call_id"],
@@ -462,7 +459,7 @@ class Journal:
 
     async def take_over(self) -> None:
         """Conclude for processes that died since what they left open, as opening the file does."""
-        await self._writer.write(lambda: _take_over_the_dead(self._ledger, self.path))
+        await self._writer.write(lambda: _take_over_the_dead(self._ledger))
 
     async def _write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
         """Write a step of a call: with those of other calls, or at once where there is no other call."""
@@ -503,7 +500,7 @@ class Journal:
                 raise WrongState(f"this approval is {row['state']}: it takes no more votes")
             if row["expires_us"] <= now:
                 raise WrongState("this approval has expired: the agent must ask anew")
-            seen = ledger.all("SELECT user, vote FROM votes WHERE approval_id = ?", (approval_id,))
+            seen = ledger.all('SELECT "user", vote FROM votes WHERE approval_id = ?', (approval_id,))
             if any(voter["user"] == user for voter in seen):
                 raise WrongState(f"{user} has voted on this already")
             ledger.insert("votes", (approval_id, user, vote, "local", now, comment))
@@ -719,8 +716,8 @@ class Journal:
                 key = (found.before, found.after, orjson.dumps(found.rules).decode())
                 ledger.execute(
                     "INSERT INTO shadow_differences (before, after, rules, count, examples, last_us)"
-                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                    " count = count + excluded.count, last_us = excluded.last_us",
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (before, after, rules) DO UPDATE SET"
+                    " count = shadow_differences.count + excluded.count, last_us = excluded.last_us",
                     (*key, group.count, orjson.dumps(group.examples).decode(), ledger.now_us),
                 )
 
@@ -830,13 +827,9 @@ class Journal:
         """
 
         def read() -> KeyRecord | None:
-            try:
-                with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as db:
-                    db.row_factory = sqlite3.Row
-                    row = db.execute("SELECT * FROM api_keys WHERE id = ?", (key_id,)).fetchone()
-            except sqlite3.Error as error:
-                raise StoreUnavailable(f"the audit database cannot be read: {error}") from None
-            return KeyRecord(**dict(row)) if row else None
+            with reading(self.at) as db:
+                row = db.one("SELECT * FROM api_keys WHERE id = ?", (key_id,))
+            return KeyRecord(**row) if row else None
 
         return await anyio.to_thread.run_sync(read)
 
@@ -1002,15 +995,13 @@ class Journal:
             await self._writer.write(change, must=True)
         finally:
             await self._writer.stop()
-            _liveness_path(self.path, self.incarnation).unlink(missing_ok=True)
-            os.close(self._liveness)
 
     # The parts of a transaction.
 
     def _earlier(self, call: Call, now: int) -> Repeated | Verdict | None:
         """An equal call that was admitted before, so that the same effect is never sent twice."""
         columns = "SELECT calls.id, calls.state, calls.fingerprint FROM calls "
-        row: sqlite3.Row | None = None
+        row: Row | None = None
         key = _key(call)
         if key is not None or call.tool.repeat_window_s:
             self._ledger.write_out()  # the equal call may have been let out in this very transaction
@@ -1064,7 +1055,7 @@ class Journal:
         who = call.principal
         return self._sealer.seal_for(who.tenant, (who.user, *call.subjects), also)
 
-    def _recorded(self, row: sqlite3.Row) -> Recorded:
+    def _recorded(self, row: Row) -> Recorded:
         exact = self._opened(row["id"], "arguments")
         if exact and committed(*exact) != row["arguments_commit"]:
             exact = None
@@ -1195,7 +1186,7 @@ class Journal:
                 " WHERE touches.resource IN (?, ?) AND l.id <> o.id AND l.tenant = o.tenant"
                 " AND (l.dispatched_us, l.id) > (o.dispatched_us, o.id)"
                 " AND l.state IN ('dispatched', 'in_doubt', 'succeeded')"
-                " AND undos.state IS NOT 'done' LIMIT 1",
+                " AND COALESCE(undos.state, '') <> 'done' LIMIT 1",
                 (
                     call.of_call,
                     row["resource"],
@@ -1309,61 +1300,57 @@ class Journal:
 
 
 async def open_journal(
-    path: Path,
+    at: Location,
     *,
     role: str,
     relaxed: bool = False,
     queue_max: int = 4096,
+    lease_s: float = 15,
     clock: Clock = now_us,
     key: str | None = None,
 ) -> Journal:
-    """Open (and, when new, create) the audit database at `path` for this process.
+    """Open (and, when new, create) the audit database for this process.
 
     `key` is the master key of its payloads in hexadecimal; None: the file beside it, made when it is new.
     Takes over the calls of processes that died: reads end as failed, anything else is in doubt.
-    Raises RemitError when the file cannot be used.
+    Raises RemitError when it cannot be used.
     """
     stream = uuid7(clock())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await anyio.to_thread.run_sync(upgrade, path)
-        liveness = _hold_liveness(_liveness_path(path, stream))
-        ledger = Ledger(path, stream=stream, clock=clock, relaxed=relaxed)
-    except OSError as error:
-        raise RemitError(f"the audit database {path} cannot be used: {error.strerror}") from None
-    except sqlite3.Error as error:
-        raise RemitError(f"the audit database {path} cannot be used: {error}") from None
-    sealer = await anyio.to_thread.run_sync(_sealer, ledger, path, key)
+    store = await anyio.to_thread.run_sync(
+        lambda: _opened(at, stream=stream, role=role, relaxed=relaxed, lease_s=lease_s, clock=clock)
+    )
+    ledger = Ledger(store, stream=stream, role=role, clock=clock)
+    sealer = await anyio.to_thread.run_sync(_sealer, ledger, at, key)
     writer = Writer(ledger, queue_max=queue_max)
-    journal = Journal(ledger, sealer, writer, liveness, path)
 
     def change() -> None:
-        ledger.execute(
-            "INSERT INTO incarnations (id, host, pid, role, state, started_us, ended_us, last_seq, head)"
-            " VALUES (?, ?, ?, ?, 'live', ?, NULL, 0, ?)",
-            (stream, socket.gethostname(), os.getpid(), role, ledger.now_us, GENESIS),
-        )
-        heads = ledger.all(
-            "SELECT id, last_seq, head FROM incarnations WHERE last_seq > 0 ORDER BY id DESC LIMIT 8"
-        )
-        ledger.event(
-            "stream.opened",
-            tenant=None,
-            call_id=None,
-            role=role,
-            # Seals the streams before this one: whoever truncates them must also rewrite this.
-            heads=[{"stream": head["id"], "seq": head["last_seq"], "hash": head["head"]} for head in heads],
-        )
-        _take_over_the_dead(ledger, path)
+        ledger.begin_life()
+        _take_over_the_dead(ledger)
 
     await writer.write(change)
-    return journal
+    return Journal(ledger, sealer, writer, at)
 
 
-def _sealer(ledger: Ledger, path: Path, key: str | None) -> Sealer:
+def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: float, clock: Clock) -> Store:
+    if isinstance(at, Postgres):
+        from remit.ledger_postgres import PostgresStore
+
+        upgrade(at)
+        return PostgresStore(at, stream=stream, role=role, relaxed=relaxed, lease_s=lease_s, clock=clock)
+    try:
+        at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        upgrade(at)
+        return SqliteStore(at, stream=stream, relaxed=relaxed)
+    except OSError as error:
+        raise RemitError(f"the audit database {at} cannot be used: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise RemitError(f"the audit database {at} cannot be used: {error}") from None
+
+
+def _sealer(ledger: Ledger, at: Location, key: str | None) -> Sealer:
     """What seals the payloads of this database. Raises RemitError when it is not the key of those there."""
     living = is_living(ledger.one)
-    sealer = Sealer(master_key(path, key, living=living is not None), ledger)
+    sealer = Sealer(master_key(at, key, living=living is not None), ledger)
     if living is not None:
         try:
             sealer.vault.unwrapped(living["id"], living["wrapped"])
@@ -1372,27 +1359,20 @@ def _sealer(ledger: Ledger, path: Path, key: str | None) -> Sealer:
     return sealer
 
 
-def _take_over_the_dead(ledger: Ledger, path: Path) -> None:
-    for row in ledger.all("SELECT id FROM incarnations WHERE state = 'live' AND id <> ?", (ledger.stream,)):
-        lock_path = _liveness_path(path, row["id"])
-        if not _is_dead(lock_path):
-            continue
-        ledger.execute(
-            "UPDATE incarnations SET state = 'dead', ended_us = ? WHERE id = ?", (ledger.now_us, row["id"])
-        )
-        for call in _open_calls(ledger, row["id"]):
-            _leave_behind(ledger, call, row["id"])
-        lock_path.unlink(missing_ok=True)
+def _take_over_the_dead(ledger: Ledger) -> None:
+    for stream in ledger.bury():
+        for call in _open_calls(ledger, stream):
+            _leave_behind(ledger, call, stream)
 
 
-def _open_calls(ledger: Ledger, incarnation: str) -> list[sqlite3.Row]:
+def _open_calls(ledger: Ledger, incarnation: str) -> Sequence[Row]:
     return ledger.all(
         "SELECT id, tenant, effect, kind, of_call FROM calls WHERE incarnation = ? AND state = 'dispatched'",
         (incarnation,),
     )
 
 
-def _leave_behind(ledger: Ledger, call: sqlite3.Row, incarnation: str) -> None:
+def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
     """End a call whose process died: a read did nothing, anything else may have."""
     harmless = call["effect"] == Effect.READ.value
     ledger.execute(
@@ -1418,31 +1398,6 @@ def _leave_behind(ledger: Ledger, call: sqlite3.Row, incarnation: str) -> None:
         error_code="interrupted",
         left_by=incarnation,
     )
-
-
-def _liveness_path(path: Path, incarnation: str) -> Path:
-    return path.with_name(f"{path.name}.inc-{incarnation}")
-
-
-def _hold_liveness(path: Path) -> int:
-    """A lock that the kernel drops when this process ends, however it ends: no lease, no clock."""
-    held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return held
-
-
-def _is_dead(path: Path) -> bool:
-    try:
-        probe = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(probe)
-    return True
 
 
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}

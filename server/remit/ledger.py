@@ -1,29 +1,26 @@
-"""The audit database as one transaction sees it: SQLite, raw and fast, driven by the writer only.
+"""The audit database as one transaction sees it, driven by the writer only.
 
 The ledger knows rows, balances and the event chain; it does not know what a call is. `journal.py` says
 which of these go together. Inserts are gathered and written at commit, one `executemany` for each table.
-Balances and switches are kept in memory and dropped when another process has written (`data_version`).
-
-Several processes may share the file: every transaction is BEGIN IMMEDIATE under an inter-process lock,
-which also covers checkpoints, so no checkpoint ever races a commit (the SQLite WAL-reset bug, 3.7.0 to
-3.51.2: sqlite.org/wal.html).
+Balances and switches are kept in memory and dropped when another process has written. Its statements are
+raw and the same for every database, with `?` for each value; what differs is in `Store`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sqlite3
+import socket
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Protocol
 
 from remit.chain import GENESIS, canonical, link
+from remit.database import Row
+from remit.errors import Interrupted, StoreUnavailable, Unsure
 from remit.ids import Clock
-from remit.writer import OthersWrite
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -31,12 +28,74 @@ if TYPE_CHECKING:
     from remit.runs import Run, RunKey
     from remit.vault import Seal
 
-#: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
-_WAL_MAX_BYTES = 8 * 2**20
-_COMMITS_BETWEEN_LOOKS = 64
-_BUSY_MS = 10_000
+_ACCOUNTS_MAX = 4096
+#: How long to ask whether a commit took place whose answer got lost, and the pause between (seconds).
+_UNSURE_S = 5.0
+_ASK_AGAIN_S = 0.1
+_DEAD = "this process was declared dead by another; restart it"
 
-Row = Sequence[Any]
+Values = Sequence[Any]
+
+
+class Store(Protocol):
+    """A connection that writes. Of all processes on one database, one at a time is in a transaction."""
+
+    def begin(self, *, durable: bool, wait: bool) -> bool:
+        """Begin; True when others may have written since.
+
+        Without `wait`, raises OthersWrite rather than wait for another process. When this raises, nothing
+        was begun. What is `durable` must survive power loss.
+        """
+        ...
+
+    def commit(self, *, wait: bool) -> None: ...
+
+    def roll_back(self) -> None:
+        """End a transaction that failed, however far it came."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether others may have written since this, or `begin`, was last asked."""
+        ...
+
+    def execute(self, sql: str, values: Values = (), /) -> int:
+        """Run an UPDATE or DELETE at once; return how many rows it changed."""
+        ...
+
+    def many(self, sql: str, rows: Sequence[Values], /) -> None: ...
+
+    def one(self, sql: str, values: Values = (), /) -> Row | None: ...
+
+    def all(self, sql: str, values: Values = (), /) -> Sequence[Row]: ...
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether no other process can have taken this one for dead yet."""
+        ...
+
+    def lease_until_us(self) -> int | None:
+        """Until when a life that begins now is believed to last; None where the system tells its end."""
+        ...
+
+    def dead(self, stream: str) -> list[str]:
+        """The lives, other than this one, that ended without saying so."""
+        ...
+
+    def new_life(self) -> str | None:
+        """The stream of another life for a process that was taken for dead; None where it has to end."""
+        ...
+
+    def overwrite_what_goes(self) -> None: ...
+
+    def tidy(self) -> None:
+        """Nothing else is to be done just now."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TakenForDead(Interrupted):
+    """Others have concluded that this process ended: nothing more is written to the stream of that life."""
 
 
 @dataclass(slots=True)
@@ -57,20 +116,15 @@ class Account:
 
 
 class Ledger:
-    def __init__(self, path: Path, *, stream: str, clock: Clock, relaxed: bool) -> None:
-        self._path = path
+    def __init__(self, store: Store, *, stream: str, role: str, clock: Clock) -> None:
+        self._store = store
         self._clock = clock
-        self._relaxed = relaxed
+        self._role = role
         self.stream = stream
         self._seq = 0
         self._head = GENESIS
-        self._lock = os.open(
-            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        self._db = self._connected()
-        self._sync = "FULL"
-        self._data_version = -1
-        self._inserts: dict[str, list[Row]] = {}
+        self._taken_for_dead = False
+        self._inserts: dict[str, list[Values]] = {}
         self._accounts: dict[tuple[str, int], Account] = {}
         #: Runs that were asked about (see `runs.py`), as of the newest transaction.
         self.runs: dict[RunKey, Run] = {}
@@ -80,80 +134,110 @@ class Ledger:
         self.switches: frozenset[tuple[str, str, str, str]] = frozenset()
         #: Runs that must be told something (see `notices.py`). Replaced whole, too.
         self.untold: frozenset[RunKey] = frozenset()
-        self._busy_ms = _BUSY_MS
-        self._commits = 0
-        self._commits_at_look = 0
         #: The time of the running transaction; everything written in it carries this time.
         self.now_us = 0
+        self.execute = store.execute
+        self.one = store.one
+        self.all = store.all
 
     # The writer drives these.
 
     @contextmanager
     def transaction(self, *, durable: bool, wait: bool = True) -> Generator[None]:
-        if self._relaxed:
-            self._set_sync("FULL" if durable else "NORMAL")
+        others_wrote = self._store.begin(durable=durable, wait=wait)
         seq, head = self._seq, self._head
-        self._lock_out_others(wait)
         try:
-            self._begin(wait)
+            if others_wrote:
+                self._forget()
+            elif len(self._accounts) > _ACCOUNTS_MAX:
+                self._accounts.clear()
+            self.now_us = self._clock()
+            if self._taken_for_dead:
+                seq, head = 0, GENESIS
+                self._live_again()
+            yield
+            self._flush(seq)
             try:
-                self._forget_if_others_wrote()
-                self.now_us = self._clock()
-                yield
-                self._flush(seq)
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._roll_back(seq, head)
-                raise
-            self._commits += 1
-            if wait:  # else the caller is in a hurry: `idle` looks
-                self._checkpoint()
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+                self._store.commit(wait=wait)
+            except Unsure as error:
+                if self._seq == seq:
+                    raise  # there is no event to tell by
+                if not self._was_committed():
+                    raise Interrupted(str(error)) from None
+        except BaseException:
+            self._roll_back(seq, head)
+            raise
+        self._taken_for_dead = False
 
     def idle(self) -> None:
-        self._forget_if_others_wrote()
-        with suppress(OthersWrite):
-            self._lock_out_others(wait=False)
-            try:
-                self._checkpoint()
-            finally:
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        if self._store.changed():
+            self._forget()
+        self._store.tidy()
 
     def close(self) -> None:
-        """Mark this process life as ended in order, and let go of the file."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        """Mark this process life as ended in order, and let go of the database."""
         try:
-            self._db.execute(
-                "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
-                (self._clock(), self.stream),
-            )
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with self.transaction(durable=True):
+                self.execute(
+                    "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
+                    (self.now_us, self.stream),
+                )
         finally:
-            self._db.close()
-            os.close(self._lock)
+            self._store.close()
 
     # Changes use these.
 
-    def insert(self, table: str, row: Row) -> None:
+    @property
+    def holds_lease(self) -> bool:
+        return self._store.holds_lease
+
+    def begin_life(self) -> None:
+        """Register this process life; its stream begins with what the streams before it came to."""
+        heads = self.all(
+            "SELECT id, last_seq, head FROM incarnations WHERE last_seq > 0 ORDER BY id DESC LIMIT 8"
+        )
+        # Not gathered: at commit, it must be there to be moved on.
+        self.execute(
+            "INSERT INTO incarnations"
+            " (id, host, pid, role, state, started_us, ended_us, last_seq, head, lease_until_us)"
+            " VALUES (?, ?, ?, ?, 'live', ?, NULL, 0, ?, ?)",
+            (
+                self.stream,
+                socket.gethostname(),
+                os.getpid(),
+                self._role,
+                self.now_us,
+                GENESIS,
+                self._store.lease_until_us(),
+            ),
+        )
+        self.event(
+            "stream.opened",
+            tenant=None,
+            call_id=None,
+            role=self._role,
+            # Seals the streams before this one: whoever truncates them must also rewrite this.
+            heads=[{"stream": head["id"], "seq": head["last_seq"], "hash": head["head"]} for head in heads],
+        )
+
+    def bury(self) -> list[str]:
+        """End the lives of processes that died; return their streams. Their calls are the caller's to end."""
+        dead = self._store.dead(self.stream)
+        for stream in dead:
+            self.execute(
+                "UPDATE incarnations SET state = 'dead', ended_us = ? WHERE id = ?", (self.now_us, stream)
+            )
+        return dead
+
+    def insert(self, table: str, row: Values) -> None:
         """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
         self._inserts.setdefault(table, []).append(row)
 
     def write_out(self) -> None:
         """Write the rows gathered so far, for a query that must see what changes before it inserted."""
         for table, rows in self._inserts.items():
-            self._db.executemany(_inserts()[table], rows)
+            self._store.many(_inserts()[table], rows)
         self._inserts.clear()
-
-    def execute(self, sql: str, parameters: Row = ()) -> int:
-        """Run an UPDATE or DELETE at once; return how many rows it changed."""
-        return self._db.execute(sql, parameters).rowcount
-
-    def one(self, sql: str, parameters: Row = ()) -> sqlite3.Row | None:
-        return self._db.execute(sql, parameters).fetchone()
-
-    def all(self, sql: str, parameters: Row = ()) -> list[sqlite3.Row]:
-        return self._db.execute(sql, parameters).fetchall()
 
     def event(self, kind: str, *, tenant: str | None, call_id: str | None, **facts: Any) -> None:
         """Append one event to this process's stream."""
@@ -178,17 +262,15 @@ class Ledger:
         return self._seq, self._head
 
     def overwrite_what_goes(self) -> None:
-        """Have what is deleted or replaced from now on overwritten in the file, too."""
-        self._db.execute("PRAGMA secure_delete = ON")
+        """Have what is deleted or replaced from now on overwritten, too, where that can be had."""
+        self._store.overwrite_what_goes()
 
     def reload_switches(self) -> None:
-        rows = self._db.execute("SELECT kind, scope, target, tenant FROM switches").fetchall()
+        rows = self.all("SELECT kind, scope, target, tenant FROM switches")
         self.switches = frozenset((row[0], row[1], row[2], row[3]) for row in rows)
 
     def reload_untold(self) -> None:
-        rows = self._db.execute(
-            'SELECT DISTINCT tenant, agent, "user", run FROM notices WHERE told_us IS NULL'
-        ).fetchall()
+        rows = self.all('SELECT DISTINCT tenant, agent, "user", run FROM notices WHERE told_us IS NULL')
         self.untold = frozenset((row[0], row[1], row[2], row[3]) for row in rows)
 
     def account(self, account: str, window_start_us: int, *, limit: int) -> Account:
@@ -207,37 +289,37 @@ class Ledger:
 
     # The rest is its own.
 
-    def _connected(self) -> sqlite3.Connection:
-        self._lock_out_others(wait=True)
-        try:
-            _make_room(self._path.with_name(self._path.name + "-wal"))
-            return _connect(self._path)
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+    def _was_committed(self) -> bool:
+        """Whether a commit took place whose answer got lost: the newest event of the stream tells.
 
-    def _lock_out_others(self, wait: bool) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OthersWrite from None
+        When nobody can be asked, the stream is given up: what it came to is for whoever takes it over.
+        """
+        until_s = monotonic() + _UNSURE_S
+        while True:
+            try:
+                # Waits for the transaction, if it is still under way over there.
+                self._store.begin(durable=True, wait=True)
+                row = self.one("SELECT last_seq FROM incarnations WHERE id = ?", (self.stream,))
+                self._store.roll_back()
+            except StoreUnavailable:
+                if monotonic() > until_s:
+                    self._taken_for_dead = True
+                    raise
+                sleep(_ASK_AGAIN_S)
+            else:
+                return row is not None and row["last_seq"] == self._seq
 
-    def _begin(self, wait: bool) -> None:
-        busy_ms = _BUSY_MS if wait else 0
-        if busy_ms != self._busy_ms:
-            self._db.execute(f"PRAGMA busy_timeout = {busy_ms}")
-            self._busy_ms = busy_ms
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            # A program that knows nothing of the lock file, such as a person's SQL shell.
-            if wait or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                raise
-            raise OthersWrite from None
+    def _live_again(self) -> None:
+        stream = self._store.new_life()
+        if stream is None:
+            raise StoreUnavailable(_DEAD)
+        self.stream, self._seq, self._head = stream, 0, GENESIS
+        self.begin_life()
 
     def _flush(self, seq_before: int) -> None:
         self.write_out()
-        new: list[Row] = []
-        changed: list[Row] = []
+        new: list[Values] = []
+        changed: list[Values] = []
         for (account, start_us), it in self._accounts.items():
             if not it.dirty:
                 continue
@@ -264,22 +346,22 @@ class Ledger:
                 )
             it.new = it.dirty = False
         if new:
-            self._db.executemany(_inserts()["accounts"], new)
+            self._store.many(_inserts()["accounts"], new)
         if changed:
-            self._db.executemany(
+            self._store.many(
                 "UPDATE accounts SET limit_amount = ?, held = ?, posted = ?, refunded = ?, overrun = ?"
                 " WHERE id = ? AND window_start_us = ?",
                 changed,
             )
         if self._seq != seq_before:
-            # Fails when this stream was taken over: a process that was declared dead writes nothing more.
-            moved = self._db.execute(
+            moved = self.execute(
                 "UPDATE incarnations SET last_seq = ?, head = ?"
                 " WHERE id = ? AND last_seq = ? AND state = 'live'",
                 (self._seq, self._head, self.stream, seq_before),
-            ).rowcount
+            )
             if moved != 1:
-                raise sqlite3.OperationalError("this process was declared dead by another; restart it")
+                self._taken_for_dead = True
+                raise TakenForDead(_DEAD)
 
     def _roll_back(self, seq: int, head: str) -> None:
         self._seq, self._head = seq, head
@@ -287,69 +369,14 @@ class Ledger:
         self._accounts.clear()
         self.runs.clear()
         self.seals.clear()
-        self._data_version = -1
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        self._store.roll_back()
 
-    def _forget_if_others_wrote(self) -> None:
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        if version != self._data_version:
-            self._data_version = version
-            self._accounts.clear()
-            self.runs.clear()
-            self.seals.clear()
-            self.reload_switches()
-            self.reload_untold()
-        elif len(self._accounts) > 4096:
-            self._accounts.clear()
-
-    def _checkpoint(self) -> None:
-        if self._commits - self._commits_at_look < _COMMITS_BETWEEN_LOOKS:
-            return
-        self._commits_at_look = self._commits
-        try:
-            size = os.stat(self._path.with_name(self._path.name + "-wal")).st_size
-        except FileNotFoundError:
-            return
-        if size > _WAL_MAX_BYTES:
-            self._db.execute("PRAGMA wal_checkpoint(RESTART)")
-
-    def _set_sync(self, mode: str) -> None:
-        if mode != self._sync:
-            self._db.execute(f"PRAGMA synchronous = {mode}")
-            self._sync = mode
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    db.row_factory = sqlite3.Row
-    for pragma in (
-        f"busy_timeout = {_BUSY_MS}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "wal_autocheckpoint = 0",
-        "foreign_keys = ON",
-    ):
-        db.execute(f"PRAGMA {pragma}")
-    return db
-
-
-def _make_room(wal: Path) -> None:
-    """Let the write-ahead log have its full length from the start, where there is none yet.
-
-    A file that grows makes each sync write the file system's own journal as well, which doubles what a
-    commit costs. SQLite takes a log of zeros for an empty one (sqlite.org/fileformat2.html#walformat).
-    """
-    try:
-        file = os.open(wal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return  # then it grows
-    try:
-        if os.fstat(file).st_size == 0:
-            os.write(file, bytes(_WAL_MAX_BYTES))
-            os.fsync(file)
-    finally:
-        os.close(file)
+    def _forget(self) -> None:
+        self._accounts.clear()
+        self.runs.clear()
+        self.seals.clear()
+        self.reload_switches()
+        self.reload_untold()
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any
 
 from remit.config import Config
 from remit.context import context_names
+from remit.database import exists
 from remit.errors import RemitError
 from remit.records import open_records
 from remit.versions import Version
@@ -142,8 +143,8 @@ def text_of(
 
 def active_text(settings: Config) -> PolicyText:
     """The version that was activated last, under the guardrails of this Remit."""
-    if settings.store.path.is_file():
-        with open_records(settings.store.path) as found:
+    if exists(settings.store.location):
+        with open_records(settings.store.location) as found:
             active = found.active_policy()
             if active is not None:
                 return PolicyText.from_json(found.policy_version(active.version).text).of_today()
@@ -155,7 +156,7 @@ def load_version(settings: Config, version: str) -> BuiltPolicy:
 
     Raises UnknownRecord when there is none, RemitError when its text is no longer what it was.
     """
-    with open_records(settings.store.path) as found:
+    with open_records(settings.store.location) as found:
         stored = found.policy_version(version)
     made = PolicyText.from_json(stored.text).build()
     if made.policy.version != stored.id:

@@ -12,9 +12,8 @@ and for files that are renamed, linked or mounted over, where notifications of t
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Hashable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import anyio.to_thread
 
 from remit import telemetry
 from remit.config import Config
+from remit.database import reading
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import Journal
 from remit.policies import BuiltPolicy, built, text_in_force
@@ -144,10 +144,10 @@ class PolicyWatch:
         if self._files:
             return tuple(_status(path) for path in (*_paths(self._config), *self._config.policy.tests))
         try:
-            path = self._config.store.path
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-                return db.execute("SELECT MAX(number) FROM policy_activations").fetchone()
-        except sqlite3.Error:
+            with reading(self._config.store.location) as db:
+                row = db.one("SELECT MAX(number) AS newest FROM policy_activations")
+            return row["newest"] if row else None
+        except StoreUnavailable:
             return self._tried  # whoever writes there next will say what is wrong
 
 

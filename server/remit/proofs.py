@@ -65,7 +65,8 @@ def in_log_order(records: Records) -> Iterator[EventRow]:
     """Every sealed event, in the order of the leaves."""
     for run in records.rows("SELECT stream, first_seq, events FROM log_runs ORDER BY first_leaf"):
         for row in records.rows(
-            "SELECT * FROM events WHERE stream = ?1 AND seq >= ?2 AND seq < ?2 + ?3 ORDER BY seq", tuple(run)
+            "SELECT * FROM events WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq",
+            (run["stream"], run["first_seq"], run["first_seq"] + run["events"]),
         ):
             yield as_event(row)
 

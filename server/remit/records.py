@@ -10,16 +10,16 @@ Whoever opens it closes it. Times are microseconds since 1970-01-01 UTC.
 from __future__ import annotations
 
 import json
-import sqlite3
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from remit.chain import EventRow
 from remit.comparing import Difference, Group
+from remit.database import Location, Reader, Row, exists, reading
 from remit.erasing import pseudonym
 from remit.errors import RemitError, UnknownRecord
 from remit.schema import HEAD
@@ -269,36 +269,26 @@ def _beside() -> None:
 
 
 @contextmanager
-def open_records(path: Path, key: Callable[[], str | None] = _beside) -> Generator[Records]:
-    """The records in the audit database at `path`, as of now. Raises RemitError when it cannot be read.
+def open_records(at: Location, key: Callable[[], str | None] = _beside) -> Generator[Records]:
+    """The records in the audit database, as of now. Raises RemitError when they cannot be read.
 
     `key` gives the master key of payloads when one is to be opened (see `vault.master_key`).
     """
-    if not path.is_file():
-        raise RemitError(f"there is no audit database {path} yet: it is made when Remit first serves")
-    try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    except sqlite3.Error as error:
-        raise RemitError(f"the audit database {path} cannot be opened: {error}") from None
-    try:
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA busy_timeout = 10000")
-        db.execute("BEGIN")
-        (version,) = db.execute("SELECT version_num FROM alembic_version").fetchone()
+    if not exists(at):
+        raise RemitError(f"there is no audit database {at} yet: it is made when Remit first serves")
+    with reading(at) as db:
+        row = db.one("SELECT version_num FROM alembic_version")
+        version = row["version_num"] if row else ""
         if version != HEAD:
             raise RemitError(
-                f"{path} has schema {version}, and this Remit knows {HEAD}: "
-                + ("upgrade Remit" if version > HEAD else "let it serve once, which upgrades the file")
+                f"{at} has schema {version}, and this Remit knows {HEAD}: "
+                + ("upgrade Remit" if version > HEAD else "let it serve once, which upgrades the database")
             )
-        yield Records(db, lambda: master_key(path, key(), living=True))
-    except sqlite3.DatabaseError as error:
-        raise RemitError(f"the audit database {path} cannot be read: {error}") from None
-    finally:
-        db.close()
+        yield Records(db, lambda: master_key(at, key(), living=True))
 
 
 class Records:
-    def __init__(self, db: sqlite3.Connection, key: Callable[[], bytes]) -> None:
+    def __init__(self, db: Reader, key: Callable[[], bytes]) -> None:
         self._db = db
         self._key = key
 
@@ -323,13 +313,16 @@ class Records:
 
     def calls(self, query: CallQuery, *, limit: int) -> list[CallRecord]:
         """The newest `limit` calls that fit, newest first."""
-        conditions, values = ["1"], list[Any]()
+        conditions, values = ["1 = 1"], list[Any]()
         for column in ("tenant", "agent", "user", "verdict", "state", "run"):
             if (value := getattr(query, column)) is not None:
                 conditions.append(f'"{column}" = ?')
                 values.append(value)
-        if query.tool is not None:
-            conditions.append("tool GLOB ?" if query.tool.endswith("*") else "tool = ?")
+        if query.tool is not None and query.tool.endswith("*"):
+            conditions.append("tool >= ? AND tool < ?")
+            values += [query.tool[:-1], query.tool[:-1] + chr(sys.maxunicode)]
+        elif query.tool is not None:
+            conditions.append("tool = ?")
             values.append(query.tool)
         if query.since_us is not None:
             conditions.append("id >= ?")
@@ -348,6 +341,12 @@ class Records:
         """Everything about the one call whose id begins so. Raises UnknownRecord."""
         call = self.call(start)
         after = self._carried(call.id, "after")
+        events = tuple(
+            as_event(row)
+            for row in self._all("SELECT * FROM events WHERE call_id = ? ORDER BY at_us, seq", (call.id,))
+        )
+        # Facts of a call that people were asked about anew were looked up for the first request.
+        looked_up = [read for event in events for read in json.loads(event.body).get("facts", {}).values()]
         return Story(
             call=call,
             erased=self.is_erased(call.id),
@@ -370,7 +369,8 @@ class Records:
                 for row in self._all(
                     "SELECT at_us, account, window_start_us, kind, amount FROM budget_moves"
                     " WHERE call_id = ?"
-                    " ORDER BY at_us, account, INSTR('hold release post overrun refund', kind)",
+                    " ORDER BY at_us, account, CASE kind WHEN 'hold' THEN 1"
+                    " WHEN 'release' THEN 2 WHEN 'post' THEN 3 WHEN 'overrun' THEN 4 ELSE 5 END",
                     (call.id,),
                 )
             ),
@@ -378,19 +378,14 @@ class Records:
             served_by=tuple(
                 _call(row)
                 for row in self._all(
-                    # Facts of a call that people were asked about anew were looked up for the first request.
-                    "WITH RECURSIVE serving(id) AS (SELECT id FROM calls WHERE of_call = ?1 UNION"
-                    " SELECT fact.value FROM events JOIN json_each(events.body, '$.facts') AS fact"
-                    " WHERE events.call_id = ?1 UNION"
+                    "WITH RECURSIVE serving(id) AS (SELECT id FROM calls WHERE of_call = ?"  # noqa: S608 - only marks are inserted
+                    f" OR id IN ({', '.join(['?', *'?' * len(looked_up)])}) UNION"
                     " SELECT calls.id FROM calls JOIN serving ON calls.of_call = serving.id)"
                     " SELECT calls.* FROM calls JOIN serving USING (id) ORDER BY created_us",
-                    (call.id,),
+                    (call.id, "", *looked_up),
                 )
             ),
-            events=tuple(
-                as_event(row)
-                for row in self._all("SELECT * FROM events WHERE call_id = ? ORDER BY at_us, seq", (call.id,))
-            ),
+            events=events,
         )
 
     def is_erased(self, call_id: str) -> bool:
@@ -401,13 +396,13 @@ class Records:
     def sealed_with(self, key_id: str, *, tenant: str, subject: str) -> Iterator[str]:
         """The ids of the calls whose payloads are sealed with this key of somebody."""
         if subject.startswith("user:"):
-            for row in self._db.execute(
+            for row in self._db.rows(
                 "SELECT calls.id FROM calls JOIN payloads ON call_id = calls.id WHERE tenant = ?"
-                " AND \"user\" = ? AND payloads.kind = 'arguments' AND INSTR(keys, ?) > 0",
+                " AND \"user\" = ? AND payloads.kind = 'arguments' AND keys LIKE '%' || ? || '%'",
                 (tenant, subject, key_id),
             ):
                 yield row["id"]
-        for row in self._db.execute("SELECT call_id FROM call_subjects WHERE key_id = ?", (key_id,)):
+        for row in self._db.rows("SELECT call_id FROM call_subjects WHERE key_id = ?", (key_id,)):
             yield row["call_id"]
 
     def asked(self, start: str) -> Asked | None:
@@ -455,7 +450,7 @@ class Records:
             "SELECT c.* FROM touches JOIN calls AS c ON c.id = touches.call_id"
             " LEFT JOIN undos ON undos.call_id = c.id WHERE touches.resource IN (?, ?) AND c.tenant = ?"
             " AND c.id <> ? AND (c.dispatched_us, c.id) > (?, ?)"
-            " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') AND undos.state IS NOT 'done'"
+            " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(undos.state, '') <> 'done'"
             " ORDER BY c.dispatched_us, c.id",
             (
                 resource,
@@ -493,7 +488,7 @@ class Records:
         """The one request whose id begins so. Raises UnknownRecord."""
         return self._approval(self._only("approvals", start, "approval"))
 
-    def _approval(self, row: sqlite3.Row) -> ApprovalRecord:
+    def _approval(self, row: Row) -> ApprovalRecord:
         votes = self._all(
             'SELECT "user", vote, auth, at_us, comment FROM votes WHERE approval_id = ? ORDER BY at_us',
             (row["id"],),
@@ -580,7 +575,7 @@ class Records:
 
     def events(self, *, since_us: int = 0) -> Iterator[EventRow]:
         """All events since then, in the order in which they were written: there may be very many."""
-        for row in self._db.execute("SELECT * FROM events WHERE at_us >= ? ORDER BY rowid", (since_us,)):
+        for row in self._db.rows("SELECT * FROM events WHERE at_us >= ? ORDER BY rowid", (since_us,)):
             yield as_event(row)
 
     def newest_events(self, *, after: int | None, limit: int) -> tuple[list[EventRow], int]:
@@ -597,17 +592,12 @@ class Records:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
 
     def damage(self) -> Iterator[str]:
-        """What SQLite itself finds wrong: pages, indexes, constraints, references."""
-        for row in self._db.execute("PRAGMA integrity_check"):
-            if row[0] != "ok":
-                yield str(row[0])
-        for row in self._db.execute("PRAGMA foreign_key_check"):
-            yield f"row {row['rowid']} of {row['table']} refers to a row of {row['parent']} that is not there"
+        """What the database itself finds wrong: pages, indexes, constraints, references."""
+        return self._db.damage()
 
     def schema(self) -> dict[str, str]:
-        """The statement that made each table, index and trigger, by name."""
-        rows = self._all("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        return {row["name"]: row["sql"] for row in rows}
+        """What makes each table, index and trigger, by name."""
+        return self._db.schema()
 
     # What the queries above, `audit.py` and `replay.py` are made of.
 
@@ -616,17 +606,17 @@ class Records:
         """What no id of that time or later is less than."""
         return _first_id(at_us)
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
         """The rows of one SELECT, read as they are asked for."""
-        return iter(self._db.execute(sql, values))
+        return self._db.rows(sql, values)
 
-    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        return self._db.execute(sql, values).fetchall()
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
+        return self._db.all(sql, values)
 
-    def _one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
-        return self._db.execute(sql, values).fetchone()
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> Row | None:
+        return self._db.one(sql, values)
 
-    def _only(self, table: str, start: str, noun: str) -> sqlite3.Row:
+    def _only(self, table: str, start: str, noun: str) -> Row:
         """The row whose id is, or is the only one to begin with, `start`."""
         # Ids are hexadecimal and `-`, so everything that begins with `start` lies before `start` + "g".
         rows = self._all(
@@ -646,18 +636,18 @@ def _first_id(at_us: int) -> str:
     return f"{milliseconds[:8]}-{milliseconds[8:]}"
 
 
-def _call(row: sqlite3.Row) -> CallRecord:
+def _call(row: Row) -> CallRecord:
     values = _values(row)
     values["policy_rows"] = tuple(json.loads(values["policy_rows"]))
     values["claim"] = json.loads(values["claim"]) if values["claim"] else None
     return CallRecord(**values)
 
 
-def _values(row: sqlite3.Row) -> dict[str, Any]:
+def _values(row: Row) -> dict[str, Any]:
     return dict(row)
 
 
-def as_event(row: sqlite3.Row) -> EventRow:
+def as_event(row: Row) -> EventRow:
     return EventRow(
         stream=row["stream"],
         seq=row["seq"],

@@ -7,13 +7,13 @@ is called and nothing is written. A big database is read as a stream: memory doe
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from remit.asking import Asker, NoQuestion, Supposed
 from remit.comparing import Difference, Group, add, difference, ordered
 from remit.config import Config
+from remit.database import Row
 from remit.records import Records
 from remit_rbac import Policy
 
@@ -77,7 +77,7 @@ _CALLS = (
 )
 
 
-def _supposed(found: Records, row: sqlite3.Row) -> Supposed | None:
+def _supposed(found: Records, row: Row) -> Supposed | None:
     arguments, context = (found.opened(row["id"], kind) for kind in ("arguments", "context"))
     if arguments is None:
         return None

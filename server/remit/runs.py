@@ -113,7 +113,8 @@ def _read(ledger: Ledger, key: RunKey) -> Run:
         key,
     )
     counts = ledger.all(
-        f"SELECT tool, SUM(effect <> 'read') AS writes, COUNT(*) AS calls FROM calls WHERE {where}"  # noqa: S608 - the columns are ours
+        "SELECT tool, SUM(CASE effect WHEN 'read' THEN 0 ELSE 1 END) AS writes, COUNT(*) AS calls FROM calls"  # noqa: S608 - the columns are ours
+        f" WHERE {where}"
         " AND kind = 'call' AND dispatched_us IS NOT NULL GROUP BY tool",
         key,
     )

@@ -1,6 +1,7 @@
 """Bring the audit database to this version's schema. Alembic does the work; it is loaded only when needed.
 
-A database of a newer Remit is refused: an old program must not guess at new columns.
+A database of a newer Remit is refused: an old program must not guess at new columns. For PostgreSQL, Alembic
+writes the statements and asyncpg runs them, all or none.
 """
 
 from __future__ import annotations
@@ -8,32 +9,47 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
+from remit.database import Location, Postgres, reading
 from remit.errors import RemitError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 #: The newest revision in `migrations/versions`; a test keeps the two equal.
 HEAD = "0001"
+#: One process migrates at a time. A number that other programs on the same database do not use.
+_MIGRATING = 0x72656D69745F6462
+_CORNER = "remit_fresh"
 
 
-def upgrade(path: Path) -> None:
-    """Create or upgrade the database at `path`, once, even when several processes start together."""
-    created = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def upgrade(at: Location) -> None:
+    """Create or upgrade the audit database, once, even when several processes start together."""
+    if isinstance(at, Postgres):
+        _upgrade_postgres(at)
+        return
+    created = os.open(at, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.close(created)
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(at.with_name(at.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        version = _version(path)
-        if version == HEAD:
-            return
-        if version is not None and version > HEAD:
-            raise RemitError(
-                f"{path} was written by a newer Remit (schema {version}; this one knows {HEAD}): "
-                "upgrade Remit"
-            )
-        _migrate(path)
+        version = _version(at)
+        _must_not_be_newer(at, version)
+        if version != HEAD:
+            _migrate(at)
     finally:
         os.close(lock)
+
+
+def _must_not_be_newer(at: Location, version: str | None) -> None:
+    if version is not None and version > HEAD:
+        raise RemitError(
+            f"{at} was written by a newer Remit (schema {version}; this one knows {HEAD}): upgrade Remit"
+        )
 
 
 def _version(path: Path) -> str | None:
@@ -53,12 +69,10 @@ def _version(path: Path) -> str | None:
 
 def _migrate(path: Path) -> None:
     from alembic import command
-    from alembic.config import Config
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
-    settings = Config()
-    settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    settings = _alembic()
     engine = create_engine(f"sqlite:///{path}")
     try:
         with engine.connect() as connection:
@@ -68,3 +82,58 @@ def _migrate(path: Path) -> None:
         raise RemitError(f"the audit database {path} cannot be brought up to date: {error}") from None
     finally:
         engine.dispose()
+
+
+def _upgrade_postgres(at: Postgres) -> None:
+    from remit.postgres import Session
+
+    session = Session(at, name="schema", limits={})
+    try:
+        version = session.version()
+        _must_not_be_newer(at, version)
+        if version == HEAD:
+            return
+        with session.transaction():
+            session.script(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
+            if (version := session.version()) != HEAD:
+                session.script(statements(version))
+    finally:
+        session.close()
+
+
+def fresh(at: Location) -> dict[str, str]:
+    """What makes each table, index and trigger of a new database of the same kind, by name."""
+    if isinstance(at, Postgres):
+        from remit.postgres import Session
+
+        session = Session(at, name="schema", limits={})
+        try:
+            # Made in a corner of the same database, looked at, and undone.
+            session.script(f"BEGIN; CREATE SCHEMA {_CORNER}; SET LOCAL search_path TO {_CORNER}")
+            session.script(statements(None))
+            return session.schema()
+        finally:
+            session.close()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "fresh.db"
+        upgrade(path)
+        with reading(path) as db:
+            return db.schema()
+
+
+def statements(version: str | None) -> str:
+    """The SQL that brings a PostgreSQL database from `version` (None: an empty one) to this schema."""
+    from alembic import command
+
+    settings, out = _alembic(), StringIO()
+    settings.output_buffer = out
+    command.upgrade(settings, f"{version}:head" if version else "head", sql=True)
+    return out.getvalue()
+
+
+def _alembic() -> Config:
+    from alembic.config import Config
+
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    return settings

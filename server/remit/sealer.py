@@ -11,18 +11,17 @@ can sign another history; that one disagrees with every checkpoint that was put 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from remit import merkle
 from remit.chain import entry
 from remit.checkpoint import BadNote, Checkpoint, Signer, new_signer, read_signer, sign
+from remit.database import Location, Reader, Sealing, beside, reading, sealing
 from remit.errors import RemitError
 from remit.ids import Clock, now_us
 
@@ -45,39 +44,39 @@ class SealRefused(RemitError):
     """What is stored does not go with what was signed last, or the key is not fit for use."""
 
 
-def seal(path: Path, *, clock: Clock = now_us) -> Sealed | None:
-    """Seal every committed event of the database at `path`; None when there has never been one.
+def seal(at: Location, *, clock: Clock = now_us) -> Sealed | None:
+    """Seal every committed event of the database at `at`; None when there has never been one.
 
-    Waits for another process that is sealing. Raises SealRefused or sqlite3.Error; nothing is signed then.
+    Waits for another process that is sealing. Raises SealRefused or StoreUnavailable; nothing is signed then.
     """
-    with _sealing(path) as db:
-        signers = _signers(path, db)
+    with sealing(at) as db:
+        signers = _signers(at, db)
         before = _size(db)
         while batch := _unsealed(db):
-            _append(db, path, batch, signers, clock())
-        row = db.execute("SELECT note, size FROM log_checkpoints ORDER BY size DESC LIMIT 1").fetchone()
-        return Sealed(note=row[0], size=row[1], new=row[1] - before) if row else None
+            _append(db, at, batch, signers, clock())
+        row = db.one("SELECT note, size FROM log_checkpoints ORDER BY size DESC LIMIT 1")
+        return Sealed(note=row["note"], size=row["size"], new=row["size"] - before) if row else None
 
 
-def rotate(path: Path, *, clock: Clock = now_us) -> tuple[Signer, tuple[Signer, ...]]:
+def rotate(at: Location, *, clock: Clock = now_us) -> tuple[Signer, tuple[Signer, ...]]:
     """Make a new key beside those in use; the next checkpoints are signed by all of them."""
-    with _sealing(path):
-        old = read_keys(path)
+    with sealing(at):
+        old = read_keys(at)
         name = old[-1].name if old else _new_name()
         new = new_signer(name)
-        _write_keys(path, (*old, new))
+        _write_keys(at, (*old, new))
         return new, old
 
 
-def retire(path: Path, keep: Signer) -> None:
+def retire(at: Location, keep: Signer) -> None:
     """Destroy every private key but one. What they signed stays valid."""
-    with _sealing(path):
-        _write_keys(path, (keep,))
+    with sealing(at):
+        _write_keys(at, (keep,))
 
 
-def read_keys(path: Path) -> tuple[Signer, ...]:
-    """The private keys of the log of the database at `path`, oldest first. Raises SealRefused."""
-    file = key_file(path)
+def read_keys(at: Location) -> tuple[Signer, ...]:
+    """The private keys of the log of the database at `at`, oldest first. Raises SealRefused."""
+    file = key_file(at)
     try:
         with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="ascii") as opened:
             status = os.fstat(opened.fileno())
@@ -94,80 +93,45 @@ def read_keys(path: Path) -> tuple[Signer, ...]:
         raise SealRefused(f"{file} is damaged: restore it from a backup") from None
 
 
-def key_file(path: Path) -> Path:
-    return path.with_name(path.name + ".log-key")
+def key_file(at: Location) -> Path:
+    return beside(at, ".log-key")
 
 
 @contextmanager
-def read_tiles(path: Path) -> Generator[merkle.ReadTile]:
-    """The tiles of the database at `path`, as of now."""
-    with closing(_read_only(path)) as db:
+def read_tiles(at: Location) -> Generator[merkle.ReadTile]:
+    """The tiles of the database at `at`, as of now."""
+    with reading(at) as db:
         yield tile_reader(db)
 
 
-def anchored_size(path: Path, anchor: str) -> int:
+def anchored_size(at: Location, anchor: str) -> int:
     """The newest checkpoint that is known to be at this anchor; 0: none is."""
-    with closing(_read_only(path)) as db:
-        row = db.execute("SELECT MAX(size) FROM log_anchors WHERE anchor = ?", (anchor,)).fetchone()
-        return row[0] or 0
+    with reading(at) as db:
+        row = db.one("SELECT MAX(size) AS size FROM log_anchors WHERE anchor = ?", (anchor,))
+        return row["size"] or 0 if row else 0
 
 
-def note_anchored(path: Path, anchor: str, size: int, signatures: str, at_us: int) -> None:
+def note_anchored(at: Location, anchor: str, size: int, signatures: str, at_us: int) -> None:
     """Remember that the checkpoint of this size is at the anchor, and what was signed there."""
-    with _sealing(path) as db, _writing(path):
-        db.execute(
-            "INSERT OR REPLACE INTO log_anchors VALUES (?, ?, ?, ?)", (anchor, size, at_us, signatures)
+    with sealing(at) as db, db.transaction():
+        db.many(
+            "INSERT INTO log_anchors (anchor, size, at_us, signatures) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (anchor, size) DO UPDATE"
+            " SET at_us = excluded.at_us, signatures = excluded.signatures",
+            [(anchor, size, at_us, signatures)],
         )
 
 
-def _read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
-
-
-@contextmanager
-def _sealing(path: Path) -> Generator[sqlite3.Connection]:
-    """A connection for the only process that seals."""
-    turn = _lock_file(path, ".log-lock")
-    try:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        db = sqlite3.connect(path, isolation_level=None)
-        try:
-            for pragma in ("busy_timeout = 10000", "synchronous = FULL", "wal_autocheckpoint = 0"):
-                db.execute(f"PRAGMA {pragma}")
-            yield db
-        finally:
-            # Closing the last connection checkpoints, which must never race a commit of another process.
-            with _writing(path):
-                db.close()
-    finally:
-        os.close(turn)
-
-
-@contextmanager
-def _writing(path: Path) -> Generator[None]:
-    """The turn to write, among all processes that share the file."""
-    lock = _lock_file(path, ".lock")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock_file(path: Path, suffix: str) -> int:
-    return os.open(path.with_name(path.name + suffix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def _signers(path: Path, db: sqlite3.Connection) -> tuple[Signer, ...]:
-    signers = read_keys(path)
+def _signers(at: Location, db: Reader) -> tuple[Signer, ...]:
+    signers = read_keys(at)
     if not signers:
         if _size(db):
             raise SealRefused(
-                f"{key_file(path)} is gone: restore it from a backup, or make a new key with "
+                f"{key_file(at)} is gone: restore it from a backup, or make a new key with "
                 "`remit audit key rotate` and tell those who verify"
             )
         signers = (new_signer(_new_name()),)
-        _write_keys(path, signers)
+        _write_keys(at, signers)
     return signers
 
 
@@ -176,9 +140,9 @@ def _new_name() -> str:
     return f"remit-log/{secrets.token_hex(6)}"
 
 
-def _write_keys(path: Path, signers: Sequence[Signer]) -> None:
+def _write_keys(at: Location, signers: Sequence[Signer]) -> None:
     """Put the file there whole or not at all."""
-    file = key_file(path)
+    file = key_file(at)
     draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -191,23 +155,23 @@ def _write_keys(path: Path, signers: Sequence[Signer]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _size(db: sqlite3.Connection) -> int:
-    row = db.execute("SELECT first_leaf + events FROM log_runs ORDER BY first_leaf DESC LIMIT 1").fetchone()
-    return row[0] if row else 0
+def _size(db: Reader) -> int:
+    row = db.one("SELECT first_leaf + events AS size FROM log_runs ORDER BY first_leaf DESC LIMIT 1")
+    return row["size"] if row else 0
 
 
-def _unsealed(db: sqlite3.Connection) -> list[tuple[str, int, list[str]]]:
+def _unsealed(db: Reader) -> list[tuple[str, int, list[str]]]:
     """Stream, first number and hashes of events that are not sealed yet, in the order of their leaves."""
     batch: list[tuple[str, int, list[str]]] = []
     left = _BATCH_MAX
-    streams = db.execute(
+    streams = db.all(
         "SELECT id, sealed FROM (SELECT id, last_seq, COALESCE((SELECT first_seq + events - 1 FROM log_runs"
         " WHERE stream = incarnations.id ORDER BY first_seq DESC LIMIT 1), 0) AS sealed FROM incarnations)"
-        " WHERE last_seq > sealed ORDER BY id"
-    ).fetchall()
+        " AS streams WHERE last_seq > sealed ORDER BY id"
+    )
     for stream, sealed in streams:
         hashes: list[str] = []
-        rows = db.execute(
+        rows = db.rows(
             "SELECT seq, hash FROM events WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
             (stream, sealed, left),
         )
@@ -225,8 +189,8 @@ def _unsealed(db: sqlite3.Connection) -> list[tuple[str, int, list[str]]]:
 
 
 def _append(
-    db: sqlite3.Connection,
-    path: Path,
+    db: Sealing,
+    at: Location,
     batch: Sequence[tuple[str, int, list[str]]],
     signers: Sequence[Signer],
     at_us: int,
@@ -253,46 +217,40 @@ def _append(
     except ValueError:
         raise SealRefused(_NOT_AS_SIGNED) from None
     note = sign(checkpoint.text(), signers)
-    with _writing(path):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            db.executemany("INSERT INTO log_runs VALUES (?, ?, ?, ?)", runs)
-            db.executemany(
-                "INSERT OR REPLACE INTO log_tiles VALUES (?, ?, ?)",
-                [(*key, hashes) for key, hashes in tiles.items()],
-            )
-            db.execute(
-                "INSERT INTO log_checkpoints VALUES (?, ?, ?, ?)",
-                (checkpoint.size, checkpoint.root.hex(), note, at_us),
-            )
-            db.executemany(
-                "INSERT OR IGNORE INTO log_keys VALUES (?, ?, ?)",
-                [(str(signer.verifier), checkpoint.size, at_us) for signer in signers],
-            )
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+    with db.transaction():
+        db.many("INSERT INTO log_runs (first_leaf, stream, first_seq, events) VALUES (?, ?, ?, ?)", runs)
+        db.many(
+            "INSERT INTO log_tiles (level, tile, hashes) VALUES (?, ?, ?)"
+            " ON CONFLICT (level, tile) DO UPDATE SET hashes = excluded.hashes",
+            [(*key, hashes) for key, hashes in tiles.items()],
+        )
+        db.many(
+            "INSERT INTO log_checkpoints (size, root, note, at_us) VALUES (?, ?, ?, ?)",
+            [(checkpoint.size, checkpoint.root.hex(), note, at_us)],
+        )
+        db.many(
+            "INSERT INTO log_keys (verifier, from_size, at_us) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            [(str(signer.verifier), checkpoint.size, at_us) for signer in signers],
+        )
 
 
-def _must_follow(db: sqlite3.Connection, size: int) -> None:
+def _must_follow(db: Reader, size: int) -> None:
     """A log signs nothing that does not begin with what it signed last (c2sp.org/tlog-checkpoint)."""
-    row = db.execute("SELECT size, root FROM log_checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+    row = db.one("SELECT size, root FROM log_checkpoints ORDER BY size DESC LIMIT 1")
     try:
-        sound = merkle.root(tile_reader(db), size).hex() == row[1] and size == row[0] if row else size == 0
+        root = merkle.root(tile_reader(db), size).hex()
+        sound = (size, root) == (row["size"], row["root"]) if row else size == 0
     except ValueError:
         sound = False
     if not sound:
         raise SealRefused(_NOT_AS_SIGNED)
 
 
-def tile_reader(db: sqlite3.Connection) -> merkle.ReadTile:
+def tile_reader(db: Reader) -> merkle.ReadTile:
     """Tiles as they are stored; an absent one is empty."""
 
     def read(level: int, index: int) -> bytes:
-        row = db.execute(
-            "SELECT hashes FROM log_tiles WHERE level = ? AND tile = ?", (level, index)
-        ).fetchone()
-        return row[0] if row and isinstance(row[0], bytes) else b""
+        row = db.one("SELECT hashes FROM log_tiles WHERE level = ? AND tile = ?", (level, index))
+        return row["hashes"] if row and isinstance(row["hashes"], bytes) else b""
 
     return read

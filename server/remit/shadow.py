@@ -11,11 +11,10 @@ The application owns it, from `run` to `finish`.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ import anyio.to_thread
 from remit.checks.permission import question_of
 from remit.comparing import Difference, Group, add, difference, ordered
 from remit.config import Config
+from remit.database import reading
 from remit.errors import StoreBusy, StoreUnavailable
 from remit.policies import PolicyText
 from remit_rbac import Engine, Policy, PolicyError
@@ -78,7 +78,7 @@ class Shadow:
         started_us = self._trial.started_us if self._trial else None
         try:
             found = await anyio.to_thread.run_sync(self._stored)
-        except sqlite3.Error:
+        except StoreUnavailable:
             return  # the database is busy or away: it is looked at again soon
         if found is None:
             services.shadow = None
@@ -101,9 +101,9 @@ class Shadow:
 
     def _stored(self) -> tuple[int, str] | None:
         """When the trial began, and its text; None when there is none."""
-        path = self._config.store.path
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return db.execute("SELECT started_us, text FROM shadows WHERE stopped_us IS NULL").fetchone()
+        with reading(self._config.store.location) as db:
+            row = db.one("SELECT started_us, text FROM shadows WHERE stopped_us IS NULL")
+        return (row["started_us"], row["text"]) if row else None
 
     async def _catch_up(self, services: Services) -> None:
         trial = self._trial

@@ -9,6 +9,8 @@ beside them. JSON columns hold text. Invariants that must survive any bug above 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -38,6 +40,12 @@ metadata = MetaData(
     }
 )
 
+
+def _where(condition: str) -> dict[str, Any]:
+    """Only these rows are in the index."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 _STATES = ", ".join(f"'{state}'" for state in STATES)
 
 #: One row for each life of a process that writes here. Its `id` names that life's stream of events.
@@ -59,7 +67,9 @@ incarnations = Table(
     # The newest event of the stream: what a truncated stream is found by.
     Column("last_seq", BigInteger, nullable=False, server_default="0"),
     Column("head", String(64), nullable=False),
-    Index("ix_incarnations_live", "id", sqlite_where=text("state = 'live'")),
+    # Where no lock tells that the process lives: until when it is believed to, by the database's clock.
+    Column("lease_until_us", BigInteger),
+    Index("ix_incarnations_live", "id", **_where("state = 'live'")),
 )
 
 #: Append-only. `hash` covers the previous event's hash and the exact bytes of `body`.
@@ -138,22 +148,20 @@ calls = Table(
     Index("ix_calls_agent", "tenant", "agent", "created_us"),
     Index("ix_calls_run", "tenant", "run", "created_us"),
     Index("ix_calls_tool", "tool", "created_us"),
-    Index("ix_calls_fingerprint", "fingerprint", "created_us", sqlite_where=text("effect <> 'read'")),
-    Index("ix_calls_of_call", "of_call", sqlite_where=text("of_call IS NOT NULL")),
+    Index("ix_calls_fingerprint", "fingerprint", "created_us", **_where("effect <> 'read'")),
+    Index("ix_calls_of_call", "of_call", **_where("of_call IS NOT NULL")),
     Index(
         "uq_calls_client_key",
         "tenant",
         "agent",
         "client_key",
         unique=True,
-        sqlite_where=text("client_key IS NOT NULL"),
+        **_where("client_key IS NOT NULL"),
     ),
-    Index(
-        "uq_calls_confirmation", "confirmation", unique=True, sqlite_where=text("confirmation IS NOT NULL")
-    ),
-    Index("ix_calls_open", "incarnation", sqlite_where=text("state = 'dispatched'")),
-    Index("ix_calls_in_doubt", "fingerprint", sqlite_where=text("state = 'in_doubt'")),
-    Index("ix_calls_refused", "created_us", sqlite_where=text("verdict <> 'execute'")),
+    Index("uq_calls_confirmation", "confirmation", unique=True, **_where("confirmation IS NOT NULL")),
+    Index("ix_calls_open", "incarnation", **_where("state = 'dispatched'")),
+    Index("ix_calls_in_doubt", "fingerprint", **_where("state = 'in_doubt'")),
+    Index("ix_calls_refused", "created_us", **_where("verdict <> 'execute'")),
     sqlite_with_rowid=False,
 )
 
@@ -198,14 +206,12 @@ subject_keys = Table(
         "uq_subject_keys_name",
         "name",
         unique=True,
-        sqlite_where=text("wrapped IS NOT NULL"),
-        postgresql_where=text("wrapped IS NOT NULL"),
+        **_where("wrapped IS NOT NULL"),
     ),
     Index(
         "ix_subject_keys_erased",
         "name",
-        sqlite_where=text("wrapped IS NULL"),
-        postgresql_where=text("wrapped IS NULL"),
+        **_where("wrapped IS NULL"),
     ),
     sqlite_with_rowid=False,
 )
@@ -360,7 +366,7 @@ notices = Table(
     Column("by", String(16), nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("told_us", BigInteger),
-    Index("ix_notices_untold", "tenant", "agent", "user", "run", sqlite_where=text("told_us IS NULL")),
+    Index("ix_notices_untold", "tenant", "agent", "user", "run", **_where("told_us IS NULL")),
     sqlite_with_rowid=False,
 )
 
@@ -385,7 +391,7 @@ approvals = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False),
     Column("decided_us", BigInteger),
-    Index("ix_approvals_open", "tenant", "state", sqlite_where=text("state IN ('pending', 'approved')")),
+    Index("ix_approvals_open", "tenant", "state", **_where("state IN ('pending', 'approved')")),
     Index("ix_approvals_fingerprint", "fingerprint"),
 )
 
@@ -556,3 +562,9 @@ policy_activations = Table(
     Column("note", Text, nullable=False),
     Column("at_us", BigInteger, nullable=False),
 )
+
+# Lengths are for people. Text is compared byte by byte everywhere: ids are ranges of it, and proofs an order.
+for _table in metadata.tables.values():
+    for _column in _table.columns:
+        if isinstance(_column.type, String):
+            _column.type = _column.type.with_variant(Text(collation="C"), "postgresql")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remit.database import Location, beside
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_secret
 
@@ -178,13 +179,13 @@ def committed(salt: bytes, body: bytes) -> str:
     return hashlib.sha256(salt + body).hexdigest()
 
 
-def key_file(path: Path) -> Path:
-    """Where the master key of the database at `path` lies, unless the configuration says otherwise."""
-    return path.with_name(path.name + ".master-key")
+def key_file(at: Location) -> Path:
+    """Where the master key of a database lies, unless the configuration says otherwise."""
+    return beside(at, ".master-key")
 
 
-def master_key(path: Path, text: str | None, *, living: bool) -> bytes:
-    """The master key of the database at `path`: `text`, 64 hexadecimal digits, or the file beside it.
+def master_key(at: Location, text: str | None, *, living: bool) -> bytes:
+    """The master key of a database: `text`, 64 hexadecimal digits, or the file beside it.
 
     The file is made where there is none, unless keys are `living`, which only the lost one opens. Raises
     RemitError.
@@ -197,7 +198,7 @@ def master_key(path: Path, text: str | None, *, living: bool) -> bytes:
         if len(key) != _KEY_BYTES:
             raise RemitError("store.master_key must lead to 64 hexadecimal digits: openssl rand -hex 32")
         return key
-    file = key_file(path)
+    file = key_file(at)
     if living and not os.path.lexists(file):
         raise RemitError(
             f"{file} is gone, and what calls carried cannot be opened without it: restore it from a backup"

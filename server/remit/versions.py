@@ -8,11 +8,11 @@ activation counts, and going back is one more.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from remit.database import Row
 from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger
 
@@ -95,7 +95,7 @@ def _may_be_put_into_force(ledger: Ledger, version: Version, *, by: str | None) 
         raise WrongState(f"{by} pushed this version: another person must activate it")
 
 
-def _row(ledger: Ledger, version: str) -> sqlite3.Row | None:
+def _row(ledger: Ledger, version: str) -> Row | None:
     ledger.write_out()  # it may have been stored in this very transaction
     return ledger.one("SELECT * FROM policy_versions WHERE id = ?", (version,))
 

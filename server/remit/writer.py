@@ -8,7 +8,8 @@ since waking a thread and being woken again costs more than the commit does.
 
 A change must check first and write after: one that returns a refusal must not have written. When a change
 raises, its batch is rolled back and each of its changes is tried alone, so that only the faulty one fails.
-When the database itself does (no space, no right, no answer), the batch fails whole and at once.
+When the database itself does (no space, no right, no answer), the batch fails whole and at once; where it
+only broke off before anything was committed, the batch is tried again.
 
 The journal owns the writer's life.
 """
@@ -27,13 +28,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
-from remit.errors import StoreBusy, StoreUnavailable
+from remit.errors import Interrupted, StoreBusy, StoreUnavailable
 
 T = TypeVar("T")
 _NOTHING: Any = object()
 #: A commit that held the event loop this long (seconds) sends what is alone to the thread for a while.
 _SLOW_S = 0.1
 _SLOW_FOR_S = 10.0
+#: How the database fails.
+_FAILURES = (sqlite3.Error, StoreUnavailable)
 #: Most changes in one transaction: bounds the latency of the last of them.
 _BATCH_MAX = 256
 
@@ -144,7 +147,7 @@ class Writer:
             try:
                 first = self._queue.get(timeout=self._idle_s)
             except queue.Empty:
-                with suppress(sqlite3.Error), self._turn:  # the next write will say what is wrong
+                with suppress(*_FAILURES), self._turn:  # the next write will say what is wrong
                     self._ledger.idle()
                 continue
             batch: list[_Queued[Any]] = []
@@ -165,16 +168,19 @@ class Writer:
                 with self._turn:
                     self._commit(batch)
             if stop:
-                with suppress(sqlite3.Error), self._turn:  # then it ends as a killed process does
+                with suppress(*_FAILURES), self._turn:  # then it ends as a killed process does
                     self._ledger.close()
                 _answer(stop.loop, [(stop.future, None, None)])
                 return
 
-    def _commit(self, batch: Sequence[_Queued[Any]]) -> None:
+    def _commit(self, batch: Sequence[_Queued[Any]], *, again: int = 2) -> None:
         try:
             with self._ledger.transaction(durable=any(item.durable for item in batch)):
                 results = [item.change() for item in batch]
         except Exception as error:  # noqa: BLE001 - a supervisor: every caller must get an answer
+            if isinstance(error, Interrupted) and again:
+                self._commit(batch, again=again - 1)
+                return
             failure = _of_the_store(error)
             if failure is None and len(batch) > 1:
                 for item in batch:
@@ -209,6 +215,8 @@ def _answer(
 
 def _of_the_store(error: Exception) -> StoreUnavailable | None:
     """What to tell every caller when the database failed; None when it was one change's own fault."""
+    if isinstance(error, StoreUnavailable):
+        return error
     if not isinstance(error, sqlite3.OperationalError) and type(error) is not sqlite3.DatabaseError:
         return None
     # The ledger's own refusals carry no code; a faulty statement carries this one.

@@ -1,6 +1,6 @@
 """What must be true of an audit database at any moment, whoever was killed in the middle of what.
 
-Reads the file as an auditor would and knows nothing of the code that wrote it, but for the rule of the
+Reads it as an auditor would and knows nothing of the code that wrote it, but for the rule of the
 event chain. `flaws` says in sentences what is not true; an empty list is a clean bill.
 
 The invariants: balances are the fold of their moves and of their holds (B1, B2), never above their limit
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from remit.chain import EventRow, verify
+from remit.database import Location, Reader, reading
 from remit.vault import Vault, master_key
 
 #: Which event may follow which in the life of one call; a life ends anywhere where its state says so.
@@ -55,19 +53,17 @@ _LAST = {
 }
 
 
-def flaws(path: Path) -> list[str]:
-    """Every sentence about what is wrong in the audit database at `path`."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        db.row_factory = sqlite3.Row
-        db.execute("BEGIN")  # one snapshot for all that follows
-        return [*budget_flaws(db), *_lives(db), *chain_flaws(db), *_undos(db), *_commitments(db, path)]
+def flaws(at: Location) -> list[str]:
+    """Every sentence about what is wrong in an audit database."""
+    with reading(at) as db:
+        return [*budget_flaws(db), *_lives(db), *chain_flaws(db), *_undos(db), *_commitments(db, at)]
 
 
-def budget_flaws(db: sqlite3.Connection) -> Iterator[str]:
+def budget_flaws(db: Reader) -> Iterator[str]:
     folded: dict[tuple[str, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for move in db.execute("SELECT account, window_start_us, kind, amount FROM budget_moves"):
+    for move in db.all("SELECT account, window_start_us, kind, amount FROM budget_moves"):
         folded[move["account"], move["window_start_us"]][move["kind"]] += move["amount"]
-    accounts = {(row["id"], row["window_start_us"]): row for row in db.execute("SELECT * FROM accounts")}
+    accounts = {(row["id"], row["window_start_us"]): row for row in db.all("SELECT * FROM accounts")}
     for key in folded.keys() - accounts.keys():
         yield f"{key} has moves and no balance"
     for key, row in accounts.items():
@@ -85,7 +81,7 @@ def budget_flaws(db: sqlite3.Connection) -> Iterator[str]:
         if row["overrun"] != max(0, over):
             yield f"{key}: overrun is {row['overrun']}, beyond the limit is {max(0, over)}"
     sums: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for hold in db.execute("SELECT * FROM holds"):
+    for hold in db.all("SELECT * FROM holds"):
         sums[hold["account"], hold["window_start_us"]][0] += hold["amount"] if hold["state"] == "held" else 0
         sums[hold["account"], hold["window_start_us"]][1] += hold["posted"]
         sums[hold["account"], hold["window_start_us"]][2] += hold["refunded"]
@@ -97,26 +93,26 @@ def budget_flaws(db: sqlite3.Connection) -> Iterator[str]:
         row = accounts[key]
         if row["held"] or row["posted"]:
             yield f"{key} has a balance and no holds"
-    for row in db.execute(
+    for row in db.all(
         "SELECT holds.call_id, holds.account, holds.state AS hold, calls.state FROM holds LEFT JOIN calls"
         " ON calls.id = holds.call_id WHERE calls.id IS NULL OR"
         " (holds.state = 'held') <> (calls.state IN ('dispatched', 'in_doubt'))"
     ):
         yield f"the hold of {row['call_id']} on {row['account']} is {row['hold']}, the call is {row['state']}"
-    for row in db.execute(
+    for row in db.all(
         "SELECT call_id, unit FROM holds GROUP BY call_id, unit"
         " HAVING COUNT(DISTINCT posted) > 1 OR COUNT(DISTINCT amount) > 1 OR COUNT(DISTINCT state) > 1"
     ):
         yield f"call {row['call_id']} did not pay the same {row['unit']} on every account"
 
 
-def _lives(db: sqlite3.Connection) -> Iterator[str]:
+def _lives(db: Reader) -> Iterator[str]:
     lives: dict[str, list[str]] = defaultdict(list)
-    for event in db.execute(
+    for event in db.all(
         "SELECT call_id, kind FROM events WHERE call_id IS NOT NULL ORDER BY at_us, stream, seq"
     ):
         lives[event["call_id"]].append(event["kind"])
-    for call in db.execute("SELECT id, state, dispatched_us, finished_us FROM calls"):
+    for call in db.all("SELECT id, state, dispatched_us, finished_us FROM calls"):
         last = ""
         for kind in lives.pop(call["id"], []):
             if kind not in _NEXT[last]:
@@ -130,20 +126,20 @@ def _lives(db: sqlite3.Connection) -> Iterator[str]:
         yield f"there are events of {call_id}, and no such call"
 
 
-def chain_flaws(db: sqlite3.Connection) -> Iterator[str]:
+def chain_flaws(db: Reader) -> Iterator[str]:
     rows = (
         EventRow(**dict(row))
-        for row in db.execute(
+        for row in db.all(
             "SELECT stream, seq, at_us, kind, tenant, call_id, body, hash FROM events ORDER BY stream, seq"
         )
     )
     heads = {
         row["id"]: (row["last_seq"], row["head"])
-        for row in db.execute("SELECT id, last_seq, head FROM incarnations")
+        for row in db.all("SELECT id, last_seq, head FROM incarnations")
     }
     for flaw in verify(rows, heads):
         yield f"stream {flaw.stream} at {flaw.seq}: {flaw.what}"
-    for row in db.execute(
+    for row in db.all(
         "SELECT calls.id FROM calls LEFT JOIN incarnations ON incarnations.id = calls.incarnation"
         " WHERE incarnations.id IS NULL"
     ):
@@ -158,8 +154,8 @@ _UNDO_CALL = {
 }
 
 
-def _undos(db: sqlite3.Connection) -> Iterator[str]:
-    for row in db.execute(
+def _undos(db: Reader) -> Iterator[str]:
+    for row in db.all(
         "SELECT undos.call_id, undos.state, calls.state AS call_state, back.state AS back_state,"
         " back.of_call, calls.resolution FROM undos JOIN calls ON calls.id = undos.call_id"
         " LEFT JOIN calls AS back ON back.id = undos.undo_call"
@@ -174,26 +170,25 @@ def _undos(db: sqlite3.Connection) -> Iterator[str]:
             yield f"call {row['call_id']} is {row['call_state']}, its undo is only registered"
         if row["call_state"] not in ("dispatched", "in_doubt", "succeeded", "failed"):
             yield f"call {row['call_id']} is {row['call_state']} and has an undo"
-    for row in db.execute(
+    for row in db.all(
         "SELECT of_call, COUNT(*) AS times FROM calls WHERE kind = 'undo'"
-        " AND state IN ('dispatched', 'succeeded', 'in_doubt') GROUP BY of_call HAVING times > 1"
+        " AND state IN ('dispatched', 'succeeded', 'in_doubt') GROUP BY of_call HAVING COUNT(*) > 1"
     ):
         yield f"call {row['of_call']} was taken back {row['times']} times"
 
 
-def _commitments(db: sqlite3.Connection, path: Path) -> Iterator[str]:
+def _commitments(db: Reader, at: Location) -> Iterator[str]:
     """Every stored payload is the one that was committed to, unless parts of it were struck out."""
-    key = master_key(path, None, living=True)
-    vault = Vault(key, lambda sql, values: db.execute(sql, values).fetchone(), remember=True)
-    for row in db.execute(
+    vault = Vault(master_key(at, None, living=True), db.one, remember=True)
+    for row in db.all(
         "SELECT payloads.*, calls.arguments_commit, calls.result_commit FROM payloads"
         " LEFT JOIN calls ON calls.id = payloads.call_id"
     ):
         promised: dict[str, Any] = {"arguments": row["arguments_commit"], "result": row["result_commit"]}
         if row["kind"] == "context":
-            opening = db.execute(
+            opening = db.one(
                 "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (row["call_id"],)
-            ).fetchone()
+            )
             promised["context"] = json.loads(opening["body"]).get("context_commit")
         opened = vault.opened(row["call_id"], row["kind"], row["keys"], row["body"])
         if row["kind"] not in promised or opened is None or b"[redacted]" in opened[1]:

@@ -12,6 +12,7 @@ from typing import Any
 from remit import journal, pipeline
 from remit.journal import Journal
 from remit.ledger import Ledger
+from remit.ledger_sqlite import SqliteStore
 from remit_adapters.base import AdapterError
 
 
@@ -70,19 +71,19 @@ def success_before_the_effect() -> None:
 
 def dead_left_alone() -> None:
     """Nobody looks for what a dead process left."""
-    journal._take_over_the_dead = lambda ledger, path: None
+    journal._take_over_the_dead = lambda ledger: None
 
 
 def doubt_given_up_for_failure() -> None:
     """What was under way is taken not to have happened, and its money is given back."""
-    execute = Ledger.execute
+    execute = SqliteStore.execute
 
-    def failing(self: Ledger, sql: str, parameters: Any = ()) -> int:
+    def failing(self: SqliteStore, sql: str, parameters: Any = ()) -> int:
         if "error_code = 'interrupted'" in sql:
             parameters = ("failed", *parameters[1:])
         return execute(self, sql, parameters)
 
-    Ledger.execute = failing
+    SqliteStore.execute = failing
     leave = journal._leave_behind
 
     def release(ledger: Ledger, call: Any, incarnation: str) -> None:
@@ -119,24 +120,24 @@ def keys_forgotten() -> None:
 
 def doubt_forgotten() -> None:
     """An equal call is sent again although one is in doubt."""
-    one = Ledger.one
+    one = SqliteStore.one
 
-    def blind(self: Ledger, sql: str, parameters: Any = ()) -> Any:
+    def blind(self: SqliteStore, sql: str, parameters: Any = ()) -> Any:
         return None if "state = 'in_doubt' LIMIT 1" in sql else one(self, sql, parameters)
 
-    Ledger.one = blind
+    SqliteStore.one = blind
 
 
 def undo_not_marked() -> None:
     """Letting an undo out does not use up the plan; only its outcome does."""
-    execute = Ledger.execute
+    execute = SqliteStore.execute
 
-    def unmarked(self: Ledger, sql: str, parameters: Any = ()) -> int:
+    def unmarked(self: SqliteStore, sql: str, parameters: Any = ()) -> int:
         if "SET state = 'running'" in sql or "SET state = 'indeterminate'" in sql:
             return 0
         return execute(self, sql.replace("AND undo_call = ?", "AND ? <> ''"), parameters)
 
-    Ledger.execute = unmarked
+    SqliteStore.execute = unmarked
 
 
 def approval_not_used_up() -> None:
@@ -157,8 +158,8 @@ def commits_in_halves() -> None:
 
     def halves(self: Ledger, seq_before: int) -> None:
         self.write_out()
-        self._db.execute("COMMIT")
-        self._db.execute("BEGIN IMMEDIATE")
+        self._store._db.execute("COMMIT")
+        self._store._db.execute("BEGIN IMMEDIATE")
         between()
         flush(self, seq_before)
 

@@ -10,10 +10,9 @@ import asyncio
 import fcntl
 import os
 import resource
-import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,15 +22,18 @@ import anyio
 import orjson
 from anyio.abc import TaskGroup
 from tests.crash import books
+from tests.postgres import Databases
 
 from remit import approvals, catalog
 from remit.calls import new_call
 from remit.config import Config
+from remit.database import Location, Postgres, exists, reading
 from remit.errors import StoreUnavailable
 from remit.identity import Principal
 from remit.journal import open_journal
 from remit.model import Call, Done, Outcome, Refused
 from remit.pipeline import Services, govern
+from remit.postgres import Session
 from remit.records import open_records
 from remit.schema import upgrade
 from remit_adapters.base import NOBODY, Caller, Event, Health, Offer, Reply, Request
@@ -219,7 +221,7 @@ def a_config(folder: Path, *, tools: Mapping[str, Any] = TOOLS, **settings: Any)
     return Config.model_validate(
         {
             "version": 1,
-            "store": {"path": folder / "remit.db"},
+            "store": {"path": folder / "remit.db"} | ({"url": url_of(folder)} if databases else {}),
             "policy": {"files": [folder / "policy.csv"]},
             "sources": {"shop": {"kind": "mcp", "command": ["shop"]}},
             "tools": tools,
@@ -235,7 +237,7 @@ class Remit:
     on: Services
     source: ScriptedSource
     clock: Clock
-    path: Path
+    path: Location
     #: Others have been made to believe that this process was killed.
     died: bool = False
 
@@ -327,9 +329,14 @@ class Remit:
 
         Only the lock: what sleeps in it may yet wake, like a process that was stopped and not killed.
         """
-        journal = self.on.journal
-        os.close(journal._liveness)
-        journal._liveness = os.open(os.devnull, os.O_RDONLY)
+        store: Any = self.on.journal._ledger._store
+        if isinstance(self.path, Postgres):
+            store._renewed_s = float("inf")
+            with at_once(self.path) as db:
+                db.execute("UPDATE incarnations SET lease_until_us = 0 WHERE id = ?", (store._stream,))
+        else:
+            os.close(store._liveness)
+            store._liveness = os.open(os.devnull, os.O_RDONLY)
         self.died = True
 
     def use_policy(self, text: str) -> None:
@@ -385,8 +392,13 @@ def kept_anywhere(folder: Path, text: bytes) -> list[str]:
 
 
 @contextmanager
-def held(path: Path) -> Generator[None]:
+def held(path: Location) -> Generator[None]:
     """The audit database as another process holds it in the middle of a transaction."""
+    if isinstance(path, Postgres):
+        with at_once(path) as db, db.transaction():
+            db.all("SELECT * FROM write_turn FOR UPDATE")
+            yield
+        return
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
@@ -395,11 +407,33 @@ def held(path: Path) -> Generator[None]:
         os.close(lock)
 
 
-def rows(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
+def rows(path: Location, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """What another program reads in the audit database."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        db.row_factory = sqlite3.Row
-        return [dict(row) for row in db.execute(sql, parameters)]
+    with reading(path) as db:
+        return [dict(row) for row in db.all(sql, parameters)]
+
+
+@contextmanager
+def at_once(at: Postgres) -> Generator[Session]:
+    """A PostgreSQL session in which each statement is committed by itself."""
+    session = Session(at, name="test")
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+#: Where audit databases are made; None: each is a SQLite file.
+databases: Databases | None = None
+_urls: dict[Path, str] = {}
+
+
+def url_of(folder: Path) -> str:
+    """The PostgreSQL database that stands for the file in this folder."""
+    assert databases
+    if folder not in _urls:
+        _urls[folder] = databases.fresh()
+    return _urls[folder]
 
 
 @cache
@@ -411,9 +445,11 @@ def _empty_database() -> bytes:
         return path.read_bytes()
 
 
-def a_database(folder: Path) -> Path:
-    """The path of a new, empty audit database."""
+def a_database(folder: Path) -> Location:
+    """A new, empty audit database that belongs to this folder."""
     path = folder / "remit.db"
+    if databases:
+        return Postgres(url_of(folder), path)
     path.write_bytes(_empty_database())
     return path
 
@@ -429,11 +465,11 @@ async def a_remit(
 ) -> AsyncGenerator[Remit]:
     """A running pipeline over a database in `folder`; at the end its books must balance."""
     config = a_config(folder, **settings)
-    if not config.store.path.exists():
+    if not exists(config.store.location):
         a_database(folder)
     source, clock = source or ScriptedSource(), clock or Clock()
     journal = await open_journal(
-        config.store.path,
+        config.store.location,
         role="http",
         relaxed=config.store.durability == "relaxed",
         queue_max=config.limits.queue,
@@ -449,7 +485,7 @@ async def a_remit(
         secret=SECRET,
         in_flight={},
     )
-    remit = Remit(on=on, source=source, clock=clock, path=config.store.path)
+    remit = Remit(on=on, source=source, clock=clock, path=config.store.location)
     try:
         yield remit
         left = remit.rows(
@@ -458,6 +494,6 @@ async def a_remit(
     finally:
         with anyio.CancelScope(shield=True), suppress(*((StoreUnavailable,) if remit.died else ())):
             await journal.close()
-    found = books.flaws(config.store.path)
+    found = books.flaws(config.store.location)
     assert not found, found
     assert remit.died or on.in_flight or left == [], "nothing runs, and a call is still open"

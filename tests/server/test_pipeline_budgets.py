@@ -17,6 +17,8 @@ from remit.records import open_records
 from remit.undo import undo
 from remit_adapters.base import AdapterError
 
+#: Each test runs on SQLite, and on PostgreSQL.
+pytestmark = pytest.mark.usefixtures("every_database")
 MANY = {"per_agent": 10_000, "per_source": 10_000}
 PRICED = tools(send={"price": {"usd": {"estimate": "len(args.text)", "actual": "result.paid"}}})
 

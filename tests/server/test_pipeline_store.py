@@ -180,18 +180,17 @@ async def test_a_process_that_was_declared_dead_writes_nothing_more(tmp_path: Pa
         db = sqlite3.connect(remit.path)
         db.execute("UPDATE incarnations SET state = 'dead'")
         db.commit()
+        db.close()
+        remit.died = True
         assert (await remit.refused("shop.send", {"text": "dead"})).verdict.code == "audit_unavailable"
         assert len(remit.source.sent) == 1
         with pytest.raises(StoreUnavailable, match="declared dead"):
             await remit.switch("kill", "all")
-        db.execute("UPDATE incarnations SET state = 'live'")
-        db.commit()
-        db.close()
 
 
 async def test_a_journal_that_cannot_be_closed_in_order_lets_go_and_is_taken_over(tmp_path: Path) -> None:
     journal = await open_journal(tmp_path / "remit.db", role="http")
-    with full_disk(journal.path), pytest.raises(StoreUnavailable), anyio.fail_after(10):
+    with full_disk(tmp_path / "remit.db"), pytest.raises(StoreUnavailable), anyio.fail_after(10):
         await journal.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await journal.expire()

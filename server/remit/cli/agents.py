@@ -34,6 +34,7 @@ def list_(config_path: Path, as_json: bool) -> None:
     """List the agents that the policy names, whom they act for, and when they last called."""
     from remit.cli.output import listing, when
     from remit.config_file import load
+    from remit.database import exists
     from remit.ids import now_us
     from remit.policies import load_policy
     from remit.records import open_records
@@ -42,8 +43,8 @@ def list_(config_path: Path, as_json: bool) -> None:
     policy = load_policy(config)
     seen: dict[tuple[str, str], int] = {}
     valid: list[tuple[str, str]] = []
-    if config.store.path.is_file():
-        with open_records(config.store.path) as found:
+    if exists(config.store.location):
+        with open_records(config.store.location) as found:
             seen = found.last_seen()
             keys = found.api_keys()
         valid = [(it.tenant, it.agent) for it in keys if not it.revoked_us and it.expires_us > now]

@@ -117,7 +117,7 @@ def _answer(
     from remit.records import open_records
 
     loaded = load(config_path)
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         record = found.approval(approval_id)
     if record.shown is None:
         raise WrongState("what this request shows is erased, so nobody can decide on it any more")

@@ -16,6 +16,7 @@ from remit.cli.options import CALL, SINCE, as_option, config_option, json_option
 
 if TYPE_CHECKING:
     from remit.checkpoint import Checkpoint, Verifier
+    from remit.database import Location
     from remit.records import Records
 
 
@@ -125,8 +126,8 @@ def checkpoint(config_path: Path, as_json: bool) -> int:
     from remit.config_file import load
 
     config = load(config_path).config
-    _must_exist(config.store.path)
-    sealed, anchored = anyio.run(seal_and_anchor, config.store.path, config.audit.anchors)
+    _must_exist(config.store.location)
+    sealed, anchored = anyio.run(seal_and_anchor, config.store.location, config.audit.anchors)
     if as_json:
         print_json({"checkpoint": sealed, "anchors": anchored})
     elif sealed is None:
@@ -153,7 +154,7 @@ def show(config_path: Path, as_json: bool) -> None:
     from remit.records import open_records
     from remit.sealer import read_keys
 
-    path = _path(config_path)
+    path = _location(config_path)
     with open_records(path) as found:
         known = [str(verifier) for verifier in known_keys(found)]
     known += [each for signer in read_keys(path) if (each := str(signer.verifier)) not in known]
@@ -183,7 +184,7 @@ def rotate(config_path: Path, as_json: bool, as_user: str | None) -> None:
 
     loaded = load(config_path)
     by = person(loaded, as_user).user
-    path = loaded.config.store.path
+    path = loaded.config.store.location
     _must_exist(path)
 
     async def hand_over() -> tuple[str, str]:
@@ -302,10 +303,10 @@ def _kept(file: Path | None, verifiers: list[Verifier], found: Records) -> list[
     return read_checkpoints(text, verifiers or known_keys(found))
 
 
-def _must_exist(path: Path) -> None:
+def _must_exist(at: Location) -> None:
     from remit.records import open_records
 
-    with open_records(path):
+    with open_records(at):
         pass
 
 
@@ -330,10 +331,10 @@ def _locked(found: Records) -> str | None:
     return None
 
 
-def _path(config_path: Path) -> Path:
+def _location(config_path: Path) -> Location:
     from remit.config_file import load
 
-    return load(config_path).config.store.path
+    return load(config_path).config.store.location
 
 
 @contextmanager

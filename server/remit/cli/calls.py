@@ -107,7 +107,7 @@ def tail(config_path: Path, as_json: bool, follow: bool, lines: int) -> None:
     from remit.config_file import load
     from remit.records import open_records
 
-    path = load(config_path).config.store.path
+    path = load(config_path).config.store.location
     place = None
     while True:
         with open_records(path) as found:

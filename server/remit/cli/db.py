@@ -1,9 +1,8 @@
-"""`remit db`: the audit database as a file, apart from what is in it."""
+"""`remit db`: the audit database itself, apart from what is in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 
@@ -12,7 +11,26 @@ from remit.cli.options import config_option, json_option, print_json
 
 @click.group()
 def db() -> None:
-    """The audit database as a file."""
+    """The audit database itself."""
+
+
+@db.command()
+@config_option
+@json_option
+def upgrade(config_path: Path, as_json: bool) -> None:
+    """Create the database, or bring it to the schema of this Remit. A server does so when it starts.
+
+    On PostgreSQL, run it as the role that owns the tables; servers then need no right to change them.
+    """
+    from remit import schema
+    from remit.config_file import load
+
+    at = load(config_path).config.store.location
+    schema.upgrade(at)
+    if as_json:
+        print_json({"database": str(at), "schema": schema.HEAD})
+    else:
+        click.echo(f"{at} has schema {schema.HEAD}.")
 
 
 @db.command()
@@ -26,26 +44,21 @@ def check(config_path: Path, as_json: bool) -> int:
     from remit.cli.output import report
     from remit.config_file import load
     from remit.records import open_records
-    from remit.schema import HEAD, upgrade
+    from remit.schema import HEAD, fresh
 
-    path = load(config_path).config.store.path
-    with open_records(path) as found:
+    at = load(config_path).config.store.location
+    with open_records(at) as found:
         findings = list(found.damage())
         present = found.schema()
-    with TemporaryDirectory() as folder:
-        fresh = Path(folder) / "fresh.db"
-        upgrade(fresh)
-        with open_records(fresh) as found:
-            wanted = found.schema()
-    for name, statement in wanted.items():
+    for name, made in fresh(at).items():
         if name not in present:
             findings.append(f"{name} is missing")
-        elif present[name] != statement:
+        elif present[name] != made:
             findings.append(f"{name} is not as Remit made it")
-    if path.stat().st_mode & 0o077:
-        findings.append(f"other users may open {path}: run chmod 600 on it")
+    if isinstance(at, Path) and at.stat().st_mode & 0o077:
+        findings.append(f"other users may open {at}: run chmod 600 on it")
     if as_json:
-        print_json({"path": str(path), "schema": HEAD, "findings": findings})
+        print_json({"database": str(at), "schema": HEAD, "findings": findings})
     else:
-        report(findings, f"{path} is sound, schema {HEAD}.")
+        report(findings, f"{at} is sound, schema {HEAD}.")
     return 1 if findings else 0

@@ -73,7 +73,7 @@ def probe(config_path: Path, as_json: bool, call_id: str) -> int:
     from remit.records import open_records
 
     loaded = load(config_path)
-    with open_records(loaded.config.store.path) as written:
+    with open_records(loaded.config.store.location) as written:
         call = written.call(call_id)
         served = written.call(call.of_call) if call.kind == "undo" and call.of_call else None
     found = anyio.run(_probe, loaded, call.id, [call.tool, *([served.tool] if served else [])])
@@ -122,7 +122,7 @@ def resolve(
         raise click.UsageError("say --happened or --did-not-happen")
     loaded = load(config_path)
     who = person(loaded, as_user)
-    with open_records(loaded.config.store.path, loaded.master_key) as written:
+    with open_records(loaded.config.store.location, loaded.master_key) as written:
         call = written.call(call_id)
     state = in_journal(
         loaded,

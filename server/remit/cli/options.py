@@ -131,7 +131,7 @@ def records(config_path: Path) -> Generator[Records]:
     from remit.records import open_records
 
     loaded = load(config_path)
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         yield found
 
 

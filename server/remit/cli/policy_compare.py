@@ -84,7 +84,7 @@ def replay(config_path: Path, as_json: bool, since_us: int, named: str) -> int:
     loaded = load(config_path)
     policy, other = load_policy(loaded.config), candidate(named, loaded).policy
     with (
-        open_records(loaded.config.store.path, loaded.master_key) as found,
+        open_records(loaded.config.store.location, loaded.master_key) as found,
         progress("Deciding", count(found, since_us)) as advance,
     ):
         told = replay(found, loaded.config, policy, other, since_us=since_us, advance=advance)

@@ -85,7 +85,7 @@ def explain(config_path: Path, as_json: bool, call_id: str) -> None:
 
     loaded = load(config_path)
     policy = load_policy(loaded.config)
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         story = found.story(call_id)
         kept = found.asked(story.call.id)
     then = _policy_then(loaded.config, policy, story.call.policy_version)

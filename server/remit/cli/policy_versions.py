@@ -196,7 +196,7 @@ def _before(loaded: Loaded) -> str:
     from remit.errors import UnknownRecord
     from remit.records import open_records
 
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         history = found.activations()
     stack: list[str] = []
     for activation in history:
@@ -215,7 +215,7 @@ def _stored(loaded: Loaded, start: str) -> Version:
     from remit.records import open_records
     from remit.versions import Version
 
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         stored = found.policy_version(start)
     text = PolicyText.from_json(stored.text)
     _checked(loaded, text.of_today())

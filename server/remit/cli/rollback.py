@@ -99,12 +99,12 @@ async def _work(
     from remit.records import open_records
     from remit.rollback import plan, roll_back
 
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         calls = _calls(found, query, call_ids)
         ways = [(call, way) for call in calls if (way := found.undo(call.id))]
     sources = {source for call, way in ways for source in sources_of(loaded, call, way)}
     async with services_of(loaded, sources) as services:
-        with open_records(loaded.config.store.path, loaded.master_key) as found:
+        with open_records(loaded.config.store.location, loaded.master_key) as found:
             steps = plan(found, calls, services.catalog.tools, now_us=services.clock(), force=force)
         if only_plan:
             return steps

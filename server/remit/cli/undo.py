@@ -41,7 +41,7 @@ def undo(
 
     loaded = load(config_path)
     who = person(loaded, as_user)
-    with open_records(loaded.config.store.path, loaded.master_key) as found:
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
         call = found.call(call_id)
         way, erased = found.undo(call.id), found.is_erased(call.id)
     if erased:

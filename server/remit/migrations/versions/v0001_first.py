@@ -1,21 +1,52 @@
 """The first schema."""
 
 from alembic import op
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from remit.tables import metadata
 
 revision = "0001"
 down_revision = None
 
+_APPEND_ONLY = ("events", "log_runs", "log_checkpoints", "log_keys")
+
 
 def upgrade() -> None:
-    metadata.create_all(op.get_bind())
-    for table in ("events", "log_runs", "log_checkpoints", "log_keys"):
+    for table in metadata.sorted_tables:
+        op.execute(CreateTable(table))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            op.execute(CreateIndex(index))
+    if op.get_context().dialect.name == "sqlite":
+        _sqlite()
+    else:
+        _postgresql()
+
+
+def _sqlite() -> None:
+    for table in _APPEND_ONLY:
         for action in ("UPDATE", "DELETE"):
             op.execute(
                 f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} "
                 f"BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END"
             )
+
+
+def _postgresql() -> None:
+    # In the order in which rows were written, as SQLite numbers them by itself.
+    op.execute("ALTER TABLE events ADD COLUMN rowid BIGINT GENERATED ALWAYS AS IDENTITY UNIQUE")
+    op.execute(
+        "CREATE FUNCTION remit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' are append-only'; END$$"
+    )
+    for table in _APPEND_ONLY:
+        op.execute(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION remit_append_only()"
+        )
+    # Whoever writes locks its one row first; how many have written is counted there.
+    op.execute("CREATE TABLE write_turn (writes BIGINT NOT NULL)")
+    op.execute("CREATE UNIQUE INDEX write_turn_one_row ON write_turn ((true))")
+    op.execute("INSERT INTO write_turn VALUES (0)")
 
 
 def downgrade() -> None:

@@ -1,0 +1,200 @@
+"""Which audit database, and reading it: the one place that opens it for readers.
+
+A reader sees one snapshot and can change nothing, so it can neither damage a record nor hold up a writer.
+Its SQL is the same for every database, with `?` for each value. Calls are written by `ledger.py`; what is
+sealed beside them, by one process at a time, is written here too, for `sealer.py`.
+
+Whoever opens something here closes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from remit.errors import StoreUnavailable
+
+#: How long to wait for a lock that another program holds (seconds).
+_BUSY_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A PostgreSQL database. The files that belong to it, such as keys, lie beside `path`."""
+
+    #: `env:NAME` or `file:/path`, where the URL is read when it is used; or a URL without a password.
+    url: str
+    path: Path
+
+    def __str__(self) -> str:
+        return self.url
+
+
+#: A SQLite file, or a PostgreSQL database.
+Location = Path | Postgres
+
+
+class Row(Protocol):
+    """A row by name and by position; `dict(row)` and `**row` work, and so does unpacking."""
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def keys(self) -> Any: ...
+
+
+class Reader(Protocol):
+    def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None: ...
+
+    def all(self, sql: str, values: Sequence[Any] = (), /) -> Sequence[Row]: ...
+
+    def rows(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[Row]:
+        """The rows of one SELECT, read as they are asked for."""
+        ...
+
+    def damage(self) -> Iterator[str]:
+        """What the database itself finds wrong: pages, indexes, constraints, references."""
+        ...
+
+    def schema(self) -> dict[str, str]:
+        """What makes each table, index and trigger, by name."""
+        ...
+
+
+class Sealing(Reader, Protocol):
+    """Reads what is committed at each moment; within `transaction` it writes, too."""
+
+    def transaction(self) -> AbstractContextManager[None]: ...
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
+        """Run one INSERT for each row."""
+        ...
+
+
+def reading(at: Location) -> AbstractContextManager[Reader]:
+    """A snapshot of the audit database, as of the first query. Raises StoreUnavailable, also within."""
+    if isinstance(at, Path):
+        return _reading_file(at)
+    from remit import postgres
+
+    return postgres.reading(at)
+
+
+def sealing(at: Location) -> AbstractContextManager[Sealing]:
+    """For the one process that seals just now; waits for its turn. Raises StoreUnavailable, also within."""
+    if isinstance(at, Path):
+        return _sealing_file(at)
+    from remit import postgres
+
+    return postgres.sealing(at)
+
+
+def exists(at: Location) -> bool:
+    """Whether an audit database has been made there. Raises StoreUnavailable when nobody can tell."""
+    if isinstance(at, Path):
+        return at.is_file()
+    from remit import postgres
+
+    return postgres.exists(at)
+
+
+def beside(at: Location, suffix: str) -> Path:
+    """A file that belongs to the audit database."""
+    path = at if isinstance(at, Path) else at.path
+    return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def _reading_file(at: Path) -> Generator[Reader]:
+    try:
+        with closing(
+            sqlite3.connect(
+                f"{at.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=_BUSY_S
+            )
+        ) as db:
+            db.row_factory = sqlite3.Row
+            db.execute("BEGIN")
+            yield SqliteReader(db)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the audit database {at} cannot be read: {error}") from None
+
+
+@contextmanager
+def _sealing_file(at: Path) -> Generator[Sealing]:
+    try:
+        with _locked(at, ".log-lock"):
+            db = sqlite3.connect(at, isolation_level=None, timeout=_BUSY_S)
+            try:
+                db.row_factory = sqlite3.Row
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute("PRAGMA wal_autocheckpoint = 0")
+                yield SqliteSealing(db, at)
+            finally:
+                # Closing the last connection checkpoints, which must never race a commit of another process.
+                with _locked(at, ".lock"):
+                    db.close()
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the audit database {at} takes no writes: {error}") from None
+
+
+class SqliteReader:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
+        return self._db.execute(sql, values).fetchone()
+
+    def all(self, sql: str, values: Sequence[Any] = (), /) -> Sequence[Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    def rows(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[Row]:
+        return iter(self._db.execute(sql, values))
+
+    def damage(self) -> Iterator[str]:
+        for row in self._db.execute("PRAGMA integrity_check"):
+            if row[0] != "ok":
+                yield str(row[0])
+        for row in self._db.execute("PRAGMA foreign_key_check"):
+            yield f"row {row['rowid']} of {row['table']} refers to a row of {row['parent']} that is not there"
+
+    def schema(self) -> dict[str, str]:
+        rows = self._db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {row["name"]: row["sql"] for row in rows}
+
+
+class SqliteSealing(SqliteReader):
+    def __init__(self, db: sqlite3.Connection, at: Path) -> None:
+        super().__init__(db)
+        self._at = at
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        with _locked(self._at, ".lock"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
+        self._db.executemany(sql, rows)
+
+
+@contextmanager
+def _locked(at: Path, suffix: str) -> Generator[None]:
+    """A turn among all processes that share the file."""
+    lock = os.open(at.with_name(at.name + suffix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

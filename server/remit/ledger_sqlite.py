@@ -1,0 +1,229 @@
+"""SQLite under the ledger: one file, shared by processes of one machine, one of which writes at a time.
+
+Every transaction is BEGIN IMMEDIATE under an inter-process lock, which also covers checkpoints, so no
+checkpoint ever races a commit (the SQLite WAL-reset bug, 3.7.0 to 3.51.2: sqlite.org/wal.html). That others
+have written is told by `data_version`. Which process lives is told by the kernel: a lock on a file for each
+life, dropped however the process ends, without a lease and without a clock.
+
+The ledger owns its life.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from remit.writer import OthersWrite
+
+#: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
+_WAL_MAX_BYTES = 8 * 2**20
+_COMMITS_BETWEEN_LOOKS = 64
+_BUSY_MS = 10_000
+
+
+class SqliteStore:
+    def __init__(self, path: Path, *, stream: str, relaxed: bool) -> None:
+        self._path = path
+        self._relaxed = relaxed
+        self._liveness_file = _liveness_path(path, stream)
+        self._liveness = _hold_liveness(self._liveness_file)
+        self._lock = os.open(
+            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        self._db = self._connected()
+        self._sync = "FULL"
+        self._data_version = -1
+        self._busy_ms = _BUSY_MS
+        self._commits = 0
+        self._commits_at_look = 0
+
+    def begin(self, *, durable: bool, wait: bool) -> bool:
+        if self._relaxed:
+            self._set_sync("FULL" if durable else "NORMAL")
+        self._lock_out_others(wait)
+        try:
+            self._begin(wait)
+            return self.changed()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def commit(self, *, wait: bool) -> None:
+        self._db.execute("COMMIT")
+        self._commits += 1
+        try:
+            if wait:  # else the caller is in a hurry: `idle` looks
+                self._checkpoint()
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def roll_back(self) -> None:
+        try:
+            self._data_version = -1
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def changed(self) -> bool:
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version == self._data_version:
+            return False
+        self._data_version = version
+        return True
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        return self._db.execute(sql, values).rowcount
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        self._db.executemany(sql, rows)
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
+        return self._db.execute(sql, values).fetchone()
+
+    def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    @property
+    def holds_lease(self) -> bool:
+        """The kernel holds it, for as long as the process lives."""
+        return True
+
+    def lease_until_us(self) -> None:
+        """There is none."""
+
+    def dead(self, stream: str) -> list[str]:
+        rows = self.all("SELECT id FROM incarnations WHERE state = 'live' AND id <> ?", (stream,))
+        gone = [row["id"] for row in rows if _is_dead(_liveness_path(self._path, row["id"]))]
+        for each in gone:
+            _liveness_path(self._path, each).unlink(missing_ok=True)
+        return gone
+
+    def new_life(self) -> None:
+        """Who is taken for dead here is dead, or somebody has meddled with the files."""
+
+    def overwrite_what_goes(self) -> None:
+        self._db.execute("PRAGMA secure_delete = ON")
+
+    def tidy(self) -> None:
+        with suppress(OthersWrite):
+            self._lock_out_others(wait=False)
+            try:
+                self._checkpoint()
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            self._db.close()
+            os.close(self._lock)
+            self._liveness_file.unlink(missing_ok=True)
+            os.close(self._liveness)
+
+    def _connected(self) -> sqlite3.Connection:
+        self._lock_out_others(wait=True)
+        try:
+            _make_room(self._path.with_name(self._path.name + "-wal"))
+            return _connect(self._path)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _lock_out_others(self, wait: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OthersWrite from None
+
+    def _begin(self, wait: bool) -> None:
+        busy_ms = _BUSY_MS if wait else 0
+        if busy_ms != self._busy_ms:
+            self._db.execute(f"PRAGMA busy_timeout = {busy_ms}")
+            self._busy_ms = busy_ms
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            # A program that knows nothing of the lock file, such as a person's SQL shell.
+            if wait or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            raise OthersWrite from None
+
+    def _checkpoint(self) -> None:
+        if self._commits - self._commits_at_look < _COMMITS_BETWEEN_LOOKS:
+            return
+        self._commits_at_look = self._commits
+        try:
+            size = os.stat(self._path.with_name(self._path.name + "-wal")).st_size
+        except FileNotFoundError:
+            return
+        if size > _WAL_MAX_BYTES:
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _set_sync(self, mode: str) -> None:
+        if mode != self._sync:
+            self._db.execute(f"PRAGMA synchronous = {mode}")
+            self._sync = mode
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    db.row_factory = sqlite3.Row
+    for pragma in (
+        f"busy_timeout = {_BUSY_MS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "wal_autocheckpoint = 0",
+        "foreign_keys = ON",
+    ):
+        db.execute(f"PRAGMA {pragma}")
+    return db
+
+
+def _make_room(wal: Path) -> None:
+    """Let the write-ahead log have its full length from the start, where there is none yet.
+
+    A file that grows makes each sync write the file system's own journal as well, which doubles what a
+    commit costs. SQLite takes a log of zeros for an empty one (sqlite.org/fileformat2.html#walformat).
+    """
+    try:
+        file = os.open(wal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return  # then it grows
+    try:
+        if os.fstat(file).st_size == 0:
+            os.write(file, bytes(_WAL_MAX_BYTES))
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _liveness_path(path: Path, incarnation: str) -> Path:
+    return path.with_name(f"{path.name}.inc-{incarnation}")
+
+
+def _hold_liveness(path: Path) -> int:
+    """A lock that the kernel drops when this process ends, however it ends: no lease, no clock."""
+    held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return held
+
+
+def _is_dead(path: Path) -> bool:
+    try:
+        probe = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(probe)
+    return True
