@@ -30,6 +30,7 @@ from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
+from remit.keeping import sweep
 from remit.pipeline import Services
 from remit.policy_watch import PolicyWatch
 from remit.probes import Prober
@@ -45,6 +46,8 @@ _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH"
 #: A late look allows nothing: time is also checked where an approval is used.
 _UPKEEP_S = 2.0
 _PROBE_S = 10.0
+#: Seconds between two looks for what is kept longer than it is to be.
+_RETAIN_S = 60.0
 #: How long a process that ends may take to seal what it wrote and to put the checkpoint elsewhere.
 _LAST_SEAL_S = 2.0
 #: Seconds between two tries to connect an optional source that was not there at the start.
@@ -153,6 +156,7 @@ class App:
             tasks.start_soon(self._sealing)
             if self._role != "cli":
                 tasks.start_soon(self._probing, services)
+                tasks.start_soon(self._retaining, journal)
             if self._role != "cli":
                 tasks.start_soon(self._shadow.run, services)
                 tasks.start_soon(self._watch.run, journal, self._use)
@@ -264,6 +268,12 @@ class App:
                 await journal.catch_up()
                 await journal.expire()
                 await journal.take_over()
+
+    async def _retaining(self, journal: Journal) -> None:
+        while True:
+            await anyio.sleep(_RETAIN_S)
+            with suppress(StoreUnavailable):
+                await sweep(journal, self.config.audit.retention, now_us=self._clock())
 
     async def _probing(self, services: Services) -> None:
         prober = Prober()

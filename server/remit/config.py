@@ -514,10 +514,20 @@ class Anchor(Strict):
         return self
 
 
+class Retention(Strict):
+    """How long what calls carried is kept. Calls, events and every proof stay."""
+
+    #: Arguments, answers and all else that is sealed, from the call on; but as long as it can be undone.
+    payloads: Duration | None = None
+    #: What was there before and after a call. It goes with the call's way back in any case.
+    before_images: Duration | None = None
+
+
 class Audit(Strict):
     #: How often new events are sealed into the log and its root is signed.
     seal_every: Duration = 10
     anchors: tuple[Anchor, ...] = ()
+    retention: Retention = Retention()
 
 
 class Telemetry(Strict):

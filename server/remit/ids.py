@@ -21,3 +21,9 @@ def uuid7(at_us: int) -> str:
     value = value & ~(0b11 << 62) | 0b10 << 62
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def first_id(at_us: int) -> str:
+    """What no UUIDv7 of that time or later is less than."""
+    milliseconds = f"{at_us // 1000:012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}"

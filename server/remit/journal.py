@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, erasing, notices, runs, versions
+from remit import balances, erasing, keeping, notices, runs, versions
 from remit.calls import redacted
 from remit.chain import entry
 from remit.comparing import Group
@@ -727,10 +727,49 @@ class Journal:
 
     async def erase(self, *, tenant: str, subject: str, reason: str, by: str) -> Erasure:
         """Destroy the keys of what is kept about somebody. Raises UnknownRecord, or WrongState as yet."""
-        return await self._writer.write(
-            lambda: erasing.destroy(
+
+        def change() -> Erasure:
+            keeping.must_not_be_held(self._ledger, self._sealer.vault, tenant, subject)
+            return erasing.destroy(
                 self._ledger, self._sealer, tenant=tenant, subject=subject, reason=reason, by=by
             )
+
+        return await self._writer.write(change)
+
+    async def hold(
+        self,
+        *,
+        tenant: str,
+        scope: keeping.Scope,
+        target: str,
+        from_us: int | None,
+        to_us: int | None,
+        reason: str,
+        by: str,
+    ) -> str:
+        """Keep what calls carried from being erased or growing too old; return the hold's id."""
+        return await self._writer.write(
+            lambda: keeping.hold(
+                self._ledger,
+                self._sealer,
+                tenant=tenant,
+                scope=scope,
+                target=target,
+                from_us=from_us,
+                to_us=to_us,
+                reason=reason,
+                by=by,
+            )
+        )
+
+    async def release(self, hold_id: str, *, reason: str, by: str) -> None:
+        """Let go of what a legal hold covered. Raises UnknownRecord."""
+        await self._writer.write(lambda: keeping.release(self._ledger, hold_id, reason=reason, by=by))
+
+    async def retire(self, kind: keeping.Kind, *, before_us: int, after: str) -> tuple[str | None, int]:
+        """Remove a slice of what is of age (see `keeping.retire`)."""
+        return await self._writer.write(
+            lambda: keeping.retire(self._ledger, self._sealer, kind, before_us=before_us, after=after)
         )
 
     async def clear(self, call_ids: Sequence[str]) -> None:

@@ -19,9 +19,12 @@ from typing import Any, Literal
 
 from remit.chain import EventRow
 from remit.comparing import Difference, Group
+from remit.config import Retention
 from remit.database import Location, Reader, Row, exists, reading
 from remit.erasing import pseudonym
 from remit.errors import RemitError, UnknownRecord
+from remit.ids import first_id
+from remit.keeping import Kind, LegalHold, count, holds
 from remit.schema import HEAD
 from remit.vault import Vault, master_key
 from remit_rbac import Question
@@ -326,7 +329,7 @@ class Records:
             values.append(query.tool)
         if query.since_us is not None:
             conditions.append("id >= ?")
-            values.append(_first_id(query.since_us))
+            values.append(first_id(query.since_us))
         rows = self._all(
             f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",  # noqa: S608 - the columns are ours
             (*values, limit),
@@ -404,6 +407,14 @@ class Records:
                 yield row["id"]
         for row in self._db.rows("SELECT call_id FROM call_subjects WHERE key_id = ?", (key_id,)):
             yield row["call_id"]
+
+    def legal_holds(self) -> list[LegalHold]:
+        """Every legal hold that stands, oldest first."""
+        return holds(self._all)
+
+    def of_age(self, retention: Retention, now_us: int) -> dict[Kind, int]:
+        """Of how many calls something would be removed by now, by kind."""
+        return count(self._all, self.vault, retention, now_us=now_us)
 
     def asked(self, start: str) -> Asked | None:
         """What policy was asked about the one call whose id begins so; None where nothing of that is kept.
@@ -601,11 +612,6 @@ class Records:
 
     # What the queries above, `audit.py` and `replay.py` are made of.
 
-    @staticmethod
-    def first_id(at_us: int) -> str:
-        """What no id of that time or later is less than."""
-        return _first_id(at_us)
-
     def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
         """The rows of one SELECT, read as they are asked for."""
         return self._db.rows(sql, values)
@@ -628,12 +634,6 @@ class Records:
         if len(rows) > 1:
             raise UnknownRecord(f"more than one {noun} begins with {start}: give more of its id")
         return rows[0]
-
-
-def _first_id(at_us: int) -> str:
-    """What no UUIDv7 of that time or later is less than."""
-    milliseconds = f"{at_us // 1000:012x}"
-    return f"{milliseconds[:8]}-{milliseconds[8:]}"
 
 
 def _call(row: Row) -> CallRecord:

@@ -14,6 +14,7 @@ from remit.asking import Asker, NoQuestion, Supposed
 from remit.comparing import Difference, Group, add, difference, ordered
 from remit.config import Config
 from remit.database import Row
+from remit.ids import first_id
 from remit.records import Records
 from remit_rbac import Policy
 
@@ -47,7 +48,7 @@ def replay(
     """Decide every recorded call since then under both. `advance` is told of each call."""
     told = Replayed()
     today, then = Asker(config, policy), Asker(config, candidate)
-    for row in found.rows(_CALLS, (found.first_id(since_us),)):
+    for row in found.rows(_CALLS, (first_id(since_us),)):
         advance()
         supposed = _supposed(found, row)
         try:
@@ -67,7 +68,7 @@ def replay(
 
 def count(found: Records, since_us: int) -> int:
     """How many calls a replay reads."""
-    return next(found.rows(_COUNT, (found.first_id(since_us),)))[0]
+    return next(found.rows(_COUNT, (first_id(since_us),)))[0]
 
 
 _COUNT = "SELECT COUNT(*) FROM calls WHERE id >= ? AND kind = 'call' AND policy_version <> ''"

@@ -185,7 +185,35 @@ payloads = Table(
     # context in its first event, is SHA-256(salt || text).
     Column("body", LargeBinary, nullable=False),
     PrimaryKeyConstraint("call_id", "kind"),
+    Index(
+        "ix_payloads_images",
+        "call_id",
+        sqlite_where=text("kind IN ('before', 'after')"),
+        postgresql_where=text("kind IN ('before', 'after')"),
+    ),
     sqlite_with_rowid=False,
+)
+
+#: What must be kept although somebody wants it erased, or it is of age. A row is a hold that stands.
+legal_holds = Table(
+    "legal_holds",
+    metadata,
+    Column("id", String(8), primary_key=True),
+    # Empty: in every tenant.
+    Column("tenant", String(128), nullable=False),
+    Column(
+        "scope",
+        String(8),
+        CheckConstraint("scope IN ('subject', 'run', 'call', 'tool', 'agent', 'time')", name="scope"),
+        nullable=False,
+    ),
+    # Empty for `time`: then it is what was called from `from_us` to `to_us`.
+    Column("target", Text, nullable=False),
+    Column("from_us", BigInteger),
+    Column("to_us", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("set_by", String(133), nullable=False),
+    Column("set_us", BigInteger, nullable=False),
 )
 
 #: The key of everybody whom payloads are about; rows stay when the key is destroyed.

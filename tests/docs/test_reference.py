@@ -185,7 +185,7 @@ def test_every_state_of_a_call_is_listed() -> None:
 def test_every_kind_of_event_is_listed() -> None:
     source = "".join(
         (ROOT / f"server/remit/{name}.py").read_text("utf-8")
-        for name in ("journal", "ledger", "notices", "versions", "erasing")
+        for name in ("journal", "ledger", "notices", "versions", "erasing", "keeping")
     )
     named = r'"((?:call|run|approval|stream|key|switch|log|shadow|policy|audit)\.[a-z_]+)"'
     kinds = set(re.findall(named, source))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from remit.cli.audit_erase import erase
+from remit.cli.audit_keep import hold, retain
 from remit.cli.options import CALL, SINCE, as_option, config_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def audit() -> None:
     """Verify, prove and export the audit log, and erase what it need not hold."""
 
 
-audit.add_command(erase)
+for command in (erase, hold, retain):
+    audit.add_command(command)
 
 _CHECKPOINTS = click.option(
     "--checkpoint",

@@ -1,0 +1,244 @@
+"""How long what calls carried is kept: until its age, or until whoever holds it for a reason lets go.
+
+A *legal hold* keeps what it covers from being erased and from growing too old. Retention removes what calls
+carried when it is of age, and before-images when nothing can be put back with them any more. Rows of calls,
+events and every proof stay.
+
+The journal calls this inside its transactions, a slice at a time; `sweep` is what a server does beside its
+calls, and `remit audit retain` by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from remit import erasing
+from remit.config import Retention
+from remit.errors import UnknownRecord, WrongState
+from remit.ids import first_id
+from remit.ledger import Ledger
+from remit.vault import Sealer, Vault
+
+if TYPE_CHECKING:
+    from remit.journal import Journal
+
+Rows = Callable[[str, Sequence[Any]], Sequence[Any]]
+Scope = Literal["subject", "run", "call", "tool", "agent", "time"]
+#: `payloads`: everything that a call carried. `images`: what was there before and after it.
+Kind = Literal["payloads", "images"]
+#: Calls that one transaction removes something of: others wait for it.
+_SLICE = 200
+#: Between two of them.
+_PAUSE_S = 0.02
+_OPEN = "('dispatched', 'awaiting_approval', 'in_doubt')"
+#: The states of a way back that may still be taken.
+_NEEDED = "('registered', 'ready', 'running', 'indeterminate')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegalHold:
+    """One reason to keep what calls carried."""
+
+    id: str
+    #: Empty: in every tenant.
+    tenant: str
+    scope: Scope
+    #: Empty for `time`: then it is what was called from `from_us` to `to_us`.
+    target: str
+    from_us: int | None
+    to_us: int | None
+    reason: str
+    set_by: str
+    set_us: int
+
+    def __str__(self) -> str:
+        return f"legal hold {self.id} ({self.scope}{f' {self.target}' if self.target else ''}: {self.reason})"
+
+
+def holds(rows: Rows) -> list[LegalHold]:
+    """Every hold that stands, oldest first."""
+    return [LegalHold(**dict(row)) for row in rows("SELECT * FROM legal_holds ORDER BY set_us", ())]
+
+
+def hold(
+    ledger: Ledger,
+    sealer: Sealer,
+    *,
+    tenant: str,
+    scope: Scope,
+    target: str,
+    from_us: int | None,
+    to_us: int | None,
+    reason: str,
+    by: str,
+) -> str:
+    """Keep what this covers, until it is released; return the hold's id."""
+    hold_id = os.urandom(4).hex()
+    ledger.execute(
+        "INSERT INTO legal_holds (id, tenant, scope, target, from_us, to_us, reason, set_by, set_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (hold_id, tenant, scope, target, from_us, to_us, reason, by, ledger.now_us),
+    )
+    # Whom a customer's hold is about must not be told by the log for ever.
+    named = scope != "subject" or target.startswith("user:")
+    ledger.event(
+        "audit.held",
+        tenant=tenant or None,
+        call_id=None,
+        hold=hold_id,
+        scope=scope,
+        target=target if named else sealer.vault.name(tenant, target),
+        from_us=from_us,
+        to_us=to_us,
+        reason=reason,
+        by=by,
+    )
+    return hold_id
+
+
+def release(ledger: Ledger, hold_id: str, *, reason: str, by: str) -> None:
+    """Let go of what a hold covered. Raises UnknownRecord."""
+    row = ledger.one("SELECT tenant FROM legal_holds WHERE id = ?", (hold_id,))
+    if row is None:
+        raise UnknownRecord(f"there is no legal hold {hold_id}")
+    ledger.execute("DELETE FROM legal_holds WHERE id = ?", (hold_id,))
+    ledger.event(
+        "audit.released", tenant=row["tenant"] or None, call_id=None, hold=hold_id, reason=reason, by=by
+    )
+
+
+def must_not_be_held(ledger: Ledger, vault: Vault, tenant: str, subject: str) -> None:
+    """Raise WrongState when a hold covers a call about this subject."""
+    about, values = _about(vault, tenant, subject)
+    for each in holds(ledger.all):
+        if each.tenant not in ("", tenant):
+            continue
+        covers, covered = _covers(each, vault, tenant)
+        same = each.scope == "subject" and each.target == subject
+        if same or ledger.one(
+            f"SELECT 1 FROM calls AS c WHERE c.tenant = ? AND {covers} AND {about} LIMIT 1",  # noqa: S608 - the conditions are ours
+            (tenant, *covered, *values),
+        ):
+            raise WrongState(f"{each} keeps what is kept about {subject}: release it first")
+
+
+def due(rows: Rows, kind: Kind, *, before_us: int, now_us: int, after: str) -> list[str]:
+    """The next calls past the id `after`, of which something of this kind has been kept long enough."""
+    wanted, old = "p.kind = 'arguments'", "p.call_id < ? AND (u.state IS NULL OR"
+    if kind == "images":
+        wanted, old = "p.kind IN ('before', 'after')", "(p.call_id < ? OR"
+    found = rows(
+        "SELECT DISTINCT p.call_id FROM payloads AS p JOIN calls AS c ON c.id = p.call_id"  # noqa: S608 - the conditions are ours
+        f" LEFT JOIN undos AS u ON u.call_id = c.id WHERE {wanted} AND p.call_id > ?"
+        f" AND c.state NOT IN {_OPEN} AND {old} u.expires_us < ? OR u.state NOT IN {_NEEDED})"
+        f" ORDER BY p.call_id LIMIT {_SLICE}",
+        (after, first_id(before_us), now_us),
+    )
+    return [row["call_id"] for row in found]
+
+
+def held_among(rows: Rows, vault: Vault, ids: Sequence[str]) -> set[str]:
+    """Those of the calls that a hold covers."""
+    marks = ", ".join("?" * len(ids))
+    found: set[str] = set()
+    for each in holds(rows) if ids else ():
+        tenants = [each.tenant] if each.tenant else [row["tenant"] for row in rows(_TENANTS, ())]
+        for tenant in tenants:
+            covers, values = _covers(each, vault, tenant)
+            found |= {
+                row["id"]
+                for row in rows(
+                    f"SELECT c.id FROM calls AS c WHERE c.id IN ({marks}) AND c.tenant = ? AND {covers}",  # noqa: S608 - the conditions are ours
+                    (*ids, tenant, *values),
+                )
+            }
+    return found
+
+
+def retire(
+    ledger: Ledger, sealer: Sealer, kind: Kind, *, before_us: int, after: str
+) -> tuple[str | None, int]:
+    """Remove what is of age from the next calls past the id `after`; return where that ended, and how many.
+
+    None: there are no more.
+    """
+    ids = due(ledger.all, kind, before_us=before_us, now_us=ledger.now_us, after=after)
+    return ids[-1] if ids else None, _remove(ledger, sealer, kind, ids)
+
+
+def _remove(ledger: Ledger, sealer: Sealer, kind: Kind, ids: Sequence[str]) -> int:
+    """Remove what these calls carried, but for those that are held."""
+    kept = held_among(ledger.all, sealer.vault, ids)
+    ids = [call_id for call_id in ids if call_id not in kept]
+    if not ids:
+        return 0
+    ledger.overwrite_what_goes()
+    marks = ", ".join("?" * len(ids))
+    wanted = "AND kind IN ('before', 'after')" if kind == "images" else ""
+    ledger.execute(f"DELETE FROM payloads WHERE call_id IN ({marks}) {wanted}", ids)  # noqa: S608 - only marks are inserted
+    if kind == "payloads":
+        erasing.clear(ledger, sealer, ids)
+    ledger.event("audit.retained", tenant=None, call_id=None, what=kind, calls=len(ids), up_to=ids[-1])
+    return len(ids)
+
+
+async def sweep(journal: Journal, retention: Retention, *, now_us: int) -> dict[Kind, int]:
+    """Remove whatever is of age, slice by slice; return of how many calls it was."""
+    removed: dict[Kind, int] = {"images": 0, "payloads": 0}
+    for kind, before_us in cutoffs(retention, now_us).items():
+        after: str | None = ""
+        while after is not None:
+            after, count = await journal.retire(kind, before_us=before_us, after=after)
+            removed[kind] += count
+            await anyio.sleep(_PAUSE_S)
+    return removed
+
+
+def count(rows: Rows, vault: Vault, retention: Retention, *, now_us: int) -> dict[Kind, int]:
+    """What a sweep would remove."""
+    found: dict[Kind, int] = {"images": 0, "payloads": 0}
+    for kind, before_us in cutoffs(retention, now_us).items():
+        ids = due(rows, kind, before_us=before_us, now_us=now_us, after="")
+        while ids:
+            found[kind] += len(ids) - len(held_among(rows, vault, ids))
+            ids = due(rows, kind, before_us=before_us, now_us=now_us, after=ids[-1])
+    return found
+
+
+def cutoffs(retention: Retention, now_us: int) -> dict[Kind, int]:
+    """Before when a call must have been made for each kind to go; images go with their way back anyhow."""
+    images, payloads = retention.before_images, retention.payloads
+    found: dict[Kind, int] = {"images": now_us - images * 1_000_000 if images else 0}
+    if payloads:
+        found["payloads"] = now_us - payloads * 1_000_000
+    return found
+
+
+_TENANTS = "SELECT DISTINCT tenant FROM subject_keys"
+
+
+def _covers(each: LegalHold, vault: Vault, tenant: str) -> tuple[str, list[Any]]:
+    """A condition on the call `c`."""
+    match each.scope:
+        case "subject":
+            return _about(vault, tenant, each.target)
+        case "time":
+            return "c.created_us BETWEEN ? AND ?", [each.from_us, each.to_us]
+        case "call":
+            return "c.id = ?", [each.target]
+        case _:
+            return f"c.{each.scope} = ?", [each.target]
+
+
+def _about(vault: Vault, tenant: str, subject: str) -> tuple[str, list[Any]]:
+    """A condition on the call `c`: it is for this user, or sealed with a key of this subject."""
+    return (
+        '(c."user" = ? OR EXISTS (SELECT 1 FROM call_subjects AS s JOIN subject_keys AS k ON k.id = s.key_id'
+        " WHERE k.name = ? AND s.call_id = c.id))",
+        [subject, vault.name(tenant, subject)],
+    )
