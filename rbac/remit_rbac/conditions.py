@@ -124,7 +124,7 @@ def _folded(node: Node, run: Run) -> Run:
     try:
         value = run({})
     except EvaluationError as error:
-        raise ExpressionError(str(error), node.column) from None
+        raise ExpressionError(str(error), node.column, "write what it should come to") from None
     return _constant(value)
 
 
@@ -184,9 +184,19 @@ def _compile_as(wanted: Kind, node: Node, demands: _Demands) -> Run:
     return run
 
 
+#: What to write where a kind of value is wanted.
+_WRITE: dict[Kind, str] = {
+    "boolean": "compare it with something, as in r.args.n > 0",
+    "list": "write ('a', 'b') or ('a',)",
+    "number": "write a number without quotes",
+    "object": "name an attribute that is an object",
+    "text": "write a text in single quotes",
+}
+
+
 def _expect(wanted: Kind, found: Kind, node: Node, demands: _Demands) -> None:
     if "any" not in (wanted, found) and found != wanted:
-        raise ExpressionError(f"expected a {wanted}, found a {found}", node.column)
+        raise ExpressionError(f"expected a {wanted}, found a {found}", node.column, _WRITE[wanted])
     _demand(node, wanted, demands)
 
 
@@ -283,9 +293,10 @@ def _check_comparable(
     (node_left, kind_left), (node_right, kind_right) = left, right
     if name in ("in", "not in"):
         if kind_right == "text":
-            raise ExpressionError("`in` needs a list: ('a', 'b') or ('a',)", node_right.column)
+            raise ExpressionError("`in` needs a list, found a text", node_right.column, _WRITE["list"])
         if kind_right not in ("any", "list"):
-            raise ExpressionError(f"`in` needs a list, found a {kind_right}", node_right.column)
+            message = f"`in` needs a list, found a {kind_right}"
+            raise ExpressionError(message, node_right.column, _WRITE["list"])
         if isinstance(node_right, syntax.Listing):
             for item in node_right.items:
                 if isinstance(item, syntax.Literal):
@@ -293,15 +304,18 @@ def _check_comparable(
         return
     if name in ("==", "!="):
         if "list" in (kind_left, kind_right):
-            raise ExpressionError(f"`{name}` compares single values, not lists", node_left.column)
+            message = f"`{name}` compares single values, not lists"
+            raise ExpressionError(message, node_left.column, "write in, or contains(list, value)")
         clash = "null" not in (kind_left, kind_right) and kind_left != kind_right
     else:
         for node, kind in (left, right):
             if kind not in ("any", "number", "text"):
-                raise ExpressionError(f"`{name}` orders numbers or texts, found a {kind}", node.column)
+                message = f"`{name}` orders numbers or texts, found a {kind}"
+                raise ExpressionError(message, node.column, "compare two numbers or two texts")
         clash = kind_left != kind_right
     if clash and "any" not in (kind_left, kind_right):
-        raise ExpressionError(f"`{name}` compares a {kind_left} with a {kind_right}", node_left.column)
+        message = f"`{name}` compares a {kind_left} with a {kind_right}"
+        raise ExpressionError(message, node_left.column, "compare values of one type")
     _demand(node_left, kind_right, demands)
     _demand(node_right, kind_left, demands)
 
@@ -321,7 +335,7 @@ def _arithmetic(node: syntax.Arithmetic, demands: _Demands) -> tuple[Kind, Run]:
 def _call(node: syntax.Call, demands: _Demands) -> tuple[Kind, Run]:
     function = FUNCTIONS[node.name]
     if not function.arity_min <= len(node.arguments) <= function.arity_max:
-        raise ExpressionError(f"{node.name} takes {function.arity}", node.column)
+        raise ExpressionError(f"{node.name} takes {function.arity}", node.column, "give it as many")
     runs = [_compile_as(function.takes, argument, demands) for argument in node.arguments]
     body = function.body
     return function.gives, lambda scope: body(*[run(scope) for run in runs])

@@ -309,8 +309,9 @@ def _strangeness(model: Model) -> Iterable[Problem]:
 
 def _grants_nothing(lines: Sequence[Line]) -> Problem:
     message, fix = "no row allows anything, so every call would be denied", "add a row that ends in allow"
-    if lines:
-        return lines[0].problem("grants-nothing", message, fix)
+    for line in lines:
+        if line.row.file != GUARDRAILS.file:
+            return line.problem("grants-nothing", message, fix)
     return Problem(code="grants-nothing", file="policy", line=1, column=1, text="", message=message, fix=fix)
 
 

@@ -81,7 +81,7 @@ class Entry:
     text: str
     value: str
 
-    def problem(self, message: str, fix: str = "", *, offset: int = 0) -> Problem:
+    def problem(self, message: str, fix: str = "start from the shipped model", *, offset: int = 0) -> Problem:
         """A problem at `offset` characters into the value."""
         return Problem(
             code="bad-model",
@@ -237,9 +237,8 @@ def _entries(text: str, file: str) -> tuple[dict[str, Entry], list[Problem]]:
             if unknown or pending:
                 message = f"unknown section [{section}]" if unknown else "the line before this ends in `\\`"
                 entry = Entry(file=file, line=number, text=line, value=line)
-                problems.append(
-                    entry.problem(message, f"there are {', '.join(_SECTIONS)}" if unknown else "")
-                )
+                fix = f"there are {', '.join(_SECTIONS)}" if unknown else "take the `\\` away"
+                problems.append(entry.problem(message, fix))
             pending = ""
             continue
         started = started if pending else number

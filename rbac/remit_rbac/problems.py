@@ -64,6 +64,10 @@ CODES = {
 }
 
 
+#: Characters of a line that are shown.
+_SHOWN_MAX = 400
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One finding in one line of a policy or model file. Lines and columns count from 1."""
@@ -82,7 +86,12 @@ class Problem:
 
     def __str__(self) -> str:
         first = f"{self.file}:{self.line}:{self.column}: {self.level}: {self.message} [{self.code}]"
-        shown = [first, f"    {self.text}", f"    {' ' * (self.column - 1)}^"] if self.text else [first]
+        shown = [first]
+        if self.text:
+            # Of a very long line, what stands around the place.
+            start = max(0, self.column - _SHOWN_MAX // 2) if len(self.text) > _SHOWN_MAX else 0
+            excerpt = self.text[start : start + _SHOWN_MAX]
+            shown += [f"    {excerpt}", f"    {' ' * (self.column - 1 - start)}^"]
         return "\n".join([*shown, f"    fix: {self.fix}"] if self.fix else shown)
 
 

@@ -26,7 +26,7 @@ Key: TypeAlias = str | int
 class ExpressionError(Exception):
     """The text is not an expression of the language. `column` counts characters from 1."""
 
-    def __init__(self, message: str, column: int, fix: str = "") -> None:
+    def __init__(self, message: str, column: int, fix: str) -> None:
         super().__init__(f"{message} (column {column})")
         self.message = message
         self.column = column
@@ -232,7 +232,7 @@ def _unreadable(character: str) -> tuple[str, str]:
         return "`=` assigns", "write == to compare"
     if character.isdigit():
         return "this number is not written plainly", "write it as 100 or 0.5"
-    return f"unexpected character {character!r}", ""
+    return f"unexpected character {character!r}", "write it as in r.args.n > 0 && r.args.kind == 'a'"
 
 
 class _Parser:
@@ -354,7 +354,7 @@ class _Parser:
             case _, "[":
                 return Listing(self._items("]"), token.column)
             case "end", _:
-                raise ExpressionError("something is missing here", token.column)
+                raise ExpressionError("something is missing here", token.column, "write a value")
             case _:
                 raise _unexpected(token)
 
@@ -412,7 +412,8 @@ class _Parser:
             return token.text[1:-1]
         if token.kind == "number" and token.text.isdigit() and len(token.text) < 10:
             return int(token.text)
-        raise ExpressionError("a subscript is a whole number or a quoted name", token.column)
+        message = "a subscript is a whole number or a quoted name"
+        raise ExpressionError(message, token.column, "write [0] or ['name']")
 
     def _parenthesis(self, opening: _Token) -> Node:
         first = self.expression()
@@ -422,7 +423,7 @@ class _Parser:
             return Listing((first, *self._items(")")), opening.column)
         token = self._peek()
         if token.kind == "end":
-            raise ExpressionError("this parenthesis is not closed", opening.column)
+            raise ExpressionError("this parenthesis is not closed", opening.column, "close it with )")
         raise _unexpected(token)
 
     def _items(self, closing: str) -> tuple[Node, ...]:
@@ -455,7 +456,7 @@ class _Parser:
             raise _unexpected(self._peek(), f"expected `{text}`")
 
 
-def _unexpected(token: _Token, fix: str = "") -> ExpressionError:
+def _unexpected(token: _Token, fix: str = "take it out, or write a value") -> ExpressionError:
     found = "the text ends too early" if token.kind == "end" else f"unexpected `{token.text}`"
     return ExpressionError(found, token.column, fix)
 
@@ -463,9 +464,9 @@ def _unexpected(token: _Token, fix: str = "") -> ExpressionError:
 def _number(token: _Token) -> int | float:
     if token.text.isdigit():
         if len(token.text) > INTEGER_DIGITS_MAX:
-            raise ExpressionError("this number is too large", token.column)
+            raise ExpressionError("this number is too large", token.column, "write a smaller one")
         return int(token.text)
     value = float(token.text)
     if value == float("inf"):
-        raise ExpressionError("this number is too large", token.column)
+        raise ExpressionError("this number is too large", token.column, "write a smaller one")
     return value

@@ -133,6 +133,7 @@ def test_what_is_not_of_the_language_is_refused_with_its_column(text: str, colum
     with pytest.raises(ExpressionError) as refusal:
         compile_expression(text, roots=("args",))
     assert refusal.value.column == column
+    assert refusal.value.fix
 
 
 @pytest.mark.parametrize(
@@ -158,8 +159,9 @@ def test_what_is_not_of_the_language_is_refused_with_its_column(text: str, colum
     ],
 )
 def test_what_can_never_be_answered_is_refused_when_it_is_compiled(text: str):
-    with pytest.raises(ExpressionError):
+    with pytest.raises(ExpressionError) as refusal:
         compile_expression(text, roots=("args",))
+    assert refusal.value.fix
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,23 @@ def test_a_row_that_casbin_would_misread_is_refused_where_it_is_wrong(row: str, 
     assert [(problem.code, problem.line, problem.column) for problem in problems] == [(code, 2, column)]
     assert problems[0].text == row
     assert problems[0].message
-    assert problems[0].fix or code == "bad-condition"
+    assert all(problem.fix for problem in problems)
+
+
+def test_of_a_very_long_line_the_place_is_shown():
+    condition = " && ".join(f"r.args.a{n} == {n}" for n in range(60)) + " && r.args.b = 1"
+    (problem,) = refused(ALLOW, f"p, *, acme, pay.refund, execute, {condition}, deny")
+    _, excerpt, caret, _ = str(problem).split("\n")
+    assert len(excerpt) < 410
+    assert excerpt[caret.index("^") :].startswith("= 1, deny")
+
+
+def test_a_policy_that_grants_nothing_is_told_of_its_own_file():
+    own = Layer(file="mine.csv", content=b"p, *, acme, pay.refund, execute, 1 == 1, deny")
+    for layers, file in (([own], "mine.csv"), ([], "policy")):
+        with pytest.raises(PolicyError) as refusal:
+            load_layers(layers)
+        assert [problem.file for problem in refusal.value.problems] == [file]
 
 
 def test_all_problems_are_named_at_once_and_the_report_can_be_read():

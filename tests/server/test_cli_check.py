@@ -211,6 +211,8 @@ def test_can_answers_for_a_person_too(acme: Terminal) -> None:
         (("agent:support-bot", "acme.re fund"), "is not the name of a tool"),
         (("agent:support-bot", "acme.refund", "--args", "[1]"), "arguments are a JSON object"),
         (("agent:support-bot", "acme.refund", "--args", "{"), "this is not JSON"),
+        (("agent:support-bot", "acme.refund", "--args", '{"amount_minor": 1, "amount_minor": 2}'), "twice"),
+        (("agent:support-bot", "acme.refund", "--args", '{"amount_minor": NaN}'), "JSON"),
         (("agent:support-bot", "acme.refund"), "--args does not give what the price"),
         (("agent:x y", "acme.list_orders", "--for", "user:alice"), "an agent is named by agent:"),
         (("agent:nobody", "acme.refund"), "say --for whom agent:nobody acts"),

@@ -28,10 +28,15 @@ class _Object(click.ParamType[Mapping[str, Any]]):
         self._said = f"{noun} a JSON object, for example '{example}'"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from remit.front.strict import Malformed, decode
+
         try:
-            found = json.loads(value)
+            json.loads(value)  # it says where
+            found = decode(value.encode())  # as strictly as a call is read
         except ValueError as error:
             self.fail(f"this is not JSON: {error}", param, ctx)
+        except Malformed as refusal:
+            self.fail(refusal.message, param, ctx)
         if not isinstance(found, dict):
             self.fail(self._said, param, ctx)
         return found  # pyright: ignore[reportUnknownVariableType] - JSON
