@@ -458,6 +458,23 @@ def test_a_derivation_gives_json_or_says_that_it_cannot(args: Any, text: str) ->
     assert orjson.loads(orjson.dumps(value)) == value
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "args[*].{one: @, all: $.args}",
+        "args[?contains($.args, @)] | length(@)",
+        "map(&map(&@, $.args), args) | length(@)",
+        f"{' '.join(f'let $a{n + 1} = [$a{n}, $a{n}] in' for n in range(40))} $a40".replace(
+            "let $a1 = [$a0, $a0] in", "let $a1 = [args, args] in"
+        ),
+    ],
+)
+def test_a_derivation_does_not_take_the_time_that_an_agent_wants_it_to(text: str) -> None:
+    derive = compile_derivation(text)
+    with pytest.raises(EvaluationError, match="too"):
+        derive({"args": list(range(10_000))})
+
+
 @pytest.mark.parametrize("text", ['"nan"', '"1e999"', f'"{"9" * 400}"', '"-Infinity"'])
 def test_what_is_no_number_of_json_never_reaches_a_rule(text: str) -> None:
     try:
