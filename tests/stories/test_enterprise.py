@@ -17,14 +17,10 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import httpx2
 import pytest
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
-from tests.interop.running import REMIT
-from tests.interop.running import serving as process
 from tests.server.acme import REPOSITORY, Terminal, serving
 from tests.server.approved import approved
+from tests.stories.agents import an_agent
 
 from remit.calls import new_call
 from remit.identity import Principal
@@ -32,7 +28,6 @@ from remit.model import Done, Outcome, Pending, Refused
 from remit.pipeline import Services, govern
 
 FOLDER = REPOSITORY / "configs" / "stories"
-RECEIPT, VERDICT = "dev.remit/receipt", "dev.remit/verdict"
 #: A Wednesday in office hours, in Europe and in America: some rules go by the clock.
 AFTERNOON_NS = int(datetime.fromisoformat("2026-01-07T15:00:00+00:00").timestamp()) * 10**9
 
@@ -185,41 +180,24 @@ async def test_a_story_is_played_by_a_client_over_http(name: str, tmp_path: Path
     """Everything from outside: the command serves, makes the agent's key and takes the votes."""
     story = STORIES[name]
     shutil.copytree(FOLDER, tmp_path, ignore=shutil.ignore_patterns("*.db*"), dirs_exist_ok=True)
-    config = tmp_path / name / "remit.yaml"
-    remit = Terminal(config)
-    who = ("--agent", story.agent, "--user", story.user, "--tenant", story.tenant)
-    key = (await anyio.to_thread.run_sync(remit, "agents", "key", "create", *who, "--json")).json["key"]
-    command = [*REMIT, "serve", "--http", "127.0.0.1:0", "--json", "--config", str(config)]
-    with anyio.fail_after(60), process(command, config.parent) as url:
-        headers = {"authorization": f"Bearer {key}"}
-        async with (
-            httpx2.AsyncClient(headers=headers, timeout=30) as http,
-            Client(streamable_http_client(url, http_client=http), cache=None) as client,
-        ):
-            meta: Any = {"dev.remit/claim": story.claim} if story.claim else None
-
-            async def call(tool: str, arguments: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-                result = await client.call_tool(tool, arguments, meta=meta)
-                told: Any = result.meta or {}
-                return bool(result.is_error), {**told.get(RECEIPT, {}), **told.get(VERDICT, {})}
-
-            assert story.asked[0] in {tool.name for tool in (await client.list_tools()).tools}
-            failed, done = await call(*story.done)
-            assert not failed, done
-            _, asked = await call(*story.asked)
-            assert asked["code"] == "pending_approval"
-            for user in story.approvers:
-                words = ("approvals", "approve", asked["approval_id"], "--yes", "--as", user)
-                assert (await anyio.to_thread.run_sync(remit, *words)).code == 0
-            failed, agreed = await call(*story.asked)
-            assert not failed, agreed
-            assert agreed["call_id"] == asked["call_id"]
-            failed, refused = await call(*story.refused)
-            assert (failed, refused["code"]) == (True, story.code)
-    for what, call_id in (("done", done), ("agreed", agreed), ("refused", refused)):
-        told = await anyio.to_thread.run_sync(remit, "policy", "explain", call_id["call_id"])
-        approved(f"story_{name}_{what}", told.out)
-    assert (await anyio.to_thread.run_sync(remit, "audit", "verify")).code == 0
+    remit = Terminal(tmp_path / name / "remit.yaml")
+    who = {"tenant": story.tenant, "agent": story.agent, "user": story.user, "claim": story.claim}
+    async with an_agent(remit, **who) as agent:
+        assert story.asked[0] in {tool.name for tool in (await agent.client.list_tools()).tools}
+        done = await agent.call(*story.done)
+        assert done["code"] == "done"
+        asked = await agent.call(*story.asked)
+        assert asked["code"] == "pending_approval"
+        for user in story.approvers:
+            voted = await agent.ran("approvals", "approve", asked["approval_id"], "--yes", "--as", user)
+            assert voted.code == 0, voted
+        agreed = await agent.call(*story.asked)
+        assert (agreed["code"], agreed["call_id"]) == ("done", asked["call_id"])
+        refused = await agent.call(*story.refused)
+        assert refused["code"] == story.code
+        for what, call in (("done", done), ("agreed", agreed), ("refused", refused)):
+            approved(f"story_{name}_{what}", (await agent.ran("policy", "explain", call["call_id"])).out)
+        assert (await agent.ran("audit", "verify")).code == 0
 
 
 async def called(on: Services, story: Played, tool: str, arguments: dict[str, Any]) -> Outcome:
