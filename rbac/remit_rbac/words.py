@@ -44,6 +44,7 @@ _FUNCTIONS = {
 _CONTEXT = {
     "effect": "the effect of the call",
     "undo_ready": "whether it can be taken back",
+    "undo_proven": "whether its way back was tried and held",
     "hour": "the hour of the day",
     "weekday": "the day of the week (Monday is 1)",
     "in_chain": "whether this person asked for it",

@@ -11,8 +11,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -66,6 +66,8 @@ class Catalog:
     #: Sources that answer completions, and that take subscriptions.
     completes: frozenset[str] = frozenset()
     subscribes: frozenset[str] = frozenset()
+    #: What a proof of a way back is about: SHA-256 of its declaration and of the definitions that it needs.
+    plans: Mapping[str, str] = field(default_factory=dict[str, str])
     flaws: tuple[Flaw, ...] = ()
 
     def listed(self) -> tuple[Tool, ...]:
@@ -157,6 +159,7 @@ def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
         prompts=dict(sorted(prompts.items())),
         completes=frozenset(source for source, offer in offers.items() if offer.completes),
         subscribes=frozenset(source for source, offer in offers.items() if offer.subscribes),
+        plans={tool.name: _plan_digest(settings, tool, tools) for tool in tools.values() if _back(tool)},
         flaws=tuple(flaws),
     )
 
@@ -407,13 +410,46 @@ def _digest(definition: Json) -> str:
     return hashlib.sha256(orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+#: What a declaration says of the way back. What a call costs, touches and means to policy is another matter.
+DECLARED = ("effect", "when", "undo", "before", "after", "if_match", "failed_when", "on_error")
+
+
+def _back(tool: Tool) -> list[str]:
+    """The tools that taking a call of this one back needs, as far as any call of it can be taken back."""
+    undo = next((it.tool.undo for it in tool.refinements if it.tool.undo), tool.undo)
+    if undo is None:
+        return []
+    return [undo.tool, *([undo.verify.tool] if undo.verify else ())]
+
+
+def _plan_digest(settings: Config, tool: Tool, tools: Mapping[str, Tool]) -> str:
+    """Names are the source's own, so that a copy of the source has the same digest."""
+    rules = rules_for(settings, tool.name)
+    prefix = exported(prefix_of(settings, tool.source), "")
+
+    def own(value: Any) -> Any:
+        match value:
+            case dict():
+                entries = cast("dict[str, Any]", value)
+                return {
+                    key: str(inner).removeprefix(prefix) if key == "call" else own(inner)
+                    for key, inner in entries.items()
+                }
+            case list():
+                return [own(each) for each in cast("list[Any]", value)]
+            case _:
+                return value
+
+    declared = own(rules.model_dump(mode="json", include=set(DECLARED)))
+    needed = [tool.name, *_back(tool), *(read.call for read in (rules.before, rules.after) if read)]
+    return _digest(
+        {"declared": declared, "definitions": [tools[name].digest for name in needed if name in tools]}
+    )
+
+
 def _dangling(tool: Tool, tools: Mapping[str, Tool]) -> Sequence[Flaw]:
     """Plans that name a tool which is not there: their tool would be let out without a way back."""
-    tool = next((it.tool for it in tool.refinements if it.tool.undo), tool)
-    named = [tool.undo.tool] if tool.undo else []
-    if tool.undo and tool.undo.verify:
-        named.append(tool.undo.verify.tool)
-    named += [read.lookup.tool for read in (tool.before, tool.after, tool.find) if read]
+    named = [*_back(tool), *(read.lookup.tool for read in (tool.before, tool.after, tool.find) if read)]
     named += [fact.lookup.tool for wave in tool.facts for fact in wave.values()]
     return [
         Flaw(source=tool.source, name=tool.name, what=f"its plan names {name}, which no source offers")

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 from remit.database import Location, Postgres
 from remit.derivations import NotDerivable, compile_derivation
@@ -255,6 +263,8 @@ class McpSource(Strict):
     connect_timeout: Duration = 30
     #: Start without it when it cannot be reached; its tools are absent until it can.
     optional: bool = False
+    #: It is there for trying things: `remit tools prove` may change what it holds.
+    staging: bool = False
 
     @model_validator(mode="after")
     def _one_target(self) -> McpSource:
@@ -366,6 +376,23 @@ class Undo(Lookup):
     refund: Annotated[int, Field(strict=True, ge=0, le=100)] = 0
 
 
+class Compare(Lookup):
+    """A read that shows what a call changes, made before the call and after its undo, to be equal."""
+
+    args: Mapping[str, Annotated[str | int, expression("args")]] = {}
+    #: JMESPath over the answer: what of it must be equal. Without it, all.
+    select: JmesPath | None = None
+
+
+class Prove(Strict):
+    """How `remit tools prove` tries the way back."""
+
+    #: The arguments of the call that is made and taken back.
+    args: Mapping[str, JsonValue] | None = None
+    #: What must be as it was. Without it, what `before` reads.
+    compare: tuple[Compare, ...] = ()
+
+
 class PriceRule(Strict):
     """What a call may cost in one unit: a hold before (`estimate`), the truth after (`actual`)."""
 
@@ -402,6 +429,7 @@ class ToolRules(Strict):
     #: What rules may go by beside names: `money`, `personal` and so on, offered as `r.ctx.labels`.
     labels: tuple[Name, ...] = ()
     undo: Undo | None = None
+    prove: Prove | None = None
     #: Read before the call is dispatched; offered to `undo` as `before`.
     before: Image | None = None
     #: Read after the call, and again before it is taken back: a difference is a conflict. A restorable tool
@@ -552,7 +580,7 @@ CONTEXT_NAMES = frozenset(
         "run",
         "tenant",
     }
-    | {"undo_ready", "weekday"}
+    | {"undo_proven", "undo_ready", "weekday"}
 )
 
 AgentTool = Literal["status", "explain", "undo", "withdraw"]

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, erasing, keeping, notices, runs, versions
+from remit import balances, erasing, keeping, notices, proven, runs, versions
 from remit.calls import redacted
 from remit.chain import entry
 from remit.comparing import Group
@@ -36,6 +36,7 @@ from remit.ledger import Ledger, Store
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
+from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
 from remit.vault import KeyUnusable, Seal, Sealer, committed, is_living, master_key
@@ -154,6 +155,11 @@ class Journal:
     def untold(self) -> frozenset[RunKey]:
         """The runs that `tell` has something for, as new as `switches`."""
         return self._ledger.untold
+
+    @property
+    def proofs(self) -> Mapping[str, Proof]:
+        """The ways back that are proven, by digest, as new as `switches`."""
+        return self._ledger.proofs
 
     @contextmanager
     def under_way(self) -> Generator[None]:
@@ -975,6 +981,33 @@ class Journal:
             return row["call_id"] if row else None
 
         return await self._write(look, durable=False)
+
+    async def note_proof(
+        self,
+        *,
+        digest: str,
+        tool: str,
+        source: str,
+        by: str,
+        tenant: str,
+        call_id: str,
+        differs: Sequence[str],
+    ) -> None:
+        """Record what a trial of a way back came to; `differs` says where it did not hold."""
+
+        def change() -> None:
+            proven.note(
+                self._ledger,
+                digest=digest,
+                tool=tool,
+                source=source,
+                by=by,
+                tenant=tenant,
+                call_id=call_id,
+                differs=differs,
+            )
+
+        await self._writer.write(change)
 
     async def tell(self, run: RunKey) -> tuple[Notice, ...]:
         """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""

@@ -21,6 +21,7 @@ from remit.chain import GENESIS, canonical, link
 from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure
 from remit.ids import Clock
+from remit.proven import Proof
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -134,6 +135,8 @@ class Ledger:
         self.switches: frozenset[tuple[str, str, str, str]] = frozenset()
         #: Runs that must be told something (see `notices.py`). Replaced whole, too.
         self.untold: frozenset[RunKey] = frozenset()
+        #: Ways back that are proven, by digest (see `proven.py`). Replaced whole, too.
+        self.proofs: Mapping[str, Proof] = {}
         #: The time of the running transaction; everything written in it carries this time.
         self.now_us = 0
         self.execute = store.execute
@@ -273,6 +276,10 @@ class Ledger:
         rows = self.all('SELECT DISTINCT tenant, agent, "user", run FROM notices WHERE told_us IS NULL')
         self.untold = frozenset((row[0], row[1], row[2], row[3]) for row in rows)
 
+    def reload_proofs(self) -> None:
+        rows = self.all("SELECT digest, tool, source, \"by\", at_us FROM undo_proofs WHERE state = 'proven'")
+        self.proofs = {row["digest"]: Proof(**dict(row)) for row in rows}
+
     def account(self, account: str, window_start_us: int, *, limit: int) -> Account:
         """The balance of `account`, created with `limit` when the window is new."""
         key = (account, window_start_us)
@@ -377,6 +384,7 @@ class Ledger:
         self.seals.clear()
         self.reload_switches()
         self.reload_untold()
+        self.reload_proofs()
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from remit.config import Effect
 from remit.derivations import Derivation
 from remit.identity import Principal
+from remit.proven import Proof
 from remit_adapters.base import Json, Operation, Reply
 from remit_rbac import Duty, Expression, Rung
 
@@ -284,6 +285,8 @@ class UndoPlan:
     refund: int = 0
     #: What it puts back was read in time, but not bound to the call: who writes in between is overwritten.
     best_effort: bool = False
+    #: That it was tried and held, as it is declared now; None: it is the operator's word.
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

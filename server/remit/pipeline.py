@@ -308,6 +308,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         on.config,
         estimates,
         undo_ready=plan is not None,
+        undo_proven=plan is not None and plan.proof is not None,
         parsed=parsed,
         facts=facts.values if facts else None,
         run=run.seen_by(call) if run else _NOTHING,
@@ -575,6 +576,7 @@ def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | Non
         expires_us=call.received_us + rule.within_s * 1_000_000,
         residue=rule.residue,
         refund=rule.refund,
+        proof=on.journal.proofs.get(on.catalog.plans[call.tool.name]),
         best_effort=call.tool.before is not None
         and (call.tool.before.etag is None or call.tool.if_match is None),
     ), None
@@ -848,7 +850,21 @@ def describe(decision: Decision) -> Mapping[str, Any]:
         "reason": verdict.reason,
         "cost": decision.estimates,
         "confirm": _to_confirm(verdict),
-        "undo": {"tool": decision.plan.tool, "until_us": decision.plan.expires_us} if decision.plan else None,
+        "undo": _way_back(decision.plan) if decision.plan else None,
+    }
+
+
+def _way_back(plan: UndoPlan) -> Json:
+    """How a call would come back, and how sure that is: by a proof, or by the operator's word."""
+    proof = plan.proof
+    return {
+        "tool": plan.tool,
+        "until_us": plan.expires_us,
+        "confidence": "proven" if proof else "claimed",
+        **({"proven_us": proof.at_us, "proof": proof.digest} if proof else {}),
+        "best_effort": plan.best_effort,
+        "residue": plan.residue,
+        "refund": plan.refund,
     }
 
 

@@ -25,6 +25,7 @@ from remit.erasing import pseudonym
 from remit.errors import RemitError, UnknownRecord
 from remit.ids import first_id
 from remit.keeping import Kind, LegalHold, count, holds
+from remit.proven import Proof
 from remit.schema import HEAD
 from remit.vault import Vault, master_key
 from remit_rbac import Question
@@ -473,6 +474,11 @@ class Records:
             ),
         )
         return [_call(row) for row in rows]
+
+    def proofs(self) -> dict[str, Proof]:
+        """The ways back that are proven, by digest."""
+        rows = self._all("SELECT digest, tool, source, \"by\", at_us FROM undo_proofs WHERE state = 'proven'")
+        return {row["digest"]: Proof(**_values(row)) for row in rows}
 
     def tools(self) -> list[str]:
         """Every tool that was ever called, by name."""

@@ -398,6 +398,26 @@ notices = Table(
     sqlite_with_rowid=False,
 )
 
+#: The newest trial of each way back (`remit tools prove`).
+undo_proofs = Table(
+    "undo_proofs",
+    metadata,
+    # SHA-256 of the declaration and of the definitions of every tool that it needs.
+    Column("digest", String(64), primary_key=True),
+    Column("tool", String(128), nullable=False),
+    # The staging source on which it was tried.
+    Column("source", String(32), nullable=False),
+    Column(
+        "state", String(6), CheckConstraint("state IN ('proven', 'failed')", name="state"), nullable=False
+    ),
+    # What the undo left otherwise than it was. A JSON list of sentences.
+    Column("differs", Text, nullable=False),
+    Column("by", String(133), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("call_id", String(36), nullable=False),
+    sqlite_with_rowid=False,
+)
+
 approvals = Table(
     "approvals",
     metadata,

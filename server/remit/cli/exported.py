@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -10,10 +11,12 @@ import anyio
 from remit.app import adapter
 from remit.budgets import CALLS
 from remit.catalog import Catalog, build, entry_for, rules_for
-from remit.cli.output import listing, span
+from remit.cli.output import listing, span, when
 from remit.config import Config, PriceRule
 from remit.config_file import Loaded, resolve
 from remit.errors import RemitError
+from remit.proven import Proof
+from remit.records import open_records
 from remit_adapters.base import AdapterError, Offer
 from remit_rbac import Policy
 
@@ -50,6 +53,8 @@ class ExportedTool:
     #: The tool that takes it back.
     undo: str | None
     undo_within_s: int | None
+    #: When its way back was last tried and held, as it is declared and defined now; None: it is claimed.
+    undo_proven_us: int | None
     #: Agents to whom it is listed, for at least one of their users.
     visible_to: tuple[Viewer, ...]
     #: SHA-256 of the source's own definition.
@@ -87,6 +92,7 @@ async def ask(loaded: Loaded, sources: Iterable[str] | None = None) -> Offered:
 
 def table(catalog: Catalog, config: Config, policy: Policy | None) -> list[ExportedTool]:
     """Every tool of the catalog, by name; without a policy it is visible to nobody."""
+    proofs = _proofs(config)
     return [
         ExportedTool(
             name=tool.name,
@@ -97,11 +103,19 @@ def table(catalog: Catalog, config: Config, policy: Policy | None) -> list[Expor
             price=_prices(config, tool.name),
             undo=tool.undo.tool if tool.undo else None,
             undo_within_s=tool.undo.within_s if tool.undo else None,
+            undo_proven_us=proof.at_us if (proof := proofs.get(catalog.plans.get(tool.name, ""))) else None,
             visible_to=_viewers(policy, tool.name) if policy else (),
             digest=tool.digest,
         )
         for tool in catalog.listed()
     ]
+
+
+def _proofs(config: Config) -> Mapping[str, Proof]:
+    """What is proven. A record that is not there, or cannot be read, proves nothing."""
+    with suppress(RemitError), open_records(config.store.path) as found:
+        return found.proofs()
+    return {}
 
 
 def _prices(config: Config, name: str) -> Mapping[str, str]:
@@ -136,7 +150,10 @@ def shown(tools: Sequence[ExportedTool], *, as_json: bool) -> None:
         return ", ".join(names)
 
     def undo(tool: ExportedTool) -> str:
-        return f"{tool.undo}, {span(tool.undo_within_s)}" if tool.undo and tool.undo_within_s else ""
+        if not tool.undo or not tool.undo_within_s:
+            return ""
+        proven = f", proven {when(tool.undo_proven_us)[:10]}" if tool.undo_proven_us else ""
+        return f"{tool.undo}, {span(tool.undo_within_s)}{proven}"
 
     listing(
         tools,

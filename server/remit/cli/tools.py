@@ -11,6 +11,7 @@ import anyio
 import click
 
 from remit.cli.options import AGENT, TOOL, USER, config_option, json_option, print_json
+from remit.cli.tools_prove import prove
 
 if TYPE_CHECKING:
     from remit.catalog import Catalog
@@ -72,6 +73,9 @@ def show(config_path: Path, as_json: bool, name: str) -> None:
         facts(name, _told(row, catalog.tools[name]))
 
 
+tools.add_command(prove)
+
+
 @tools.command()
 @config_option
 @json_option
@@ -108,7 +112,7 @@ def _answered(offered: Offered) -> Catalog:
 
 
 def _told(row: ExportedTool, tool: Tool) -> Iterator[tuple[str, object]]:
-    from remit.cli.output import as_json_text, span
+    from remit.cli.output import as_json_text, span, when
 
     definition = tool.definition
     yield "source", f"{row.source}, which calls it {tool.own_name}"
@@ -123,6 +127,7 @@ def _told(row: ExportedTool, tool: Tool) -> Iterator[tuple[str, object]]:
         for name, expression in undo.arguments.items():
             yield "", f"{name}: {expression.text}"
         yield "proved by", f"{undo.verify.tool}: {undo.expect.text}" if undo.verify and undo.expect else None
+        yield "confidence", f"proven {when(row.undo_proven_us)}" if row.undo_proven_us else "claimed"
         yield "stays", undo.residue
     yield "before it", f"{tool.before.lookup.tool} is read" if tool.before else None
     yield "after it", f"{tool.after.lookup.tool} is read" if tool.after else None

@@ -84,6 +84,8 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
     receipt: dict[str, Any] = {"call_id": outcome.call_id, "cost": outcome.cost}
     if outcome.undo:
         receipt["undo"] = {"class": call.tool.effect.value, "until": moment(outcome.undo.expires_us)}
+        if outcome.undo.proof:
+            receipt["undo"]["proven"] = moment(outcome.undo.proof.at_us)
     if outcome.event:
         receipt["event"] = outcome.event
     if outcome.repeated:
