@@ -62,6 +62,10 @@ ATTRIBUTES: Mapping[str, Json] = {
     "labels": {"type": "array", "items": _TEXT, "description": "The tool's labels."},
     "autonomy": {"enum": list(get_args(Autonomy)), "description": "How far the agent is trusted."},
     "undo_ready": {"type": "boolean", "description": "Whether the declared way back exists now."},
+    "undo_proven": {
+        "type": "boolean",
+        "description": "Whether the declared way back was tried and held, as it is declared now.",
+    },
     "price": {
         "type": "object",
         "additionalProperties": _COUNT,
@@ -80,7 +84,17 @@ ATTRIBUTES: Mapping[str, Json] = {
         "description": "For `approve` only: 1 for who asked and for whom, else 0.",
     },
 }
-_REQUIRED = ("tenant", "hour", "weekday", "effect", "labels", "autonomy", "undo_ready", "price")
+_REQUIRED = (
+    "tenant",
+    "hour",
+    "weekday",
+    "effect",
+    "labels",
+    "autonomy",
+    "undo_ready",
+    "undo_proven",
+    "price",
+)
 
 #: The arguments of what is no tool call (see `front/server.py`).
 _OPERATIONS: Mapping[Operation, Json] = {

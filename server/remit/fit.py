@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from remit.budgets import CALLS
-from remit.catalog import Catalog, covers, entry_for, prefix_of
-from remit.config import Effect
+from remit.catalog import Catalog, covers, entry_for, prefix_of, rules_for
+from remit.config import Effect, Prove
 from remit.config_file import Loaded
 from remit.config_problems import Problem
 from remit.model import Lookup, Tool
 from remit_adapters.base import Operation
-from remit_rbac import Expression
+from remit_rbac import Expression, compile_expression
 from remit_rbac.schemas import argument_kinds
 
 Schema = Mapping[str, Any]
@@ -115,6 +115,19 @@ class _Fitting:
             yield from self._reads("undo", undo.verify)
             yield from self._call("undo", undo.verify.tool, undo.verify.arguments, later)
             yield from self._paths("undo", undo.expect, {**later, "result": self._output_of(undo.verify)})
+
+        yield from self._trial(rules_for(self.loaded.config, tool.name).prove, own)
+
+    def _trial(self, prove: Prove | None, own: Mapping[str, Schema | None]) -> Iterator[Misfit]:
+        """What `remit tools prove` would call and compare."""
+        if prove is None:
+            return
+        if prove.args is not None and (problem := self.tool.problem(prove.args)):
+            yield self._problem("prove", f"its args do not fit the tool: {problem}")
+        for read in prove.compare:
+            given = {name: compile_expression(str(text), roots=("args",)) for name, text in read.args.items()}
+            yield from self._reads("prove", Lookup(tool=read.call, arguments=given))
+            yield from self._call("prove", read.call, given, own)
 
     def _call(
         self, field: str, name: str, arguments: Mapping[str, Expression], roots: Mapping[str, Schema | None]

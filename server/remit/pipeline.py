@@ -644,6 +644,15 @@ async def _still_as_left(
     return now, None if undoing.forced else conflict(undoing, now, verdict)
 
 
+async def obstacle(call: Call, verdict: Verdict, on: Services) -> Verdict | None:
+    """The refusal that this undo would meet now, although policy lets it be. Reads, and changes nothing."""
+    if call.undoing is None:
+        return None
+    if refusal := await on.journal.undo_obstacle(call, verdict):
+        return refusal
+    return (await _still_as_left(call, call.undoing, verdict, on))[1]
+
+
 async def _look(image: Image, read: Call | None, on: Services) -> Seen | None:
     done = await answered(read, on)
     return seen(image, result_of(done.reply)[0]) if done else None

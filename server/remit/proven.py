@@ -41,8 +41,10 @@ def note(
     """Keep the newest trial of this digest; with `differs`, what was proven before is proven no more."""
     state = "failed" if differs else "proven"
     ledger.execute(
-        "INSERT OR REPLACE INTO undo_proofs"
-        ' (digest, tool, source, state, differs, "by", at_us, call_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?)',
+        'INSERT INTO undo_proofs (digest, tool, source, state, differs, "by", at_us, call_id)'
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET tool = excluded.tool,"
+        " source = excluded.source, state = excluded.state, differs = excluded.differs,"
+        ' "by" = excluded."by", at_us = excluded.at_us, call_id = excluded.call_id',
         (digest, tool, source, state, orjson.dumps(differs).decode(), by, ledger.now_us, call_id),
     )
     ledger.event(

@@ -185,9 +185,9 @@ def test_every_state_of_a_call_is_listed() -> None:
 def test_every_kind_of_event_is_listed() -> None:
     source = "".join(
         (ROOT / f"server/remit/{name}.py").read_text("utf-8")
-        for name in ("journal", "ledger", "notices", "versions", "erasing", "keeping")
+        for name in ("journal", "ledger", "notices", "proven", "versions", "erasing", "keeping")
     )
-    named = r'"((?:call|run|approval|stream|key|switch|log|shadow|policy|audit)\.[a-z_]+)"'
+    named = r'"((?:call|run|undo|approval|stream|key|switch|log|shadow|policy|audit)\.[a-z_]+)"'
     kinds = set(re.findall(named, source))
     kinds |= {
         "call.succeeded",

@@ -133,7 +133,13 @@ def test_a_call_is_taken_back_once(remit: Terminal, story: Story) -> None:
 
 def test_a_dry_run_says_what_an_undo_would_do_and_does_nothing(remit: Terminal, story: Story) -> None:
     planned = remit("undo", story.refund, "--dry-run")
-    assert (planned.code, planned.out) == (0, 'Would call acme.cancel_refund {"refund_id": "ref-2001"}.\n')
+    assert planned.code == 0
+    assert planned.out.startswith(
+        'Would call acme.cancel_refund {"refund_id": "ref-2001"}.\n cost  1 calls\n'
+    )
+    assert "sure  as far as it is declared" in planned.out
+    told = remit.json("undo", story.refund, "--dry-run")
+    assert (told["confidence"], told["best_effort"], told["residue"]) == ("claimed", False, None)
     assert order_status(remit, "ord-1001") == "refunded"
     assert remit.json("calls", "show", story.refund)["undo"]["state"] == "ready"
     assert len(remit.json("calls", "list")) == 5

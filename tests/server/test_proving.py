@@ -137,7 +137,7 @@ DEFINED = tuple(
 
 def digest(remit: Terminal, tools: Sequence[Mapping[str, Any]] = DEFINED) -> str:
     """What a proof of the refund's way back is about."""
-    return build(load(remit.config).config, {"acme": Offer(tools=tools)}).plans["acme.refund"]
+    return build(load(remit.config).config, {"acme": Offer(tools=tuple(tools))}).plans["acme.refund"]
 
 
 @pytest.mark.parametrize(

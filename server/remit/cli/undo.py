@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def undo(
     told = anyio.run(work, loaded, who, call, way, force)
     if as_json:
         print_json({"call_id": call.id, **told})
+    elif told["said"] is None:
+        _show_plan(told)
     else:
         click.echo(told["said"])
     return 0 if told["ok"] else 1
@@ -72,26 +75,52 @@ async def _plan(
     loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool
 ) -> dict[str, Any]:
     from remit.cli.acting import run_name, services_of
-    from remit.escaping import escaped_json
-    from remit.pipeline import decide
+    from remit.pipeline import decide, obstacle
     from remit.undo import prepare
     from remit_rbac import Rung
 
     async with services_of(loaded, sources_of(loaded, call, way)) as services:
         undoing = await prepare(call.id, who.principal(), run_name(), services, force=force)
-        verdict = decide(undoing, services).verdict
+        decision = decide(undoing, services)
+        verdict = decision.verdict
         if verdict.rung is Rung.EXECUTE:
-            verdict = await services.journal.undo_obstacle(undoing, verdict) or verdict
+            verdict = await obstacle(undoing, verdict, services) or verdict
+        proof = services.journal.proofs.get(services.catalog.plans.get(call.tool, ""))
     ok = verdict.rung is Rung.EXECUTE
-    said = f"Would call {way.tool} {escaped_json(way.arguments)}." if ok else verdict.reason
     return {
         "ok": ok,
-        "said": said,
+        "said": None if ok else verdict.reason,
         "code": verdict.code,
+        "undoes": call.tool,
         "tool": way.tool,
         "arguments": way.arguments,
+        "cost": decision.estimates,
+        "until_us": way.expires_us,
+        "confidence": "proven" if proof else "claimed",
+        "proven_us": proof.at_us if proof else None,
+        "proof": proof.digest if proof else None,
+        "best_effort": way.best_effort,
         "residue": way.residue,
     }
+
+
+def _show_plan(plan: Mapping[str, Any]) -> None:
+    """What the undo would be, and how sure it is."""
+    from remit.cli.output import facts, when
+    from remit.escaping import escaped_json
+
+    def pairs() -> Iterator[tuple[str, object]]:
+        yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in plan["cost"].items())
+        yield "until", when(plan["until_us"])
+        if plan["proven_us"]:
+            yield "sure", f"proven {when(plan['proven_us'])}, for {plan['proof'][:12]}"
+        else:
+            yield "sure", f"as far as it is declared: remit tools prove {plan['undoes']} has not tried it"
+        if plan["best_effort"]:
+            yield "but", "best effort: what somebody wrote in the same moment was not seen"
+        yield "stays", plan["residue"]
+
+    facts(f"Would call {plan['tool']} {escaped_json(plan['arguments'])}.", pairs())
 
 
 def sources_of(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
