@@ -113,7 +113,7 @@ def table(catalog: Catalog, config: Config, policy: Policy | None) -> list[Expor
 
 def _proofs(config: Config) -> Mapping[str, Proof]:
     """What is proven. A record that is not there, or cannot be read, proves nothing."""
-    with suppress(RemitError), open_records(config.store.path) as found:
+    with suppress(RemitError), open_records(config.store.location) as found:
         return found.proofs()
     return {}
 
