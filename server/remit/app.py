@@ -26,6 +26,7 @@ from remit.config import Config, McpSource
 from remit.config_file import Loaded, resolve
 from remit.config_problems import ConfigError
 from remit.database import beside
+from remit.due import send_due
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper
 from remit.ids import Clock, now_us
@@ -48,6 +49,7 @@ _UPKEEP_S = 2.0
 _PROBE_S = 10.0
 #: Seconds between two looks for what is kept longer than it is to be.
 _RETAIN_S = 60.0
+_DUE_S = 1.0
 #: How long a process that ends may take to seal what it wrote and to put the checkpoint elsewhere.
 _LAST_SEAL_S = 2.0
 #: Seconds between two tries to connect an optional source that was not there at the start.
@@ -157,6 +159,7 @@ class App:
             if self._role != "cli":
                 tasks.start_soon(self._probing, services)
                 tasks.start_soon(self._retaining, journal)
+                tasks.start_soon(self._sending, services)
             if self._role != "cli":
                 tasks.start_soon(self._shadow.run, services)
                 tasks.start_soon(self._watch.run, journal, self._use)
@@ -282,6 +285,12 @@ class App:
                 for found in await prober.round(services):
                     _log.info("call %s, in doubt: %s (%s)", found.call_id, found.state, found.why)
             await anyio.sleep(_PROBE_S)
+
+    async def _sending(self, services: Services) -> None:
+        while True:
+            with suppress(StoreUnavailable):
+                await send_due(services)
+            await anyio.sleep(_DUE_S)
 
     async def _sealing(self) -> None:
         while True:

@@ -115,6 +115,23 @@ async def ask(
             return Refused(call_id=call.id, verdict=lost)
 
 
+async def lapsed(call: Call, verdict: Verdict, saw: Saw | None, on: Services) -> Refused | None:
+    """The refusal when those who agreed to a call that was held back do not suffice any more."""
+    voters = await on.journal.agreed(call.id)
+    able = eligible(question_of(call, at_vote(saw.context if saw else {}, on.clock(), on.config)), on.policy)
+    if sum(voter in able for voter in voters) >= votes_needed(verdict.duties):
+        return None
+    lost = replace(
+        verdict,
+        rung=Rung.DENY,
+        code="approval_lost",
+        reason="A person must agree to this call by now, and none has who may.",
+        remedy=Remedy.ASK,
+    )
+    await on.journal.refuse(call, lost, saw)
+    return Refused(call_id=call.id, verdict=lost)
+
+
 async def answer(
     request: Request, *, user: str, vote: Literal["approve", "reject"], comment: str, on: Services
 ) -> str:

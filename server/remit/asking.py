@@ -90,7 +90,7 @@ class Asker:
             call,
             self._config,
             estimates or {},
-            undo_ready=call.tool.undo is not None,
+            undo_ready=call.tool.undo is not None or call.is_held_back,
             parsed=parsed,
             facts=supposed.facts or None,
             run=supposed.run or {},

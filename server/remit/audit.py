@@ -45,6 +45,8 @@ _LEAVES: Mapping[str, str | None] = {
     "approval.reject": "rejected",
     "approval.expired": "expired",
     "approval.withdrawn": "withdrawn",
+    "call.scheduled": "scheduled",
+    "call.cancelled": "cancelled",
     "call.dispatched": "dispatched",
     "call.in_doubt": "in_doubt",
     "call.failed": "failed",
@@ -54,7 +56,7 @@ _LEAVES: Mapping[str, str | None] = {
 _RANK = {kind: rank for rank, kind in enumerate(_LEAVES)}
 _NOTHING: Mapping[str, Any] = {}
 _VOTES = ("approval.approve", "approval.reject")
-_OPENINGS = ("call.denied", "call.awaiting_approval", "call.dispatched")
+_OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
 #: Columns of `calls` that the opening event seals under the same name.
 _SEALED = (
     "tenant",

@@ -231,6 +231,8 @@ def _tool(settings: Config, source: str, name: str, own_name: str, definition: J
     shown = {**definition, "name": name}
     if rules.description is not None:
         shown["description"] = rules.description
+    if Effect.DEFERRED in (rules.effect, *(refined.effect for refined in rules.when)):
+        shown.pop("outputSchema", None)  # the answer to a call that is held back cannot have that form
     return _made(
         settings,
         rules,
@@ -315,6 +317,7 @@ def _made(
         before=_image(rules.before),
         after=_image(rules.after or (rules.before if restorable else None)),
         find=_find(rules.find),
+        hold_back_s=rules.hold_back or 0,
         if_match=rules.if_match,
         failed_when=_compiled(rules.failed_when) if rules.failed_when else None,
         resource=_compiled(rules.resource) if rules.resource else None,

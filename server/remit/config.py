@@ -289,6 +289,7 @@ class Effect(StrEnum):
     REVERSIBLE = "reversible"
     RESTORABLE = "restorable"
     COMPENSABLE = "compensable"
+    DEFERRED = "deferred"
     IRREVERSIBLE = "irreversible"
 
 
@@ -437,6 +438,8 @@ class ToolRules(Strict):
     after: Image | None = None
     #: How a call in doubt is resolved.
     find: Find | None = None
+    #: How long a deferred call is held back, in which it can be cancelled.
+    hold_back: Duration | None = None
     #: The argument that takes a version: the source then changes that version only. Remit fills it with the
     #: `etag` of what it read, when the agent does not.
     if_match: str | None = None
@@ -477,6 +480,10 @@ class ToolRules(Strict):
         for effect in effects:
             if effect in TAKEN_BACK and not self.undo:
                 raise ValueError(f"effect {effect} needs undo: name the tool that takes the call back")
+            if effect is Effect.DEFERRED and self.hold_back is None:
+                raise ValueError(
+                    "effect deferred needs hold_back: how long the call can be cancelled, such as 10m"
+                )
             if effect is Effect.RESTORABLE and not self.before:
                 raise ValueError(
                     "effect restorable needs before: the read that captures what will be replaced"

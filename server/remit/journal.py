@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, erasing, keeping, notices, proven, runs, versions
+from remit import balances, deferred, erasing, keeping, notices, proven, runs, versions
 from remit.calls import redacted
 from remit.chain import entry
 from remit.comparing import Group
@@ -65,6 +65,14 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """The call is let in and held back: it is sent at `due_us`, unless it is called off."""
+
+    due_us: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
     """The policy or the run is not any more what the decision was made by; nothing was written."""
 
@@ -85,6 +93,8 @@ class Repeated:
     call_id: str
     state: str
     reply: Reply | None
+    #: When it is sent, while it is held back.
+    due_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +183,13 @@ class Journal:
     # The life of a call.
 
     async def refuse(self, call: Call, verdict: Verdict, saw: Saw | None = None) -> None:
-        """Record a call that was not let out. It costs nothing."""
+        """Record a call that was not let out. It costs nothing. One that was held back is called off."""
 
         def change() -> None:
+            if call.scheduled_us is not None:
+                if deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
+                    self._event("call.cancelled", call, **_decision(verdict))
+                return
             sealed = self._insert_call(call, verdict, saw, state="denied", finished=True)
             self._event("call.denied", call, **sealed, **_decision(verdict))
 
@@ -277,7 +291,7 @@ class Journal:
         saw: Saw | None = None,
         run: Run | None = None,
         of_run: Callable[[Run], Run] | None = None,
-    ) -> Admitted | Repeated | Moved | Verdict:
+    ) -> Admitted | Repeated | Moved | Waits | Verdict:
         """Let the call out: the one transaction between deciding and doing.
 
         Checks again what may have changed since the decision (switches, an equal earlier call, the approval,
@@ -285,18 +299,14 @@ class Journal:
         intent. A Verdict is a refusal, or says that people must agree first; nothing was written then. Moved
         says that the policy `in_force` is no longer the verdict's, or that the run is no longer the one that
         was decided by, `run`, in what counts of it (`of_run`).
+
+        A call of a deferred tool is let in to wait, with all that goes with it; `let_out` sends it.
         """
 
-        def change() -> Admitted | Repeated | Moved | Verdict:
+        def change() -> Admitted | Repeated | Moved | Waits | Verdict:
             now = self._ledger.now_us
-            if refusal := stopped(call, self._ledger.switches):
-                return refusal
-            if in_force() != verdict.policy_version:
-                return Moved()
-            if run is not None and of_run is not None:
-                now_is = runs.current(self._ledger, runs.key_of(call))
-                if of_run(now_is) != of_run(run):
-                    return Moved()
+            if other := self._otherwise(call, verdict, stopped, in_force, run, of_run):
+                return other
             if earlier := self._earlier(call, now):
                 return earlier
             if refusal := self._short(call, verdict, charges, now, agreed=approved is not None):
@@ -307,22 +317,27 @@ class Journal:
                 return refusal
             if call.confirmation and (refusal := self._spent(call.confirmation, verdict)):
                 return refusal
-            deadline_us = now + call.tool.timeout_s * 1_000_000
+            waits = call.is_held_back
+            due_us = now + call.tool.hold_back_s * 1_000_000 if waits else None
+            deadline_us = None if waits else now + call.tool.timeout_s * 1_000_000
             sealed: Json = {}
             if approved is None:
-                sealed = self._insert_call(call, verdict, saw, state="dispatched", deadline_us=deadline_us)
-            elif refusal := self._use_approval(call, approved, verdict, deadline_us, now):
+                state = "scheduled" if waits else "dispatched"
+                sealed = self._insert_call(
+                    call, verdict, saw, state=state, due_us=due_us, deadline_us=deadline_us
+                )
+            elif refusal := self._use_approval(call, approved, verdict, due_us, deadline_us, now):
                 return refusal
             elif saw and saw.reads:
                 sealed = {"facts": saw.reads}
-            if call.kind == "call":
+            if call.kind == "call" and not waits:
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
             for charge in charges:
                 balances.hold(self._ledger, call_id, charge)
             if plan:
-                self._ledger.insert("undos", _undo_row(call_id, plan, "registered"))
-            if touches is not None:
+                self._ledger.insert("undos", _undo_row(call_id, plan, "ready" if waits else "registered"))
+            if touches is not None and not waits:
                 self._ledger.insert("touches", (touches, call_id))
             if before is not None:
                 self._sealer.keep(self._seal(call), call_id, "before", before)
@@ -332,12 +347,12 @@ class Journal:
                     (call_id, call.of_call),
                 )
             self._event(
-                "call.dispatched",
+                "call.scheduled" if waits else "call.dispatched",
                 call,
                 call_id=call_id,
                 approval_id=approved.approval_id if approved else None,
                 confirmation=call.confirmation.id if call.confirmation else None,
-                deadline_us=deadline_us,
+                **({"due_us": due_us} if waits else {"deadline_us": deadline_us}),
                 holds=[
                     {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
                     for charge in charges
@@ -347,9 +362,105 @@ class Journal:
                 **sealed,
                 **_decision(verdict),
             )
-            return Admitted(deadline_us=deadline_us, warnings=balances.near(self._ledger, charges))
+            warnings = balances.near(self._ledger, charges)
+            if due_us is not None:
+                return Waits(due_us=due_us, warnings=warnings)
+            assert deadline_us is not None  # noqa: S101 - it waits, or it has a deadline
+            return Admitted(deadline_us=deadline_us, warnings=warnings)
 
         return await self._write(change)
+
+    async def let_out(
+        self,
+        call: Call,
+        verdict: Verdict,
+        charges: Sequence[Charge],
+        *,
+        stopped: Callable[[Call, frozenset[Switch]], Verdict | None],
+        in_force: Callable[[], str],
+        touches: str | None = None,
+        run: Run | None = None,
+        of_run: Callable[[Run], Run] | None = None,
+    ) -> Admitted | Repeated | Moved | Verdict:
+        """Let a call out that was held back, as `admit` does: once, whoever else tries it or cancels it.
+
+        What was held for it stays held; what it pays from must not be overdrawn by now.
+        """
+
+        def change() -> Admitted | Repeated | Moved | Verdict:
+            now = self._ledger.now_us
+            if other := self._otherwise(call, verdict, stopped, in_force, run, of_run):
+                return other
+            for charge in charges:
+                if charge.on_exceed == "deny" and balances.left(self._ledger, charge) < 0:
+                    return _no(
+                        "budget_exhausted",
+                        f"The budget for {charge.label} was lowered, and cannot take this call any more.",
+                        Remedy.ASK,
+                    )
+            deadline_us = now + call.tool.timeout_s * 1_000_000
+            if not deferred.let_out(self._ledger, call.id, deadline_us):
+                return Repeated(call_id=call.id, state="dispatched", reply=None)
+            runs.let_out(self._ledger, call)
+            if touches is not None:
+                self._ledger.insert("touches", (touches, call.id))
+            self._event("call.dispatched", call, deadline_us=deadline_us, **_decision(verdict))
+            return Admitted(deadline_us=deadline_us)
+
+        return await self._write(change)
+
+    async def cancel(self, call: Call, verdict: Verdict) -> str | Verdict:
+        """Call off the call that `call` takes back, if it has not been sent; both are one record then.
+
+        Returns the event that says so (`chain.entry`), or the refusal when it is too late.
+        """
+
+        def change() -> str | Verdict:
+            ledger = self._ledger
+            ledger.write_out()  # it may have been let in in this very transaction
+            why = f"{call.principal.user} took it back, call {call.id}"
+            if not deferred.call_off(ledger, call.of_call or "", ("cancelled", why), undo_call=call.id):
+                blocked = self._undo_blocked(call, verdict, ledger.now_us, forced=True)
+                if blocked and blocked.code == "undo_used":
+                    return blocked
+                reason = "That call was held back, and has been sent or called off by now."
+                return replace(verdict, rung=Rung.DENY, code="undo_expired", reason=reason)
+            self._event("call.cancelled", call, call_id=call.of_call, by_call=call.id)
+            sealed = self._insert_call(call, verdict, None, state="dispatched")
+            self._event("call.dispatched", call, **sealed, **_decision(verdict))
+            ledger.write_out()
+            ledger.execute(
+                "UPDATE calls SET state = 'succeeded', finished_us = ? WHERE id = ?", (ledger.now_us, call.id)
+            )
+            self._event("call.succeeded", call, undo="done")
+            return entry(ledger.stream, *ledger.position)
+
+        return await self._write(change)
+
+    async def due(self, *, limit: int) -> list[Recorded]:
+        """The calls whose time has come, the first ones first."""
+
+        def change() -> list[Recorded]:
+            rows = self._ledger.all(
+                "SELECT * FROM calls WHERE state = 'scheduled' AND due_us <= ? ORDER BY due_us LIMIT ?",
+                (self._ledger.now_us, limit),
+            )
+            return [self._recorded(row) for row in rows]
+
+        return await self._writer.write(change, durable=False)
+
+    async def agreed(self, call_id: str) -> tuple[str, ...]:
+        """Who agreed to a call whose approval was used."""
+
+        def change() -> tuple[str, ...]:
+            rows = self._ledger.all(
+                "SELECT votes.user FROM votes JOIN approvals ON approvals.id = votes.approval_id"
+                " WHERE approvals.call_id = ? AND approvals.state = 'used' AND vote = 'approve'",
+                (call_id,),
+            )
+            return tuple(row["user"] for row in rows)
+
+        return await self._writer.write(change, durable=False)
 
     async def settle(
         self,
@@ -1070,9 +1181,29 @@ class Journal:
 
     # The parts of a transaction.
 
+    def _otherwise(
+        self,
+        call: Call,
+        verdict: Verdict,
+        stopped: Callable[[Call, frozenset[Switch]], Verdict | None],
+        in_force: Callable[[], str],
+        run: Run | None,
+        of_run: Callable[[Run], Run] | None,
+    ) -> Verdict | Moved | None:
+        """What has come in between since the decision: a switch, another policy, another call of the run."""
+        if refusal := stopped(call, self._ledger.switches):
+            return refusal
+        if in_force() != verdict.policy_version:
+            return Moved()
+        if run is not None and of_run is not None:
+            now_is = runs.current(self._ledger, runs.key_of(call))
+            if of_run(now_is) != of_run(run):
+                return Moved()
+        return None
+
     def _earlier(self, call: Call, now: int) -> Repeated | Verdict | None:
         """An equal call that was admitted before, so that the same effect is never sent twice."""
-        columns = "SELECT calls.id, calls.state, calls.fingerprint FROM calls "
+        columns = "SELECT calls.id, calls.state, calls.fingerprint, calls.due_us FROM calls "
         row: Row | None = None
         key = _key(call)
         if key is not None or call.tool.repeat_window_s:
@@ -1094,15 +1225,16 @@ class Journal:
             )
             if row is None and call.tool.repeat_window_s:
                 row = self._ledger.one(
-                    columns
-                    + "WHERE fingerprint = ? AND created_us > ? AND state IN ('dispatched', 'succeeded')"
-                    " ORDER BY created_us DESC LIMIT 1",
+                    columns + "WHERE fingerprint = ? AND created_us > ?"
+                    " AND state IN ('scheduled', 'dispatched', 'succeeded') ORDER BY created_us DESC LIMIT 1",
                     (call.fingerprint, now - call.tool.repeat_window_s * 1_000_000),
                 )
         if row is None:
             return None
         answer = self._carried(row["id"], "result") if row["state"] in ("succeeded", "failed") else None
-        return Repeated(call_id=row["id"], state=row["state"], reply=_reply(answer) if answer else None)
+        due_us = row["due_us"] if row["state"] == "scheduled" else None
+        reply = _reply(answer) if answer else None
+        return Repeated(call_id=row["id"], state=row["state"], reply=reply, due_us=due_us)
 
     def _carried(self, call_id: str, kind: str) -> Any:
         """What a payload of a call says; None when it is erased, or not kept (any more)."""
@@ -1148,6 +1280,8 @@ class Journal:
             client_key=row["client_key"],
             claim=orjson.loads(row["claim"]) if row["claim"] else {},
             trace_id=row["trace_id"],
+            tool_digest=row["tool_digest"],
+            confirmation=row["confirmation"],
         )
 
     def _refund(self, call_id: str) -> list[Json]:
@@ -1209,7 +1343,13 @@ class Journal:
         )
 
     def _use_approval(
-        self, call: Call, approved: Approved, verdict: Verdict, deadline_us: int, now: int
+        self,
+        call: Call,
+        approved: Approved,
+        verdict: Verdict,
+        due_us: int | None,
+        deadline_us: int | None,
+        now: int,
     ) -> Verdict | None:
         used = self._ledger.execute(
             "UPDATE approvals SET state = 'used' WHERE id = ? AND state = 'approved' AND expires_us > ?",
@@ -1224,10 +1364,12 @@ class Journal:
                 remedy=Remedy.ASK,
             )
         self._ledger.execute(
-            "UPDATE calls SET state = 'dispatched', dispatched_us = ?, deadline_us = ?, incarnation = ?,"
+            "UPDATE calls SET state = ?, dispatched_us = ?, due_us = ?, deadline_us = ?, incarnation = ?,"
             " client_key = ?, confirmation = ? WHERE id = ?",
             (
-                now,
+                "dispatched" if due_us is None else "scheduled",
+                now if due_us is None else None,
+                due_us,
                 deadline_us,
                 self._ledger.stream,
                 _key(call),
@@ -1286,6 +1428,7 @@ class Journal:
         *,
         state: str,
         approval_id: str | None = None,
+        due_us: int | None = None,
         deadline_us: int | None = None,
         finished: bool = False,
     ) -> Json:
@@ -1325,7 +1468,7 @@ class Journal:
                 call.tool.effect.value,
                 call.fingerprint,
                 commit,
-                _key(call) if state == "dispatched" else None,
+                _key(call) if state in _LET_IN else None,
                 _VERDICT[verdict.rung],
                 verdict.code,
                 verdict.reason,
@@ -1336,6 +1479,7 @@ class Journal:
                 self._ledger.stream,
                 call.received_us,
                 now if state == "dispatched" else None,
+                due_us,
                 deadline_us,
                 now if finished else None,
                 None,
@@ -1344,7 +1488,7 @@ class Journal:
                 None,
                 call.trace_id,
                 orjson.dumps(call.claim).decode() if call.claim else None,
-                call.confirmation.id if call.confirmation and state == "dispatched" else None,
+                call.confirmation.id if call.confirmation and state in _LET_IN else None,
             ),
         )
         return {
@@ -1472,6 +1616,7 @@ def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
     )
 
 
+_LET_IN = ("scheduled", "dispatched")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 
 

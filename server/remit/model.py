@@ -124,6 +124,8 @@ class Tool:
     before: Image | None
     after: Image | None
     find: FindRule | None
+    #: How long a deferred call is held back.
+    hold_back_s: int
     #: The argument that takes the version which the call is to change.
     if_match: str | None
     failed_when: Expression | None
@@ -168,6 +170,8 @@ class Undoing:
     residue: str | None = None
     #: By a person's order, although something changed since.
     forced: bool = False
+    #: It has not been sent yet: taking it back is calling it off.
+    cancels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +218,13 @@ class Call:
     confirmation: Confirmation | None = None
     #: Whom the call is about, beside its user (see `vault.py`).
     subjects: tuple[str, ...] = ()
+    #: When it was let in, of a deferred call whose time has come (see `deferred.py`).
+    scheduled_us: int | None = None
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether letting it out means to wait first."""
+        return self.tool.effect is Effect.DEFERRED and self.kind == "call" and self.scheduled_us is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +248,9 @@ class Recorded:
     client_key: str | None
     claim: Json
     trace_id: str | None
+    tool_digest: str
+    #: The user's word that was given for it.
+    confirmation: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,4 +373,15 @@ class InDoubt:
     rpc: Json | None = None
 
 
-Outcome = Done | Refused | Pending | Unconfirmed | Failed | InDoubt
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduled:
+    """Let in, and held back until `due_us`; nothing was done yet."""
+
+    call_id: str
+    due_us: int
+    #: What is held for it, by unit.
+    cost: Mapping[str, int] = field(default_factory=dict[str, int])
+    warnings: tuple[str, ...] = ()
+
+
+Outcome = Done | Refused | Pending | Unconfirmed | Scheduled | Failed | InDoubt

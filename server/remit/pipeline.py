@@ -38,7 +38,7 @@ from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
 from remit.images import Seen, conflict, seen
-from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, UndoEnd
+from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, UndoEnd, Waits
 from remit.model import (
     OWN_READS,
     Call,
@@ -55,6 +55,7 @@ from remit.model import (
     Refused,
     Remedy,
     Scalar,
+    Scheduled,
     Unconfirmed,
     Undoing,
     UndoPlan,
@@ -181,7 +182,10 @@ async def _in_four_steps(
         await on.journal.refuse(call, verdict, decision.saw)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     approved: Approved | None = None
-    if verdict.rung is Rung.APPROVE:
+    if verdict.rung is Rung.APPROVE and call.scheduled_us is not None:
+        if refusal := await approvals.lapsed(call, verdict, decision.saw, on):
+            return refusal
+    elif verdict.rung is Rung.APPROVE:
         answer = await approvals.ask(call, verdict, decision.estimates, decision.plan, decision.saw, on)
         if isinstance(answer, Repeated):
             return await _repeat(call, answer, on)
@@ -197,6 +201,8 @@ async def _in_four_steps(
         # Decided anew: while somebody thought about it, everything may have changed.
         call = replace(call, confirmation=answer)
         return await _in_four_steps(call, None, on, caller, asking, attempts - 1)
+    if call.undoing and call.undoing.cancels:
+        return await _call_off(call, verdict, on)
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
@@ -205,20 +211,32 @@ async def _in_four_steps(
 
     # 2. admit
     with telemetry.stage("admit", call):
-        admitted = await on.journal.admit(
-            call,
-            verdict,
-            decision.charges,
-            decision.plan,
-            stopped=stopped,
-            in_force=lambda: on.policy.version,
-            touches=decision.touches,
-            approved=approved,
-            before=before.body if before else None,
-            saw=decision.saw,
-            run=decision.run,
-            of_run=_of_run(call, on) if decision.run else None,
-        )
+        if call.scheduled_us is None:
+            admitted = await on.journal.admit(
+                call,
+                verdict,
+                decision.charges,
+                decision.plan,
+                stopped=stopped,
+                in_force=lambda: on.policy.version,
+                touches=decision.touches,
+                approved=approved,
+                before=before.body if before else None,
+                saw=decision.saw,
+                run=decision.run,
+                of_run=_of_run(call, on) if decision.run else None,
+            )
+        else:
+            admitted = await on.journal.let_out(
+                call,
+                verdict,
+                decision.charges,
+                stopped=stopped,
+                in_force=lambda: on.policy.version,
+                touches=decision.touches,
+                run=decision.run,
+                of_run=_of_run(call, on) if decision.run else None,
+            )
     if isinstance(admitted, Moved):
         if attempts > 1:
             return await _in_four_steps(call, None, on, caller, asking, attempts - 1)
@@ -232,6 +250,10 @@ async def _in_four_steps(
     if isinstance(admitted, Repeated):
         return await _repeat(call, admitted, on)
     telemetry.held(decision.charges)
+    if isinstance(admitted, Waits):
+        return Scheduled(
+            call_id=call_id, due_us=admitted.due_us, cost=decision.estimates, warnings=admitted.warnings
+        )
 
     # 3. execute, 4. settle
     return await _run(call, call_id, admitted, decision, before, on, caller)
@@ -314,6 +336,8 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         run=run.seen_by(call) if run else _NOTHING,
     )
     verdict = permission(call, on.policy, context)
+    if call.is_held_back and any(duty.name == "redact" for duty in verdict.duties):
+        verdict = _CANNOT_DEFER
     if no_way_back and verdict.rung is not Rung.DENY:
         verdict = replace(
             verdict, rung=Rung.DENY, code="no_way_back", reason=no_way_back, remedy=Remedy.CHANGE
@@ -321,7 +345,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
     return Decision(
         verdict=verdict,
         estimates=estimates,
-        charges=charges(on.config.budgets, call, estimates, call.received_us),
+        charges=charges(on.config.budgets, call, estimates, call.scheduled_us or call.received_us),
         plan=plan,
         touches=touches,
         context=context if call.kind == "call" else None,
@@ -548,6 +572,8 @@ async def _doubt(call: Call, call_id: str, code: str, message: str, on: Services
 
 async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
     """Answer a call that was let out before from its record; never send it again."""
+    if earlier.due_us is not None:
+        return Scheduled(call_id=earlier.call_id, due_us=earlier.due_us)
     if earlier.reply is not None:
         return Done(call_id=earlier.call_id, reply=earlier.reply, cost={}, undo=None, repeated=True)
     verdict = {"in_doubt": _IN_DOUBT, "dispatched": _UNDER_WAY}.get(earlier.state, _ENDED)
@@ -558,9 +584,22 @@ async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
 # The way back.
 
 
+async def _call_off(call: Call, verdict: Verdict, on: Services) -> Outcome:
+    """Take back what has not been sent yet; that is one transaction, and nothing leaves."""
+    cancelled = await on.journal.cancel(call, verdict)
+    if isinstance(cancelled, Verdict):
+        await on.journal.refuse(call, cancelled)
+        return Refused(call_id=call.id, verdict=cancelled)
+    undone = {"state": "done", "residue": None}
+    return Done(call_id=call.id, reply=Reply(body={}), cost={}, undo=None, event=cancelled, undone=undone)
+
+
 def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | None, str | None]:
     """The undo to register, or a sentence why the declared way back does not exist now."""
     rule = call.tool.undo
+    if call.tool.effect is Effect.DEFERRED and call.kind == "call":
+        due_us = call.received_us + call.tool.hold_back_s * 1_000_000
+        return UndoPlan(tool=call.tool.name, resource=touches, expires_us=due_us), None
     if rule is None or call.kind != "call":
         return None, None
     if rule.tool not in on.catalog.tools or (
@@ -885,8 +924,8 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
         (f"agent {call.principal.tenant}/{call.principal.agent}", limits.per_agent),
         (f"source {call.tool.source}", limits.per_source),
     ]
-    if call.kind != "call":
-        keys = []  # it runs inside a call that is counted
+    if call.kind != "call" or call.scheduled_us is not None:
+        keys = []  # it runs inside a call that is counted, or was when it was let in
     full = any(on.in_flight.get(key, 0) >= most for key, most in keys)
     if full:
         yield Decision(verdict=_CROWDED)
@@ -958,6 +997,13 @@ _NOT_CONFIRMED = Verdict(
     code="not_confirmed",
     reason="Your user was asked to confirm exactly this call, and did not. Ask them what they want instead.",
     remedy=Remedy.STOP,
+)
+_CANNOT_DEFER = Verdict(
+    rung=Rung.DENY,
+    code="cannot_defer",
+    reason="This call is held back before it is made, and a rule forbids to keep parts of it that long. Tell "
+    "your user.",
+    remedy=Remedy.ASK,
 )
 _UNCONFIRMED = Verdict(
     rung=Rung.DENY,

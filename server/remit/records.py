@@ -61,6 +61,8 @@ class CallRecord:
     incarnation: str
     created_us: int
     dispatched_us: int | None
+    #: Of a call that is held back: when it is sent.
+    due_us: int | None
     deadline_us: int | None
     finished_us: int | None
     result_commit: str | None

@@ -13,7 +13,7 @@ from typing import Literal
 
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
-from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused, Unconfirmed
+from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused, Scheduled, Unconfirmed
 from remit.pipeline import Services
 from remit.records import CallRecord, Records, UndoRecord
 from remit.undo import undo
@@ -111,7 +111,7 @@ async def roll_back(
     return ended
 
 
-_ACTED = ("dispatched", "in_doubt", "succeeded")
+_ACTED = ("scheduled", "cancelled", "dispatched", "in_doubt", "succeeded")
 
 
 def _moment(call: CallRecord) -> tuple[int, str]:
@@ -120,6 +120,10 @@ def _moment(call: CallRecord) -> tuple[int, str]:
 
 def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str], now_us: int) -> tuple[Part, str]:
     """What can be done about one call, whatever else was done to the same thing."""
+    if call.state == "scheduled":
+        return "undo", "It has not been sent yet, and is called off."
+    if call.state == "cancelled":
+        return "done", "It was called off before it was sent."
     if call.state != "succeeded":
         return "open", "It is not known what it did: resolve it first (remit doubt)."
     if way is None:
@@ -159,6 +163,8 @@ def _ended(step: Step, outcome: Outcome) -> Step:
             part, why = "doubt", "Nobody knows whether it is taken back: look at the current state."
         case Done():
             part, why = "failed", "The source refused, or the proof failed: look at the current state."
+        case Scheduled():
+            part, why = "waits", "It is held back itself."
         case Pending():
             part, why = "waits", f"A person must agree first: request {outcome.approval_id}."
         case Unconfirmed():

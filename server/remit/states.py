@@ -6,6 +6,8 @@ STATES = (
     "rejected",
     "expired",
     "withdrawn",
+    "scheduled",
+    "cancelled",
     "dispatched",
     "succeeded",
     "failed",

@@ -129,6 +129,8 @@ calls = Table(
     Column("incarnation", String(36), nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("dispatched_us", BigInteger),
+    # Of a call that is held back: when it is sent.
+    Column("due_us", BigInteger),
     Column("deadline_us", BigInteger),
     Column("finished_us", BigInteger),
     Column("result_commit", String(64)),
@@ -160,6 +162,7 @@ calls = Table(
     ),
     Index("uq_calls_confirmation", "confirmation", unique=True, **_where("confirmation IS NOT NULL")),
     Index("ix_calls_open", "incarnation", **_where("state = 'dispatched'")),
+    Index("ix_calls_due", "due_us", **_where("state = 'scheduled'")),
     Index("ix_calls_in_doubt", "fingerprint", **_where("state = 'in_doubt'")),
     Index("ix_calls_refused", "created_us", **_where("verdict <> 'execute'")),
     sqlite_with_rowid=False,

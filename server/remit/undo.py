@@ -7,6 +7,7 @@ transaction that lets it out: once only, in time, and not when the same thing ha
 from __future__ import annotations
 
 from remit.calls import new_call, result_of
+from remit.config import Effect
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
@@ -45,6 +46,17 @@ def _concerns(entry: Undoable, principal: Principal) -> bool:
 def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
     """The call that takes this one back. Raises WrongState as `prepare` does."""
     original = on.catalog.tools.get(entry.tool)
+    if original and entry.effect == Effect.DEFERRED and entry.arguments is not None:
+        return new_call(
+            tool=original,
+            arguments=entry.arguments,
+            principal=principal,
+            run=run,
+            secret=on.secret,
+            at_us=on.clock(),
+            of_call=entry.call_id,
+            undoing=Undoing(tool=original, arguments=entry.arguments, result=None, cancels=True),
+        )
     inverse = on.catalog.tools.get(entry.undo_tool)
     if original is None or inverse is None:
         raise WrongState("the tool that takes this call back is not available now: try again later")

@@ -23,13 +23,22 @@ from remit.vault import Vault, master_key
 
 #: Which event may follow which in the life of one call; a life ends anywhere where its state says so.
 _NEXT: dict[str, frozenset[str]] = {
-    "": frozenset({"call.denied", "call.awaiting_approval", "call.dispatched"}),
+    "": frozenset({"call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched"}),
+    "call.scheduled": frozenset({"call.cancelled", "call.dispatched"}),
+    "call.cancelled": frozenset(),
     "call.denied": frozenset(),
     "call.awaiting_approval": frozenset(
         {"approval.approve", "approval.reject", "approval.expired", "approval.withdrawn"}
     ),
     "approval.approve": frozenset(
-        {"approval.approve", "approval.reject", "approval.expired", "approval.withdrawn", "call.dispatched"}
+        {
+            "approval.approve",
+            "approval.reject",
+            "approval.expired",
+            "approval.withdrawn",
+            "call.scheduled",
+            "call.dispatched",
+        }
     ),
     "approval.reject": frozenset(),
     "approval.expired": frozenset(),
@@ -46,6 +55,8 @@ _LAST = {
     "rejected": {"approval.reject"},
     "expired": {"approval.expired"},
     "withdrawn": {"approval.withdrawn"},
+    "scheduled": {"call.scheduled"},
+    "cancelled": {"call.cancelled"},
     "dispatched": {"call.dispatched"},
     "succeeded": {"call.succeeded", "call.resolved"},
     "failed": {"call.failed", "call.resolved"},
@@ -96,7 +107,7 @@ def budget_flaws(db: Reader) -> Iterator[str]:
     for row in db.all(
         "SELECT holds.call_id, holds.account, holds.state AS hold, calls.state FROM holds LEFT JOIN calls"
         " ON calls.id = holds.call_id WHERE calls.id IS NULL OR"
-        " (holds.state = 'held') <> (calls.state IN ('dispatched', 'in_doubt'))"
+        " (holds.state = 'held') <> (calls.state IN ('scheduled', 'dispatched', 'in_doubt'))"
     ):
         yield f"the hold of {row['call_id']} on {row['account']} is {row['hold']}, the call is {row['state']}"
     for row in db.all(
@@ -120,7 +131,9 @@ def _lives(db: Reader) -> Iterator[str]:
             last = kind
         if last not in _LAST[call["state"]]:
             yield f"call {call['id']} is {call['state']}, its last event is {last or 'missing'}"
-        if (call["state"] in ("awaiting_approval", "dispatched")) != (call["finished_us"] is None):
+        if (call["state"] in ("awaiting_approval", "scheduled", "dispatched")) != (
+            call["finished_us"] is None
+        ):
             yield f"call {call['id']} is {call['state']} and finished at {call['finished_us']}"
     for call_id in lives:
         yield f"there are events of {call_id}, and no such call"
@@ -168,7 +181,7 @@ def _undos(db: Reader) -> Iterator[str]:
         settled = row["call_state"] not in ("dispatched", "in_doubt") and row["resolution"] is None
         if row["state"] == "registered" and settled:
             yield f"call {row['call_id']} is {row['call_state']}, its undo is only registered"
-        if row["call_state"] not in ("dispatched", "in_doubt", "succeeded", "failed"):
+        if row["call_state"] in ("denied", "awaiting_approval", "rejected", "expired", "withdrawn"):
             yield f"call {row['call_id']} is {row['call_state']} and has an undo"
     for row in db.all(
         "SELECT of_call, COUNT(*) AS times FROM calls WHERE kind = 'undo'"

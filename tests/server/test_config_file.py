@@ -263,7 +263,7 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
     "a bad tool name": (BASE + "tools: {time travel: {effect: read}}\n",
         "5:9: tools.time travel: 'time travel' is refused: name a tool as source.tool, or end with * to mean all that begin so"),
     "an unknown effect": (BASE + "tools:\n  time.refund:\n    effect: reversable\n",
-        "7:5: tools.time.refund.effect: 'reversable' is not an effect; write one of read, reversible, restorable, compensable, irreversible"),
+        "7:5: tools.time.refund.effect: 'reversable' is not an effect; write one of read, reversible, restorable, compensable, deferred, irreversible"),
     "an effect that needs undo": (BASE + "tools: {time.set: {effect: reversible}}\n",
         "5:9: tools.time.set: effect reversible needs undo: name the tool that takes the call back"),
     "an effect without undo": (BASE + "tools: {time.set: {effect: read, undo: {call: time.unset}}}\n",

@@ -177,7 +177,10 @@ def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
         undo = shown["undo"]
         yield "what", f"{request.tool} (definition {shown['tool_digest'][:12]})"
         yield "arguments", as_json_text(shown["arguments"])
-        yield "reversible", f"by {undo['tool']}" if undo else f"no: its effect is {shown['effect']}"
+        if shown["effect"] == "deferred":
+            yield "reversible", "until it is sent: it is held back first"
+        else:
+            yield "reversible", f"by {undo['tool']}" if undo else f"no: its effect is {shown['effect']}"
         yield "stays", undo["residue"] if undo else None
         yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in shown["cost"].items()) or "nothing"
         yield "why asked", shown["why_asked"]

@@ -179,6 +179,8 @@ def _times(call: CallRecord) -> str:
     from remit.cli.output import exactly
 
     told = f"{exactly(call.created_us)}"
+    if call.due_us is not None:
+        told += f", due {exactly(call.due_us)}"
     if call.dispatched_us is not None:
         told += f", sent after {(call.dispatched_us - call.created_us) / 1000:.1f} ms"
         if call.finished_us is not None:

@@ -136,7 +136,7 @@ def sources_of(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
 
 
 def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
-    from remit.model import Done, Failed, InDoubt, Pending, Refused, Unconfirmed
+    from remit.model import Done, Failed, InDoubt, Pending, Refused, Scheduled, Unconfirmed
 
     ok, state = False, "refused"
     match outcome:
@@ -148,6 +148,8 @@ def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
             said = outcome.verdict.reason
             if outcome.verdict.code == "undo_conflict":
                 said += " --force takes it back all the same, and the later change with it."
+        case Scheduled():
+            state, said = "pending", "It is held back itself."
         case Pending():
             state, said = "pending", f"A person must agree first: request {outcome.approval_id}."
         case Unconfirmed():

@@ -15,7 +15,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 
 from remit.confirmations import KEY
-from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused, Remedy, Unconfirmed
+from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused, Remedy, Scheduled, Unconfirmed
 from remit.notices import Notice
 from remit_adapters.base import Json, Operation
 from remit_rbac import Rung
@@ -46,6 +46,8 @@ def to_wire(call: Call, outcome: Outcome) -> dict[str, Any]:
             "inputRequests": {KEY: {"method": "elicitation/create", "params": outcome.question}},
             "requestState": outcome.state,
         }
+    if isinstance(outcome, Scheduled):
+        return _scheduled(call, outcome)
     text, meta = _told(outcome)
     if isinstance(outcome, (Failed, InDoubt)) and outcome.rpc is not None:
         # The source's own protocol error keeps its code and data.
@@ -122,6 +124,28 @@ def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
             **result.get("_meta", {}),
             NOTICE: {"taken_back": taken_back, "by": by, "remedy": Remedy.CHANGE.value},
         },
+    }
+
+
+def _scheduled(call: Call, outcome: Scheduled) -> dict[str, Any]:
+    due = moment(outcome.due_us)
+    receipt: dict[str, Any] = {
+        "call_id": outcome.call_id,
+        "cost": outcome.cost,
+        "due": due,
+        "undo": {"class": call.tool.effect.value, "until": due},
+    }
+    if outcome.warnings:
+        receipt["warnings"] = list(outcome.warnings)
+    text = (
+        f"Accepted, and held back: it will be done at {due}, and nothing has been done yet. Until then it "
+        f"can be called off with remit.undo, call_id {outcome.call_id}. Do not send it again."
+    )
+    return {
+        "resultType": "complete",
+        "content": [{"type": "text", "text": text}],
+        "isError": False,
+        "_meta": {RECEIPT: receipt},
     }
 
 

@@ -1,0 +1,87 @@
+"""Sending what was held back, once its time has come: each call once, decided anew, by whoever is first.
+
+A call whose tool is not there just now waits on. One that may not be made any more is called off, with the
+reason on its record. The application runs this for each server.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import anyio
+
+from remit import confirmations
+from remit.calls import recorded_call
+from remit.effects import as_called
+from remit.errors import StoreUnavailable
+from remit.model import Call, Confirmation, Recorded, Remedy, Tool, Verdict
+from remit.pipeline import Services, govern
+from remit_rbac import Rung
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 8
+
+
+async def send_due(on: Services) -> int:
+    """Send every call whose time has come; return how many were looked at. Raises StoreUnavailable."""
+    due = await on.journal.due(limit=64)
+    turns = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def one(found: Recorded) -> None:
+        async with turns:
+            try:
+                await _send(found, on)
+            except StoreUnavailable:
+                pass  # it is due still
+            except Exception:  # noqa: BLE001 - a supervisor: one call must not keep the others down
+                _log.exception("call %s is due, and cannot be sent", found.call_id)
+
+    async with anyio.create_task_group() as tasks:
+        for found in due:
+            tasks.start_soon(one, found)
+    return len(due)
+
+
+async def _send(found: Recorded, on: Services) -> None:
+    tool = on.catalog.tools.get(found.tool)
+    if tool is None:
+        return
+    if found.arguments is None:
+        call = _again(replace(found, arguments=b"{}"), tool, on)
+        await on.journal.refuse(call, _NOT_KEPT)
+    elif tool.digest != found.tool_digest:
+        await on.journal.refuse(_again(found, tool, on), _CHANGED)
+    else:
+        await govern(_again(found, tool, on), on)
+
+
+def _again(found: Recorded, tool: Tool, on: Services) -> Call:
+    """The call as it was let in, to be decided at the time that it is now."""
+    call = recorded_call(found, tool)
+    call = replace(
+        call,
+        tool=as_called(tool, call.arguments),
+        received_us=on.clock(),
+        scheduled_us=found.received_us,
+    )
+    if found.confirmation is None:
+        return call
+    given = Confirmation(
+        id=found.confirmation, accepted=True, binding=confirmations.binding_of(call), until_us=2**63 - 1
+    )
+    return replace(call, confirmation=given)
+
+
+_NOT_KEPT = Verdict(
+    rung=Rung.DENY,
+    code="cannot_defer",
+    reason="What it was to be called with is not kept any more.",
+    remedy=Remedy.STOP,
+)
+_CHANGED = Verdict(
+    rung=Rung.DENY,
+    code="tool_changed",
+    reason="The tool is not any more what it was when the call was let in.",
+    remedy=Remedy.ASK,
+)

@@ -1,0 +1,329 @@
+"""Calls that are held back: sent once when their time has come, decided anew, or called off before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.server.builders import (
+    POLICY,
+    Clock,
+    Remit,
+    ScriptedSource,
+    a_principal,
+    a_remit,
+    tools,
+)
+
+from remit.due import send_due
+from remit.front.answers import RECEIPT, to_wire
+from remit.identity import Principal
+from remit.model import Done, InDoubt, Pending, Refused, Scheduled
+from remit.records import CallQuery, open_records
+from remit.rollback import plan, roll_back
+from remit.undo import undo
+from remit_adapters.base import AdapterError
+
+RULES = tools(send={"effect": "deferred", "hold_back": "10m", "price": {"usd": "3"}})
+MAY_UNDO = POLICY + "p, role:clerk, acme, shop.send, undo, 1 == 1, allow\n"
+BUDGETS = [{"scope": "agent", "unit": "usd", "window": "total", "limit": 10}]
+HELLO = {"text": "hello"}
+SENDS = "shop.send, execute, 1 == 1"
+
+
+@asynccontextmanager
+async def deferring(
+    folder: Path, policy: str = MAY_UNDO, rules: dict[str, Any] = RULES, **more: Any
+) -> AsyncGenerator[Remit]:
+    async with a_remit(folder, policy=policy, tools=rules, budgets=BUDGETS, **more) as remit:
+        yield remit
+
+
+async def scheduled(remit: Remit, **more: Any) -> str:
+    outcome = await remit.call("shop.send", HELLO, **more)
+    assert isinstance(outcome, Scheduled), outcome
+    return outcome.call_id
+
+
+async def later(remit: Remit, *, s: float = 601) -> None:
+    """Ten minutes pass, and what is due is sent."""
+    remit.clock.advance(s=s)
+    await send_due(remit.on)
+
+
+def held(remit: Remit) -> tuple[int, int]:
+    row = remit.one("SELECT held, posted FROM accounts WHERE unit = 'usd'")
+    return row["held"], row["posted"]
+
+
+def why(remit: Remit, call_id: str) -> str:
+    return remit.record(call_id)["error_code"]
+
+
+async def test_a_call_is_held_back_and_sent_once_when_its_time_has_come(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        assert (remit.source.sent, held(remit)) == ([], (3, 0))
+        await later(remit, s=590)
+        assert remit.source.sent == []
+        await later(remit, s=11)
+        await later(remit)
+        assert [(sent.key, sent.arguments) for sent in remit.source.sent] == [(call_id, HELLO)]
+        assert (remit.state(call_id), held(remit)) == ("succeeded", (0, 3))
+        assert remit.events(call_id) == ["call.scheduled", "call.dispatched", "call.succeeded"]
+        assert remit.record(call_id)["effect"] == "deferred"
+
+
+async def test_the_agent_is_told_until_when_and_how_it_is_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        outcome = await remit.call("shop.send", HELLO)
+        told = to_wire(remit.a_call("shop.send", HELLO), outcome)
+        receipt = told["_meta"][RECEIPT]
+        assert not told["isError"]
+        assert receipt["undo"]["class"] == "deferred"
+        assert receipt["due"] == receipt["undo"]["until"]
+        assert "remit.undo" in told["content"][0]["text"]
+        assert receipt["call_id"] in told["content"][0]["text"]
+
+
+async def test_what_is_called_off_is_never_sent_and_costs_nothing(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit, client_key="k-1")
+        done = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(done, Done)
+        assert done.undone["state"] == "done"
+        await later(remit)
+        assert remit.source.sent == []
+        assert (remit.state(call_id), held(remit)) == ("cancelled", (0, 0))
+        assert remit.record(done.call_id)["of_call"] == call_id
+        again = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(again, Refused)
+        assert again.verdict.code == "undo_used"
+        # The same may be asked for anew.
+        assert await scheduled(remit, client_key="k-1") != call_id
+
+
+async def test_what_was_sent_can_no_longer_be_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        await later(remit)
+        refused = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_expired"
+        assert len(remit.source.sent) == 1
+
+
+async def test_who_may_not_undo_the_tool_cannot_call_its_calls_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path, policy=POLICY) as remit:
+        call_id = await scheduled(remit)
+        refused = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_not_allowed"
+        assert remit.state(call_id) == "scheduled"
+
+
+async def test_of_sending_and_calling_off_in_the_same_moment_one_wins(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        for _ in range(3):
+            call_id = await scheduled(remit)
+            remit.clock.advance(s=601)
+            before = len(remit.source.sent)
+            sends, calls_off = send_due(remit.on), undo(call_id, a_principal(), "run-1", remit.on)
+            _, outcome = await remit.together(sends, calls_off)
+            sent = len(remit.source.sent) - before
+            assert sent == (remit.state(call_id) == "succeeded") == isinstance(outcome, Refused)
+        await remit.together(*(send_due(remit.on) for _ in range(5)))
+
+
+async def test_several_processes_on_one_file_send_each_call_once(tmp_path: Path) -> None:
+    clock, source = Clock(), ScriptedSource()
+    async with (
+        deferring(tmp_path, clock=clock, source=source) as one,
+        deferring(tmp_path, clock=clock, source=source) as two,
+    ):
+        ids = {await scheduled(one) for _ in range(3)}
+        clock.advance(s=601)
+        await one.together(*(send_due(each.on) for each in (one, two, one, two)))
+        assert {sent.key for sent in source.sent} == ids
+        assert len(source.sent) == 3
+
+
+async def test_it_waits_through_the_death_of_its_process_and_is_in_doubt_when_killed_while_sent(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with deferring(tmp_path, clock=clock) as remit:
+        waiting = await scheduled(remit)
+        remit.die()
+        async with deferring(tmp_path, clock=clock) as after:
+            assert after.state(waiting) == "scheduled"
+            after.source.on["send"] = AdapterError("The line broke.", no_effect=False)
+            await later(after)
+            assert after.state(waiting) == "in_doubt"
+            await later(after)
+            assert len(after.source.sent) == 1
+            assert held(after) == (3, 0)
+
+
+async def test_a_repeat_is_told_of_the_call_that_waits(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit, client_key="k-1")
+        assert await scheduled(remit, client_key="k-1") == call_id
+        assert held(remit) == (3, 0)
+
+
+# Decided anew.
+
+
+async def test_what_policy_forbids_by_then_is_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        remit.use_policy(MAY_UNDO.replace("p, role:clerk, acme, shop.send, execute, 1 == 1, allow\n", ""))
+        await later(remit)
+        assert (remit.source.sent, remit.state(call_id), held(remit)) == ([], "cancelled", (0, 0))
+        assert remit.record(call_id)["error_code"] == "no_rule"
+        assert remit.events(call_id)[-1] == "call.cancelled"
+
+
+async def test_policy_decides_by_the_time_at_which_it_is_sent(tmp_path: Path) -> None:
+    clock = Clock()
+    async with deferring(tmp_path, clock=clock) as remit:
+        call_id = await scheduled(remit)
+        hour = remit.one("SELECT body FROM payloads WHERE kind = 'context'")["body"]
+        assert b'"hour":8' in hour
+        remit.use_policy(
+            MAY_UNDO.replace("shop.send, execute, 1 == 1", "shop.send, execute, r.ctx.hour == 8")
+        )
+        await later(remit, s=2 * 3600)
+        assert remit.state(call_id) == "cancelled"
+
+
+async def test_a_switch_that_is_on_by_then_calls_it_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        await remit.switch("kill", "all")
+        await later(remit)
+        assert (remit.state(call_id), why(remit, call_id)) == ("cancelled", "stopped")
+
+
+async def test_a_budget_that_was_lowered_since_calls_it_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        lower = remit.on.config.budgets[0].model_copy(update={"limit": 2})
+        remit.on.config = remit.on.config.model_copy(update={"budgets": (lower,)})
+        await later(remit)
+        assert (remit.state(call_id), why(remit, call_id)) == ("cancelled", "budget_exhausted")
+
+
+async def test_a_tool_that_is_another_by_then_is_not_called(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        catalog = remit.on.catalog
+        changed = {"shop.send": replace(catalog.tools["shop.send"], digest="0" * 64)}
+        remit.on.catalog = replace(catalog, tools=changed)
+        await later(remit)
+        assert (remit.state(call_id), why(remit, call_id)) == ("cancelled", "tool_changed")
+
+
+async def test_while_its_tool_is_not_there_it_waits_on(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        catalog = remit.on.catalog
+        remit.on.catalog = replace(catalog, tools={})
+        await later(remit)
+        assert remit.state(call_id) == "scheduled"
+        remit.on.catalog = catalog
+        await later(remit)
+        assert remit.state(call_id) == "succeeded"
+
+
+ASKS = MAY_UNDO.replace("shop.send, execute", "shop.send, recommend") + (
+    "p, role:boss, acme, shop.send, approve, 1 == 1, allow\n"
+)
+
+
+async def test_people_agree_before_it_is_held_back_and_must_still_be_the_right_ones(tmp_path: Path) -> None:
+    async with deferring(tmp_path, policy=ASKS) as remit:
+        for lost in (False, True):
+            pending = await remit.call("shop.send", HELLO)
+            assert isinstance(pending, Pending)
+            await remit.vote(pending.approval_id)
+            assert await scheduled(remit) == pending.call_id
+            if lost:
+                remit.use_policy(ASKS.replace("g, user:bea, role:boss, acme\n", ""))
+            await later(remit)
+            assert remit.state(pending.call_id) == ("cancelled" if lost else "succeeded")
+        assert why(remit, pending.call_id) == "approval_lost"
+        assert len(remit.source.sent) == 1
+
+
+async def test_what_needs_people_only_by_then_is_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        remit.use_policy(ASKS)
+        await later(remit)
+        assert (remit.state(call_id), why(remit, call_id)) == ("cancelled", "approval_lost")
+
+
+async def test_what_must_not_be_stored_cannot_be_held_back(tmp_path: Path) -> None:
+    policy = MAY_UNDO + "p2, role:clerk, acme, shop.send, execute, 1 == 1, redact=args.text\n"
+    async with deferring(tmp_path, policy=policy) as remit:
+        assert (await remit.refused("shop.send", HELLO)).verdict.code == "cannot_defer"
+
+
+# Seen by others.
+
+
+async def test_policy_sees_the_class_and_that_it_can_be_called_off(tmp_path: Path) -> None:
+    seen = "shop.send, execute, r.ctx.effect == 'deferred' and r.ctx.undo_ready"
+    async with deferring(tmp_path, policy=MAY_UNDO.replace(SENDS, seen)) as remit:
+        call_id = await scheduled(remit)
+        await later(remit)
+        assert remit.state(call_id) == "succeeded"
+
+
+async def test_by_its_arguments_a_call_is_held_back_or_not(tmp_path: Path) -> None:
+    when = [{"if": "args.text == 'urgent'", "effect": "irreversible"}]
+    rules = tools(send={"effect": "deferred", "hold_back": "10m", "when": when, "price": {"usd": 3}})
+    async with deferring(tmp_path, rules=rules) as remit:
+        await remit.done("shop.send", {"text": "urgent"})
+        await scheduled(remit)
+        assert len(remit.source.sent) == 1
+
+
+async def test_a_rollback_calls_off_what_was_not_sent_yet(tmp_path: Path) -> None:
+    policy = MAY_UNDO + "p, role:boss, acme, shop.send, undo, 1 == 1, allow\n"
+    async with deferring(tmp_path, policy=policy) as remit:
+        call_id = await scheduled(remit)
+        boss = Principal(tenant="acme", agent="agent:remit-cli", user="user:bea", auth="local")
+        for planned, ended in (("undo", "done"), ("done", "done")):
+            with open_records(remit.path) as records:
+                calls = records.calls(CallQuery(run="run-1"), limit=10)
+                steps = plan(records, calls, remit.on.catalog.tools, now_us=remit.clock(), force=False)
+            assert [step.part for step in steps] == [planned]
+            assert [step.part for step in await roll_back(steps, boss, "cli", remit.on, force=False)] == [
+                ended
+            ]
+        await later(remit)
+        assert (remit.state(call_id), remit.source.sent) == ("cancelled", [])
+
+
+async def test_an_answer_that_never_came_leaves_it_in_doubt_like_any_call(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["send"] = AdapterError("The line broke.", no_effect=True)
+        await later(remit)
+        assert (remit.state(call_id), held(remit)) == ("failed", (0, 0))
+        assert not isinstance(await remit.call("shop.send", HELLO), InDoubt)
+
+
+@pytest.mark.parametrize("rules", [{"effect": "deferred"}])
+def test_a_deferred_tool_says_for_how_long(rules: dict[str, Any]) -> None:
+    from remit.config import ToolRules
+
+    with pytest.raises(ValueError, match="hold_back"):
+        ToolRules.model_validate(rules)
