@@ -44,11 +44,7 @@ def seen(image: Image, answer: Any) -> Seen | None:
 
 
 def conflict(undoing: Undoing, now: Seen | None, verdict: Verdict) -> Verdict | None:
-    """The refusal when what the call left is not there any more, or nobody can tell.
-
-    Where the same thing was touched by a later call that is undone by now, the version has another name
-    than the call left, and only the state counts.
-    """
+    """The refusal when what the call left is not there any more, or nobody can tell."""
     left = undoing.after
     code, remedy = "undo_conflict", Remedy.STOP
     if left is None:
@@ -56,9 +52,7 @@ def conflict(undoing: Undoing, now: Seen | None, verdict: Verdict) -> Verdict | 
     elif now is None:
         code, remedy = "undo_unseen", Remedy.WAIT
         reason = "What that call changed cannot be read now, and may be another's by now. Try again later."
-    elif now.body != orjson.dumps(left["kept"], option=orjson.OPT_SORT_KEYS) or (
-        left["etag"] != now.etag and not undoing.retouched
-    ):
+    elif now.with_etag != orjson.dumps(left, option=orjson.OPT_SORT_KEYS):
         reason = "Something has changed the same thing since, and not through here: ask a person."
     else:
         return None

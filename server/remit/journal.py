@@ -136,8 +136,6 @@ class Undoable:
     before: Any
     #: What it left behind, `kept` and `etag`; None when that was not seen.
     after: Json | None
-    #: A later call on the same thing was made and taken back.
-    retouched: bool
     expires_us: int
     resource: str | None
     residue: str | None
@@ -995,11 +993,7 @@ class Journal:
         def change() -> Undoable | None:
             row = self._ledger.one(
                 "SELECT calls.*, undos.state AS undo_state, undos.tool AS undo_tool, undos.expires_us,"
-                " undos.resource, undos.residue,"
-                " EXISTS (SELECT 1 FROM touches JOIN calls AS l ON l.id = touches.call_id"
-                " JOIN undos AS gone ON gone.call_id = l.id WHERE touches.resource = undos.resource"
-                " AND l.tenant = calls.tenant AND (l.dispatched_us, l.id) > (calls.dispatched_us, calls.id)"
-                " AND gone.state = 'done') AS retouched"
+                " undos.resource, undos.residue"
                 " FROM calls JOIN undos ON undos.call_id = calls.id"
                 " WHERE calls.id = ?",
                 (call_id,),
@@ -1022,8 +1016,7 @@ class Journal:
                 undo_arguments=kept["undo"],
                 result=kept["result"],
                 before=kept["before"],
-                after=kept["after"],
-                retouched=bool(row["retouched"]),
+                after=self._left(row, kept["after"]),
                 expires_us=row["expires_us"],
                 resource=row["resource"],
                 residue=row["residue"],
@@ -1235,6 +1228,29 @@ class Journal:
         due_us = row["due_us"] if row["state"] == "scheduled" else None
         reply = _reply(answer) if answer else None
         return Repeated(call_id=row["id"], state=row["state"], reply=reply, due_us=due_us)
+
+    def _left(self, row: Row, left: dict[str, Any] | None) -> Json | None:
+        """What a call left behind, by the version that it has by now."""
+        if left is None or left["etag"] is None:
+            return left
+        later = [
+            Undone(
+                made=(it["made_us"], it["id"]),
+                left=self._carried(it["id"], "after"),
+                undone=(it["undone_us"], it["undone_id"]),
+                restored=self._carried(it["undone_id"], "after"),
+            )
+            for it in self._ledger.all(
+                "SELECT l.id, l.dispatched_us AS made_us, back.id AS undone_id,"
+                " back.dispatched_us AS undone_us"
+                " FROM touches JOIN calls AS l ON l.id = touches.call_id"
+                " JOIN undos ON undos.call_id = l.id AND undos.state = 'done'"
+                " JOIN calls AS back ON back.id = undos.undo_call"
+                " WHERE touches.resource = ? AND l.tenant = ? AND (l.dispatched_us, l.id) > (?, ?)",
+                (row["resource"], row["tenant"], row["dispatched_us"], row["id"]),
+            )
+        ]
+        return {**left, "etag": version_by_now(left, later)}
 
     def _carried(self, call_id: str, kind: str) -> Any:
         """What a payload of a call says; None when it is erased, or not kept (any more)."""

@@ -164,8 +164,6 @@ class Undoing:
     before: Any = None
     #: What it left, `kept` and `etag`; None when that was not seen.
     after: Json | None = None
-    #: A later call on the same thing was made and taken back.
-    retouched: bool = False
     #: What stays behind although it works.
     residue: str | None = None
     #: By a person's order, although something changed since.

@@ -509,8 +509,10 @@ async def _settle(
         read = own_read(call, call_id, call.tool.after.lookup, roots, "after", on)
         left = await _look(call.tool.after, read, on)
     undo_state: UndoEnd | None = None
-    if call.kind == "undo":
+    if call.undoing is not None:
         undo_state = "failed" if failed else await took_hold(call, roots, on)
+        if undo_state == "done" and call.undoing.tool.after and call.undoing.tool.after.etag:
+            left, _ = await _still_as_left(call, call.undoing, decision.verdict, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
     event = await on.journal.settle(
         call,
@@ -674,7 +676,7 @@ async def _capture(
 async def _still_as_left(
     call: Call, undoing: Undoing, verdict: Verdict, on: Services
 ) -> tuple[Seen | None, Verdict | None]:
-    """What an undo will replace; and the refusal when that is another's, unless a person insists."""
+    """What is there of what the call changed; and the refusal to replace it, unless a person insists."""
     image = undoing.tool.after
     if image is None:
         return None, None

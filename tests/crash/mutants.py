@@ -22,7 +22,7 @@ def intent_after_the_effect() -> None:
 
     async def late(self: Journal, call: Any, *args: Any, **more: Any) -> Any:
         if _ADAPTERS and call.tool.effect != "read":
-            request = pipeline._request(call, call.id, 5.0)
+            request = pipeline._request(call, call.id, None, 5.0)
             with suppress(AdapterError):
                 call_reply[call.id] = await _ADAPTERS[call.tool.source].run(request)
         return await admit(self, call, *args, **more)
