@@ -32,6 +32,7 @@ from remit.erasing import Erasure
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
+from remit.images import Undone, version_by_now
 from remit.ledger import Ledger, Store
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict

@@ -524,7 +524,7 @@ async def _settle(
         plan=plan,
         undo_state=undo_state,
         touches=None if decision.touches else _touched(call, roots),
-        after=left.with_etag if left else None,
+        after=left.after(before) if left else None,
         resolution=late,
         frees_key=reply.kind == "input_required",
         establishes=_established(call, roots) if not failed and reply.kind == "complete" else None,

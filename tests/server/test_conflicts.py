@@ -139,6 +139,17 @@ async def test_an_outsider_who_writes_the_same_between_two_undos_is_noticed(tmp_
         assert code(await taken_back(remit, one)) == "undo_conflict"
 
 
+async def test_an_outsider_who_writes_the_same_between_two_calls_is_noticed(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=rules(etag="result.version")) as remit:
+        shelf = Shelf(remit.source)
+        one = await put(remit, 1)
+        shelf.write(1)
+        two = await put(remit, 2)
+        assert isinstance(await taken_back(remit, two), Done)
+        assert code(await taken_back(remit, one)) == "undo_conflict"
+        assert shelf.values == {"pen": 1}
+
+
 async def test_a_person_may_insist_and_then_both_states_are_on_record(tmp_path: Path) -> None:
     async with a_remit(tmp_path, tools=rules(), policy=WITH_BOSS) as remit:
         shelf = Shelf(remit.source)

@@ -1,0 +1,161 @@
+"""A model world behind the pipeline: things with values and versions, orders, mails, and outsiders.
+
+It does what it is told, and it remembers every write with its author, so that afterwards one can tell exactly
+what an undo replaced. `fate` is what becomes of the next effect: it may be lost on the way there or back, or
+the process may die around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+from tests.server.builders import ScriptedSource, a_definition, a_reply
+
+from remit_adapters.base import AdapterError, Caller, Offer, Reply, Request
+
+Fate = Literal["well", "refused", "lost before", "lost after", "dies before", "dies after"]
+THINGS = ("pen", "lamp", "cup")
+OFFER = Offer(
+    tools=(
+        a_definition("look", thing="string"),
+        a_definition("log", thing="string"),
+        {
+            "name": "set",
+            "inputSchema": {
+                "type": "object",
+                "properties": {
+                    "thing": {"type": "string"},
+                    "value": {"type": "integer"},
+                    "version": {"type": "integer"},
+                },
+                "required": ["thing", "value"],
+            },
+        },
+        a_definition("buy", thing="string", price="integer"),
+        a_definition("give_back", order="string"),
+        a_definition("send", text="string"),
+    )
+)
+_FOUND = {"call": "shop.log", "each": "result.writes", "match": "item.key == key", "complete": "1 == 1"}
+RULES: dict[str, Any] = {
+    "shop.look": {"effect": "read"},
+    "shop.log": {"effect": "read"},
+    "shop.set": {
+        "effect": "restorable",
+        "resource": "args.thing",
+        "if_match": "version",
+        "before": {
+            "call": "shop.look",
+            "args": {"thing": "args.thing"},
+            "select": "{value: value}",
+            "etag": "result.version",
+        },
+        "find": {**_FOUND, "args": {"thing": "args.thing"}},
+        "undo": {
+            "call": "shop.set",
+            "args": {"thing": "args.thing", "value": "before.value"},
+            "verify": {
+                "call": "shop.look",
+                "args": {"thing": "args.thing"},
+                "expect": "result.value == before.value",
+            },
+        },
+    },
+    "shop.buy": {
+        "effect": "reversible",
+        "resource": "'order of ' + args.thing",
+        "find": {**_FOUND, "args": {"thing": "'orders'"}},
+        "undo": {"call": "shop.give_back", "args": {"order": "result.order"}},
+    },
+    "shop.give_back": {"effect": "irreversible"},
+    "shop.send": {"effect": "deferred", "hold_back": "10m"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    #: The call whose effect it is; an outsider's has a name of its own.
+    key: str
+    value: int
+
+
+class World(ScriptedSource):
+    def __init__(self) -> None:
+        super().__init__(offer=OFFER)
+        self.writes: dict[str, list[Write]] = {thing: [Write(key="start", value=0)] for thing in THINGS}
+        #: Every order by the call that made it, and the call that gave it back.
+        self.orders: dict[str, str | None] = {}
+        self.mails: list[str] = []
+        self.fate: Fate = "well"
+        #: Things around which an answer was lost or a process died.
+        self.troubled: set[str] = set()
+        self.outsiders: set[str] = set()
+        self.dies: Callable[[], None] = lambda: None
+
+    def value(self, thing: str) -> int:
+        return self.writes[thing][-1].value
+
+    def write_from_outside(self, thing: str, value: int) -> None:
+        self.outsiders.add(thing)
+        self.writes[thing].append(Write(key=f"outsider-{len(self.writes[thing])}", value=value))
+
+    def effects(self, name: str = "") -> list[Any]:
+        """What happened, by the keys of the calls that did it."""
+        written = [write.key for writes in self.writes.values() for write in writes[1:]]
+        return [*written, *self.orders, *filter(None, self.orders.values()), *self.mails]
+
+    async def run(self, request: Request, caller: Caller = Caller()) -> Reply:  # noqa: B008 - frozen
+        arguments = request.arguments
+        if request.name == "look":
+            writes = self.writes[arguments["thing"]]
+            return a_reply({"value": writes[-1].value, "version": len(writes)})
+        if request.name == "log":
+            if arguments["thing"] == "orders":
+                return a_reply({"writes": [{"key": key, "order": f"o-{key}"} for key in self.orders]})
+            return a_reply({"writes": [{"key": write.key} for write in self.writes[arguments["thing"]]]})
+        fate, self.fate = self.fate, "well"
+        if fate != "well":
+            self.troubled.add(self._about(request))
+        await self._on_the_way(fate, "before")
+        if fate == "refused":
+            raise AdapterError("It is closed.", no_effect=True)
+        reply = self._do(request)
+        await self._on_the_way(fate, "after")
+        return reply
+
+    async def _on_the_way(self, fate: Fate, when: str) -> None:
+        if fate == f"lost {when}":
+            raise AdapterError("The line broke.", no_effect=False)
+        if fate == f"dies {when}":
+            self.dies()
+            await anyio.sleep_forever()
+
+    def _about(self, request: Request) -> str:
+        if request.name == "give_back":
+            return "orders"
+        return str(request.arguments.get("thing", "mail")) if request.name == "set" else "orders"
+
+    def _do(self, request: Request) -> Reply:
+        arguments = request.arguments
+        match request.name:
+            case "set":
+                writes = self.writes[arguments["thing"]]
+                if arguments.get("version", len(writes)) != len(writes):
+                    return a_reply("somebody was faster", is_error=True)
+                writes.append(Write(key=request.key, value=arguments["value"]))
+                return a_reply({"ok": True})
+            case "buy":
+                self.orders[request.key] = None
+                return a_reply({"order": f"o-{request.key}"})
+            case "give_back":
+                order = arguments["order"].removeprefix("o-")
+                if self.orders[order] is not None:
+                    return a_reply("it was given back already", is_error=True)
+                self.orders[order] = request.key
+                return a_reply({"ok": True})
+            case _:
+                self.mails.append(request.key)
+                return a_reply({"ok": True})
