@@ -379,7 +379,7 @@ undos = Table(
     Column("undo_call", String(36)),
     Column("residue", Text),
     # What it puts back was read first, but whoever writes between that and the call is overwritten.
-    Column("best_effort", Boolean, nullable=False, server_default="0"),
+    Column("best_effort", Boolean, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -193,8 +193,8 @@ async def test_policy_decides_by_the_time_at_which_it_is_sent(tmp_path: Path) ->
     clock = Clock()
     async with deferring(tmp_path, clock=clock) as remit:
         call_id = await scheduled(remit)
-        hour = remit.one("SELECT body FROM payloads WHERE kind = 'context'")["body"]
-        assert b'"hour":8' in hour
+        with open_records(remit.path) as records:
+            assert records.story(call_id).context["hour"] == 8
         remit.use_policy(
             MAY_UNDO.replace("shop.send, execute, 1 == 1", "shop.send, execute, r.ctx.hour == 8")
         )
