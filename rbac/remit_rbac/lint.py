@@ -8,7 +8,7 @@ be held against them later, when they are known (`hold_against`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from remit_rbac import syntax
@@ -42,6 +42,7 @@ def lint(policy: Policy, lines: Lines, surroundings: Surroundings) -> Iterator[P
     conditions: dict[str, _Condition] = {}
     for constraint in policy.model.constraints:
         yield from _broken(policy, constraint, at)
+        yield from _about_nobody(policy, constraint)
     for ptype, rules in policy.rules.items():
         for rule in rules:
             line = at.rule(ptype, rule)
@@ -103,6 +104,18 @@ def _broken(policy: Policy, constraint: Constraint, at: _Places) -> Iterator[Pro
         for name in offenders:
             yield _grant(policy, name, constraint.roles, tenant, at).problem(
                 "constraint", f"in {tenant}, {name}: {message}", "take a role away", value=1
+            )
+
+
+def _about_nobody(policy: Policy, constraint: Constraint) -> Iterator[Problem]:
+    """Roles of a constraint that nobody has in any tenant: a name that is misspelt keeps nobody apart."""
+    graph = policy.graphs["g"]
+    for role in constraint.roles:
+        if not any(_people(policy, role, tenant) for tenant in graph.domains):
+            yield replace(
+                constraint.at.problem(f"nobody has {role} in any tenant", "check the name, or add a g row"),
+                code="role-empty",
+                level="warning",
             )
 
 

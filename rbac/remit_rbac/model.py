@@ -286,6 +286,19 @@ def _parse(entry: Entry, *, roots: tuple[str, ...], functions: tuple[str, ...]) 
 
 
 def _constraint(entry: Entry) -> Constraint:
+    found = _understood(entry)
+    if found is None or not all(role.startswith("role:") for role in found.roles):
+        raise _NotUnderstoodError(
+            entry.problem(
+                "this constraint is not understood",
+                'sod("role:a", "role:b"), sodMax(["role:a", "role:b"], 1), roleMax("role:a", 3) or'
+                ' rolePre("role:a", "role:needed")',
+            )
+        )
+    return found
+
+
+def _understood(entry: Entry) -> Constraint | None:
     match _parse(entry, roots=(), functions=("sod", "sodMax", "roleMax", "rolePre")):
         case syntax.Call("sod", (syntax.Literal(str(a)), syntax.Literal(str(b)))):
             return Constraint(kind="sodMax", roles=(a, b), count=1, at=entry)
@@ -300,13 +313,7 @@ def _constraint(entry: Entry) -> Constraint:
                 return Constraint(kind="sodMax", roles=tuple(dict.fromkeys(roles)), count=count, at=entry)
         case _:
             pass
-    raise _NotUnderstoodError(
-        entry.problem(
-            "this constraint is not understood",
-            'sod("role:a", "role:b"), sodMax(["role:a", "role:b"], 1), roleMax("role:a", 3) or'
-            ' rolePre("role:a", "role:needed")',
-        )
-    )
+    return None
 
 
 class _MatcherReader:

@@ -53,7 +53,7 @@ CODES = {
     "shadowed": "A row that always denies covers the row, so it never allows anything.",
     "redundant": "A row that always allows covers the row, so it adds nothing.",
     "never-applies": "The condition is false for every call.",
-    "role-empty": "Nobody has the role.",
+    "role-empty": "Nobody has the role. Where a constraint names it, nobody is kept apart.",
     "role-unused": "No rule names the role.",
     "group-empty": "No tool belongs to the group.",
     "agent-without-user": "The agent acts for nobody in the tenant, so it can do nothing there.",

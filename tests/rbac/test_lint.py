@@ -30,6 +30,22 @@ def with_constraint(folder: Path, constraint: str, *rows: str) -> list[Problem]:
 SOD = 'sod("role:asker", "role:payer")'
 
 
+@pytest.mark.parametrize("constraint", ['sod("asker", "payer")', 'roleMax("user:a", 1)', 'sod("role:a")'])
+def test_a_constraint_is_about_roles(tmp_path: Path, constraint: str):
+    (problem,) = with_constraint(tmp_path, constraint)
+    assert (problem.code, problem.file) == ("bad-model", str(tmp_path / "model.conf"))
+
+
+def test_a_constraint_on_a_role_that_nobody_has_is_told(tmp_path: Path):
+    rows = ["g, user:a, role:asker, acme", "p, role:asker, acme, pay.refund, undo, 1 == 1, allow"]
+    assert with_constraint(tmp_path, SOD, *rows) == []
+    policy = load_files(tmp_path / "model.conf", [tmp_path / "policy.csv"])
+    told = [problem for problem in policy.warnings if problem.file.endswith("model.conf")]
+    assert [(problem.code, problem.message) for problem in told] == [
+        ("role-empty", "nobody has role:payer in any tenant")
+    ]
+
+
 @pytest.mark.parametrize(
     ("constraint", "rows", "line"),
     [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import jsonschema_rs
 import pytest
 from tests.server.acme import REPOSITORY, Terminal, a_place
-from tests.server.builders import ScriptedSource, a_config, a_remit, tools
+from tests.server.builders import Clock, ScriptedSource, a_config, a_remit, tools
 from tests.server.test_facts import PEN, ROLES, rule
 
 from remit import catalog
@@ -62,6 +63,26 @@ async def test_what_rules_saw_of_any_call_is_as_published(tmp_path: Path) -> Non
             ):
                 errors = jsonschema_rs.validator_for(schema).iter_errors(remit.carried(row["id"], "context"))
                 assert [error.message for error in errors] == []
+
+
+@pytest.mark.parametrize(
+    ("at", "hour", "weekday"),
+    [
+        ("2026-03-29T00:59:59+00:00", 1, 7),
+        ("2026-03-29T01:00:00+00:00", 3, 7),
+        ("2026-10-25T00:30:00+00:00", 2, 7),
+        ("2026-10-25T01:30:00+00:00", 2, 7),
+        ("2026-10-25T22:59:59+00:00", 23, 7),
+        ("2026-10-25T23:00:00+00:00", 0, 1),
+    ],
+)
+async def test_hour_and_weekday_are_those_of_the_zone_also_when_its_clocks_change(
+    tmp_path: Path, at: str, hour: int, weekday: int
+) -> None:
+    clock = Clock(int(datetime.fromisoformat(at).timestamp()) * 1_000_000)
+    policy = ROLES + rule(f"r.ctx.hour == {hour} && r.ctx.weekday == {weekday}")
+    async with a_remit(tmp_path, policy=policy, clock=clock, zone="Europe/Berlin") as remit:
+        await remit.done("shop.buy", PEN)
 
 
 def test_one_tool_is_told_with_its_arguments_facts_and_prices(tmp_path: Path) -> None:

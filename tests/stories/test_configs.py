@@ -10,9 +10,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import casbin
 import pytest
 from tests.server.acme import REPOSITORY, Terminal
 
+from remit_rbac.lines import read_lines
 from remit_rbac.model import SHIPPED
 
 CONFIGS = REPOSITORY / "configs"
@@ -31,6 +33,20 @@ def test_an_example_fits_its_sources_and_its_policy_does_what_its_tests_say(
     tests = str(remit.folder / "policy_tests.yaml")
     tested = remit("policy", "test", tests, "--min-coverage", "100")
     assert (tested.code, tested.err) == (0, ""), tested.out
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.csv")), ids=lambda path: path.parent.name)
+def test_an_unmodified_casbin_loads_the_same_rows(file: Path) -> None:
+    model = file.with_name("model.conf")
+    stock = casbin.Enforcer(str(model if model.exists() else SHIPPED), str(file))
+    rows = [
+        (ptype, *values)
+        for section in ("p", "g")
+        for ptype, table in stock.model.model[section].items()
+        for values in table.policy
+    ]
+    lines, problems = read_lines(file.read_bytes(), file.name)
+    assert (sorted(rows), problems) == (sorted(line.values for line in lines), [])
 
 
 @pytest.mark.parametrize("model", sorted(CONFIGS.rglob("model.conf")), ids=lambda path: path.parent.name)
