@@ -108,6 +108,7 @@ Amount = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 RunName = Annotated[Name, AfterValidator(_run_name)]
 JmesPath = Annotated[str, AfterValidator(_jmespath)]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$")]
 Unit = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -149,6 +150,8 @@ class PolicySource(Strict):
     model: Path | None = None
     #: The organisation's rules, for all tenants. With `source: database`, needed to push versions only.
     files: Annotated[tuple[Path, ...], Field(min_length=1)] = ()
+    #: Rows that other Casbin programs keep, beside the files: `module:function` gives a pycasbin adapter.
+    adapters: tuple[FunctionName, ...] = ()
     #: What each tenant adds; such a file may speak about its own tenant only.
     tenants: Mapping[SubjectId, Annotated[tuple[Path, ...], Field(min_length=1)]] = {}
     #: Policy tests: a version that fails one of them is refused.
@@ -164,7 +167,7 @@ class PolicySource(Strict):
 
     @model_validator(mode="after")
     def _somewhere(self) -> PolicySource:
-        if self.source == "files" and not self.files:
+        if self.source == "files" and not (self.files or self.adapters):
             raise ValueError("files is missing; write files: [policy.csv], or source: database")
         if self.source == "files" and self.second_person:
             raise ValueError("second_person needs source: database; who may edit the files decides otherwise")

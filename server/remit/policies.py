@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from remit.database import exists
 from remit.errors import RemitError
 from remit.records import open_records
 from remit.versions import Version
-from remit_rbac import GUARDRAILS, Layer, Policy, load_layers
+from remit_rbac import GUARDRAILS, Layer, Policy, PolicyError, load_layers
+from remit_rbac.lines import read_values
 from remit_rbac.model import SHIPPED
+from remit_rbac.sources import adapter_rows
 
 #: How rows and problems name the model that ships.
 _MODEL = Layer(file="built-in model", content=SHIPPED.read_bytes())
@@ -125,11 +128,17 @@ def text_in_force(settings: Config) -> PolicyText:
 def files_text(settings: Config) -> PolicyText:
     """What stands in the configured files, each read once. Raises RemitError when one cannot be read."""
     source = settings.policy
-    if not source.files:
+    if not (source.files or source.adapters):
         raise RemitError(
             "policy.files names no file: write the files that make the policy into the configuration"
         )
-    return text_of(source.files, source.model, tenants=source.tenants)
+    text = text_of(source.files, source.model, tenants=source.tenants)
+    return replace(text, layers=(*adapted(settings), *text.layers))
+
+
+def adapted(settings: Config) -> tuple[Layer, ...]:
+    """What the configured pycasbin adapters give. Raises PolicyError, RemitError."""
+    return tuple(_kept_elsewhere(name) for name in settings.policy.adapters)
 
 
 def text_of(
@@ -164,6 +173,22 @@ def load_version(settings: Config, version: str) -> BuiltPolicy:
             f"the stored text of policy version {stored.id[:12]} was changed: see `remit audit verify`"
         )
     return made
+
+
+def _kept_elsewhere(name: str) -> Layer:
+    """The rows of a pycasbin adapter, as a file would have them; sorted, for most have no order of their own.
+
+    Raises PolicyError for rows that no file could have, RemitError when they cannot be had.
+    """
+    module, _, function = name.partition(":")
+    try:
+        rows = adapter_rows(getattr(import_module(module), function)())
+    except Exception as error:
+        raise RemitError(f"the policy adapter {name} failed: {type(error).__name__}: {error}") from error
+    lines, problems = read_values(sorted(rows), name)
+    if problems:
+        raise PolicyError(problems)
+    return Layer(file=name, content="\n".join(line.row.text for line in lines).encode())
 
 
 def _read(path: Path, tenant: str | None = None) -> Layer:

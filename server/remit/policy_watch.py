@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import anyio
 import anyio.to_thread
@@ -25,12 +26,14 @@ from remit.config import Config
 from remit.database import reading
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import Journal
-from remit.policies import BuiltPolicy, built, text_in_force
+from remit.policies import BuiltPolicy, adapted, built, text_in_force
 from remit_rbac import Policy, PolicyError
 
 _log = logging.getLogger("remit.policy")
 #: Seconds between two looks. Files count as written when two looks see the same, so within a second.
 _LOOK_S = 0.4
+#: Seconds between two looks at rows that a pycasbin adapter gives: all of them are read each time.
+_ADAPTERS_S = 10.0
 #: Most problems of one refused version that are recorded.
 _PROBLEMS_MAX = 20
 
@@ -55,6 +58,9 @@ class PolicyWatch:
         #: The text that was refused last, while it stands where the next version should.
         self._refused: object = None
         self._asked = anyio.Event()
+        #: What the adapters gave at the last look, and when that was (monotonic seconds).
+        self._rows: Hashable = None
+        self._rows_at_s = -_ADAPTERS_S
 
     def load(self) -> Policy:
         """Read the policy to start with. Raises PolicyError with every problem, RemitError."""
@@ -142,13 +148,24 @@ class PolicyWatch:
 
     def _look(self) -> Hashable:
         if self._files:
-            return tuple(_status(path) for path in (*_paths(self._config), *self._config.policy.tests))
+            files = (*_paths(self._config), *self._config.policy.tests)
+            return (self._elsewhere(), *(_status(path) for path in files))
         try:
             with reading(self._config.store.location) as db:
                 row = db.one("SELECT MAX(number) AS newest FROM policy_activations")
             return row["newest"] if row else None
         except StoreUnavailable:
             return self._tried  # whoever writes there next will say what is wrong
+
+    def _elsewhere(self) -> Hashable:
+        """What there is of rows that adapters give; looked at less often than files."""
+        if self._config.policy.adapters and monotonic() - self._rows_at_s >= _ADAPTERS_S:
+            try:
+                self._rows = adapted(self._config)
+            except (RemitError, PolicyError) as error:
+                self._rows = str(error)
+            self._rows_at_s = monotonic()
+        return self._rows
 
 
 def _paths(config: Config) -> list[Path]:

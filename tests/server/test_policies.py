@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import anyio
 import pytest
+from casbin.persist.adapters import FileAdapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.builders import a_config, a_database, rows
@@ -87,6 +90,32 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "policy.csv").unlink()
     with pytest.raises(RemitError, match=r"policy\.csv cannot be read: No such file"):
         load_policy(config)
+
+
+def kept_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: str) -> Config:
+    """A configuration whose policy is what a pycasbin adapter gives."""
+    (folder / "rows.csv").write_text(rows)
+    module = ModuleType("rows_of_others")
+    module.adapter = lambda: FileAdapter(str(folder / "rows.csv"))  # pyright: ignore[reportAttributeAccessIssue]
+    module.broken = lambda: 1 / 0  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "rows_of_others", module)
+    return a_config(folder, policy={"adapters": ["rows_of_others:adapter"]})
+
+
+def test_rows_that_other_programs_keep_are_read_through_their_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = kept_elsewhere(tmp_path, monkeypatch, BASE)
+    policy = load_policy(config)
+    assert policy.version == load_policy(a_place(tmp_path, BASE)).version
+    assert policy.rules["p"][-1].row.file == "rows_of_others:adapter"
+    assert PolicyText.from_json(files_text(config).as_json()).build().policy.version == policy.version
+    kept_elsewhere(tmp_path, monkeypatch, BASE + "p, role:clerk, acme, shop.buy, execute, 1 == 1, Deny\n")
+    with pytest.raises(PolicyError, match=r"rows_of_others:adapter:\d+:\d+: .*bad-effect"):
+        load_policy(config)
+    for name, why in (("rows_of_others:broken", "ZeroDivisionError"), ("no_such_module:x", "no_such_module")):
+        with pytest.raises(RemitError, match=why):
+            load_policy(a_config(tmp_path, policy={"adapters": [name]}))
 
 
 def test_a_model_that_is_not_text_is_refused_with_its_line(tmp_path: Path) -> None:

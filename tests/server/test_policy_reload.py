@@ -19,6 +19,7 @@ from mcp import MCPError
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import POLICY, a_config, a_database, rows, until
 from tests.server.fronts import Served, names, served
+from tests.server.test_policies import kept_elsewhere
 
 from remit import telemetry
 from remit.errors import RemitError
@@ -173,6 +174,32 @@ async def test_hangup_makes_a_server_look_again_at_what_it_refused(
 
 def pushed(config: Any) -> Version:
     return files_text(config).build().version
+
+
+async def test_a_server_takes_rows_that_another_program_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remit.policy_watch._ADAPTERS_S", 0)
+    config = kept_elsewhere(tmp_path, monkeypatch, POLICY)
+    a_database(tmp_path)
+    journal = await open_journal(tmp_path / "remit.db", role="http")
+    watch = PolicyWatch(config)
+    taken: list[Policy] = []
+    before = watch.load().version
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch.run, journal, taken.append)
+            replace(tmp_path / "rows.csv", NO_BUYING)
+            await until(lambda: taken)
+            replace(tmp_path / "rows.csv", "p, nonsense")
+            await until(
+                lambda: rows(tmp_path / "remit.db", "SELECT 1 FROM events WHERE kind = 'policy.rejected'")
+            )
+            tasks.cancel_scope.cancel()
+    finally:
+        await journal.close()
+    assert len(taken) == 1
+    assert taken[0].version != before
 
 
 async def test_a_server_takes_the_version_that_a_person_activates(tmp_path: Path) -> None:
