@@ -21,14 +21,14 @@ from remit.schema import upgrade
 
 _TEMPLATE = "remit_template"
 _NUMBERS = count(1)
-#: Nothing survives the machine here, and nothing has to.
-_SETTINGS = ("listen_addresses=", "max_connections=200", "shared_buffers=32MB", "fsync=off")
+_SETTINGS = ("listen_addresses=", "max_connections=200", "shared_buffers=32MB")
 
 
 class Server:
-    """Whoever starts it stops it."""
+    """Whoever starts it stops it. What it says is `durable` only if asked: tests outlive no machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._settings = (*_SETTINGS, f"fsync={'on' if durable else 'off'}")
         self.folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
         self._bin = _binaries()
         self._user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
@@ -46,7 +46,7 @@ class Server:
         return f"postgresql://remit@/{database}?host={self.folder}"
 
     def start(self) -> None:
-        settings = " ".join(f"-c {setting}" for setting in _SETTINGS)
+        settings = " ".join(f"-c {setting}" for setting in self._settings)
         self._run("pg_ctl", "-w", "-D", self.data, "-o", f"-k {self.folder} {settings}", "start")
 
     def crash(self) -> None:
