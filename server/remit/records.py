@@ -592,9 +592,15 @@ class Records:
 
     # Events.
 
-    def events(self, *, since_us: int = 0) -> Iterator[EventRow]:
-        """All events since then, in the order in which they were written: there may be very many."""
-        for row in self._db.rows("SELECT * FROM events WHERE at_us >= ? ORDER BY rowid", (since_us,)):
+    def events(
+        self, *, since_us: int = 0, until_us: int | None = None, tenant: str | None = None
+    ) -> Iterator[EventRow]:
+        """All such events, in the order in which they were written: there may be very many."""
+        condition = "at_us >= ?"
+        condition += " AND at_us < ?" if until_us is not None else ""
+        condition += " AND tenant = ?" if tenant is not None else ""
+        values = [since_us, *(each for each in (until_us, tenant) if each is not None)]
+        for row in self._db.rows(f"SELECT * FROM events WHERE {condition} ORDER BY rowid", values):  # noqa: S608 - the conditions are ours
             yield as_event(row)
 
     def newest_events(self, *, after: int | None, limit: int) -> tuple[list[EventRow], int]:

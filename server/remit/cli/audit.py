@@ -18,6 +18,7 @@ from remit.cli.options import CALL, SINCE, as_option, config_option, json_option
 if TYPE_CHECKING:
     from remit.checkpoint import Checkpoint, Verifier
     from remit.database import Location
+    from remit.exports import Format
     from remit.records import Records
 
 
@@ -229,7 +230,22 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
 
 @audit.command()
 @config_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "csv", "parquet", "otlp", "ocsf", "cloudevents"]),
+    default="jsonl",
+    show_default=True,
+    help="Written as; parquet needs --output, and otlp goes to --endpoint.",
+)
 @click.option("--since", "since_us", type=SINCE, help="Events since then: 24h, 7d or 2026-01-31.")
+@click.option("--until", "until_us", type=SINCE, help="Events before then.")
+@click.option("--tenant", metavar="TENANT", help="Events of this tenant.")
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="The collector's OTLP/HTTP address for logs, for example http://127.0.0.1:4318/v1/logs.",
+)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="A new file, instead of stdout."
 )
@@ -251,7 +267,11 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
 )
 def export(
     config_path: Path,
+    form: Format,
     since_us: int | None,
+    until_us: int | None,
+    tenant: str | None,
+    endpoint: str | None,
     output: Path | None,
     checkpoint: Path | None,
     tiles: Path | None,
@@ -259,15 +279,24 @@ def export(
 ) -> None:
     """Print every event, one JSON object a line, in the order in which they were written.
 
-    Each line is {"hash": ..., "event": ...}. The event is written exactly as it was sealed, so the chain of
+    csv, parquet, ocsf (API Activity), cloudevents and otlp are the same events for other systems. In jsonl
+    each line is {"hash": ..., "event": ...}. The event is written exactly as it was sealed, so the chain of
     a stream can be verified from the export: hash = SHA-256(hash before, event). With --checkpoint,
     `remit-verify` can tell from both files whether it is all there. With --tiles, only checkpoint, hashes and
     entries are written, in the layout of c2sp.org/tlog-tiles; they tell nothing about what happened.
     """
+    from remit.cli.output import progress
+    from remit.exports import counted, lines, send_otlp, write_parquet
     from remit.proofs import in_log_order, newest_checkpoint, published
 
-    if checkpoint and since_us:
-        raise click.UsageError("--checkpoint covers every event: leave out --since")
+    if (checkpoint or tiles) and (since_us or until_us or tenant or form != "jsonl"):
+        raise click.UsageError(
+            "--checkpoint and --tiles cover every event as it was sealed: say nothing else"
+        )
+    if form == "parquet" and output is None:
+        raise click.UsageError("parquet is no text: say --output")
+    if (form == "otlp") != (endpoint is not None):
+        raise click.UsageError("otlp goes to --endpoint, and nothing else does")
     with _records(config_path, copy) as found:
         if tiles:
             for name, content in published(found):
@@ -278,9 +307,18 @@ def export(
             note, _ = newest_checkpoint(found)
             with _to(checkpoint) as write:
                 write(note)
-        with _to(output) as write:
-            for event in in_log_order(found) if checkpoint else found.events(since_us=since_us or 0):
-                write(f'{{"hash":"{event.hash}","event":{event.body}}}\n')
+        chosen = found.events(since_us=since_us or 0, until_us=until_us, tenant=tenant)
+        with progress("Exporting", found.count("events")) as advance:
+            events = counted(in_log_order(found) if checkpoint else chosen, advance)
+            if endpoint:
+                send_otlp(events, endpoint)
+            elif form == "parquet" and output:
+                with _to(output):  # it is new, and closed to others
+                    write_parquet(events, output)
+            else:
+                with _to(output) as write:
+                    for line in lines(events, form):
+                        write(line)
 
 
 def _verifiers(keys: tuple[str, ...]) -> list[Verifier]:
