@@ -381,6 +381,7 @@ def _location(config_path: Path) -> Location:
 def _to(output: Path | None) -> Generator[Callable[[str], object]]:
     if output is None:
         yield sys.stdout.write
+        sys.stdout.flush()
         return
     try:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
