@@ -8,7 +8,7 @@ be held against them later, when they are known (`hold_against`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from remit_rbac import syntax
@@ -30,6 +30,8 @@ class Surroundings:
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None
     #: Dotted names below `r.ctx`; each stands for what is inside it, too.
     known_context: Collection[str] | None = None
+    #: By action: those of them that are not there when it is asked about.
+    absent_context: Mapping[str, Collection[str]] = field(default_factory=dict[str, Collection[str]])
 
 
 #: Known rows by their values, row type first.
@@ -51,7 +53,7 @@ def lint(policy: Policy, lines: Lines, surroundings: Surroundings) -> Iterator[P
                 condition = conditions.get(rule.condition.text) or _read(rule.condition)
                 conditions[rule.condition.text] = condition
                 yield from _condition_findings(rule, line, condition)
-                yield from _context_findings(line, condition, surroundings.known_context)
+                yield from _context_findings(line, condition, surroundings)
     if surroundings.tool_schemas is not None:
         yield from _tool_findings(policy, surroundings.tool_schemas, {})
     yield from _overlaps(policy, at)
@@ -453,22 +455,24 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
-def _context_findings(line: Line, condition: _Condition, known: Collection[str] | None) -> Iterator[Problem]:
-    for path in condition.paths if known is not None else ():
-        if path.keys[1] == "ctx" and known is not None and not _is_known(path.keys[2:], known):
-            yield line.problem(
-                "unknown-context",
-                f"the server sets no {_dotted(path.keys)}",
-                f"there are {', '.join(sorted(known))}",
-                value=5,
-                offset=path.column - 1,
-            )
+def _context_findings(line: Line, condition: _Condition, surroundings: Surroundings) -> Iterator[Problem]:
+    known, act = surroundings.known_context, line.values[4]
+    for path in condition.paths:
+        if path.keys[1] != "ctx":
+            continue
+        if known is not None and not _is_known(path.keys[2:], (*known, "in_chain")):
+            message, fix = f"the server sets no {_dotted(path.keys)}", f"there are {', '.join(sorted(known))}"
+        elif len(path.keys) > 2 and _is_known(path.keys[2:], surroundings.absent_context.get(act, ())):
+            message = f"{_dotted(path.keys)} is not there when it is about {act}"
+            fix = "write the condition without it"
+        else:
+            continue
+        yield line.problem("unknown-context", message, fix, value=5, offset=path.column - 1)
 
 
 def _is_known(path: Keys, known: Collection[str]) -> bool:
     """Whether an attribute, something around it or something inside it is known."""
-    # The engine itself sets this one, for approvals.
-    for name in (*known, "in_chain"):
+    for name in known:
         parts = tuple(name.split("."))
         shorter = min(len(parts), len(path))
         if parts[:shorter] == path[:shorter]:

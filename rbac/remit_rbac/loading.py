@@ -78,14 +78,17 @@ def load_layers(
     guardrails: Sequence[Layer] = (GUARDRAILS,),
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
     known_context: Collection[str] | None = None,
+    absent_context: Mapping[str, Collection[str]] | None = None,
 ) -> Policy:
     """Load guardrails, the organisation's files and those of its tenants, as one policy.
 
     A deny of any layer holds whatever another allows. A tenant's files may speak about that tenant only
     and may not change tool groups. `model` None is the shipped one. Nothing is read from disk, so what was
-    checked is what counts. Raises PolicyError naming every problem.
+    checked is what counts. `absent_context` says by action which attributes are not there then. Raises
+    PolicyError naming every problem.
     """
-    builder = _Builder(_model_of(model), Surroundings(tool_schemas, known_context))
+    surroundings = Surroundings(tool_schemas, known_context, absent_context or {})
+    builder = _Builder(_model_of(model), surroundings)
     for layer in (*guardrails, *layers):
         lines, problems = read_lines(layer.content, layer.file)
         foreign = _trespasses(layer.tenant, lines) if layer.tenant is not None else ()

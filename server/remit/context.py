@@ -43,6 +43,12 @@ ATTRIBUTES = (
     "confirmed",
     "in_chain",
 )
+#: By action: what rows that are about it alone never see.
+NOT_THERE = {
+    "approve": ("run", "claim", "confirmed"),
+    "undo": ("facts", "parsed", "derived", "in_chain"),
+    **dict.fromkeys(("execute", "recommend", "advise"), ("in_chain",)),
+}
 #: What is another thing by the time that somebody votes, or is no concern of theirs.
 _PASSING = frozenset({"hour", "weekday", "run", "claim", "confirmed"})
 

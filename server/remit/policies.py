@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from remit.config import Config
-from remit.context import context_names
+from remit.context import NOT_THERE, context_names
 from remit.database import exists
 from remit.errors import RemitError
 from remit.records import open_records
@@ -45,7 +45,11 @@ class PolicyText:
         Raises PolicyError naming every problem.
         """
         policy = load_layers(
-            self.layers, model=self.model, guardrails=self.guardrails, known_context=known_context
+            self.layers,
+            model=self.model,
+            guardrails=self.guardrails,
+            known_context=known_context,
+            absent_context=NOT_THERE if known_context is not None else None,
         )
         return BuiltPolicy(text=self, policy=policy)
 

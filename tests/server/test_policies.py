@@ -85,6 +85,25 @@ def test_a_rule_that_reads_what_this_configuration_does_not_set_is_refused(tmp_p
         load_policy(a_place(tmp_path, BASE + rule))
 
 
+@pytest.mark.parametrize(
+    ("action", "attribute"),
+    [
+        ("approve", "run.calls"),
+        ("approve", "claim.confidence"),
+        ("undo", "in_chain"),
+        ("execute", "in_chain"),
+    ],
+)
+def test_a_rule_that_reads_what_its_action_does_not_have_is_refused(
+    tmp_path: Path, action: str, attribute: str
+) -> None:
+    row = f"p, role:clerk, acme, shop.buy, {action}, r.ctx.{attribute} == 1, allow\n"
+    with pytest.raises(PolicyError, match=rf"{attribute} is not there when it is about {action}"):
+        load_policy(a_place(tmp_path, BASE + row))
+    anybody = row.replace(f" {action},", " *,").replace("allow", "deny")
+    assert load_policy(a_place(tmp_path, BASE + anybody))
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     config = a_place(tmp_path)
     (tmp_path / "policy.csv").unlink()
