@@ -499,6 +499,60 @@ class ToolRules(Strict):
         return self
 
 
+class RunsAs(Strict):
+    """In whose name a playbook acts: policy governs both, as it does any agent and its user."""
+
+    tenant: SubjectId
+    agent: AgentName
+    user: UserName
+
+
+class PlaybookStep(Strict):
+    """One step: a governed call, a rollback, or the kill switch."""
+
+    id: Name
+    #: Skipped unless this is true, over `inputs` and the results of earlier `steps`.
+    when: Annotated[str, expression("inputs", "steps")] | None = None
+    call: Annotated[str, AfterValidator(_pattern)] | None = None
+    args: Mapping[str, Annotated[str | int, expression("inputs", "steps")]] = {}
+    #: Over the call's `result`, `inputs` and `steps`: when it is not true, the playbook ends there.
+    expect: Annotated[str, expression("inputs", "steps", "result")] | None = None
+    #: Take back all that this run, agent or tool did.
+    rollback: Literal["run", "agent", "tool"] | None = None
+    since: Duration | None = None
+    #: Turn the kill switch on.
+    stop: Literal["all", "tenant", "agent", "user", "run", "tool", "source"] | None = None
+    #: Which run, agent, tool and so on, as an expression.
+    of: Annotated[str, expression("inputs", "steps")] | None = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> PlaybookStep:
+        if sum(it is not None for it in (self.call, self.rollback, self.stop)) != 1:
+            raise ValueError("a step is one of call, rollback and stop")
+        if self.call is None and (self.args or self.expect):
+            raise ValueError("args and expect belong to a call")
+        if (self.rollback or self.stop not in (None, "all")) and self.of is None:
+            raise ValueError("say of what, with of: an expression such as inputs.agent")
+        return self
+
+
+class Playbook(Strict):
+    """A recovery procedure. Run by `remit playbook run`, and recorded step by step."""
+
+    about: str = ""
+    runs_as: Annotated[RunsAs, Field(alias="as")]
+    #: What must be given, by name; `steps` see them as `inputs`.
+    inputs: tuple[Name, ...] = ()
+    steps: Annotated[tuple[PlaybookStep, ...], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> Playbook:
+        names = [step.id for step in self.steps]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two steps are called {twice[0]}")
+        return self
+
+
 class Budget(Strict):
     """A limit in one unit over one window, for each account of a scope (`id: "*"`) or for one of them."""
 
@@ -605,6 +659,8 @@ class Config(Strict):
     sources: Annotated[Mapping[SourceId, Source], Field(min_length=1)]
     tools: Mapping[Annotated[str, AfterValidator(_pattern)], ToolRules] = {}
     budgets: tuple[Budget, ...] = ()
+    #: Recovery procedures, by name.
+    playbooks: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")], Playbook] = {}
     approvals: Approvals = Approvals()
     limits: Limits = Limits()
     audit: Audit = Audit()

@@ -52,6 +52,15 @@ def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -
         if tool is None or not (tool.undo or tool.before or tool.facts or tool.refinements):
             message = f"{flaw.name} is not exported: {flaw.what}"
             yield Misfit(problem=loaded.problem(("sources", flaw.source), message))
+    for name, book in config.playbooks.items():
+        for number, step in enumerate(book.steps):
+            where = ("playbooks", name, "steps", number)
+            tool = catalog.tools.get(step.call or "")
+            if step.call and tool is None and not may_exist(step.call):
+                yield Misfit(problem=loaded.problem(where, f"no source offers {step.call}"))
+            for argument in step.args:
+                if tool and argument_kinds(_input(tool), (argument,)) is None:
+                    yield Misfit(problem=loaded.problem(where, f"{tool.name} has no argument {argument}"))
     priced = {CALLS} | {price.unit for tool in catalog.tools.values() for price in tool.prices}
     for number, budget in enumerate(config.budgets):
         if budget.unit not in priced and not absent:

@@ -1114,6 +1114,81 @@ class Journal:
 
         await self._writer.write(change)
 
+    # Playbooks.
+
+    async def begin_playbook(
+        self,
+        *,
+        run: str,
+        name: str,
+        digest: str,
+        inputs: Mapping[str, str],
+        tenant: str,
+        by: str,
+        anew: bool,
+    ) -> str:
+        """Begin a run; return its id, or that of an equal one that has not ended well and is carried on."""
+
+        def change() -> str:
+            ledger, told = self._ledger, orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS).decode()
+            open_run = ledger.one(
+                "SELECT id FROM playbook_runs WHERE name = ? AND digest = ? AND inputs = ? AND tenant = ?"
+                " AND state <> 'done' ORDER BY id DESC LIMIT 1",
+                (name, digest, told, tenant),
+            )
+            if open_run and not anew:
+                ledger.execute(
+                    "UPDATE playbook_runs SET state = 'running', ended_us = NULL WHERE id = ?",
+                    (open_run["id"],),
+                )
+            else:
+                ledger.insert(
+                    "playbook_runs", (run, name, digest, told, tenant, "running", by, ledger.now_us, None)
+                )
+            found = open_run["id"] if open_run and not anew else run
+            ledger.event(
+                "playbook.started",
+                tenant=tenant,
+                call_id=None,
+                run=found,
+                playbook=name,
+                digest=digest,
+                carried_on=found != run,
+                by=by,
+            )
+            return found
+
+        return await self._writer.write(change)
+
+    async def note_playbook(
+        self, *, run: str, tenant: str, step: str, state: str, said: str, call_id: str | None
+    ) -> None:
+        """Record how one step ended."""
+
+        def change() -> None:
+            self._ledger.event(
+                "playbook.step",
+                tenant=tenant,
+                call_id=None,
+                run=run,
+                step=step,
+                state=state,
+                said=said,
+                call=call_id,
+            )
+
+        await self._writer.write(change)
+
+    async def end_playbook(self, *, run: str, tenant: str, state: str) -> None:
+        def change() -> None:
+            self._ledger.execute(
+                "UPDATE playbook_runs SET state = ?, ended_us = ? WHERE id = ?",
+                (state, self._ledger.now_us, run),
+            )
+            self._ledger.event("playbook.ended", tenant=tenant, call_id=None, run=run, state=state)
+
+        await self._writer.write(change)
+
     async def tell(self, run: RunKey) -> tuple[Notice, ...]:
         """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""
         return await self._writer.write(lambda: notices.take(self._ledger, run))

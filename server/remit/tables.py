@@ -421,6 +421,30 @@ undo_proofs = Table(
     sqlite_with_rowid=False,
 )
 
+#: Each time that a playbook was run. Its steps are calls and events of their own.
+playbook_runs = Table(
+    "playbook_runs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(32), nullable=False),
+    # SHA-256 of the version.
+    Column("digest", String(64), nullable=False),
+    # JSON.
+    Column("inputs", Text, nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column(
+        "state",
+        String(7),
+        CheckConstraint("state IN ('running', 'done', 'failed', 'waits', 'doubt')", name="state"),
+        nullable=False,
+    ),
+    # Who began it.
+    Column("by", String(133), nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+    sqlite_with_rowid=False,
+)
+
 approvals = Table(
     "approvals",
     metadata,

@@ -57,6 +57,9 @@ NOT_RUN = (
     "remit serve --stdio",
     "remit calls tail --follow",
     "remit demo",
+    "remit playbook list",
+    "remit playbook run stop-and-take-back --input agent=agent:support-bot --dry-run",
+    "remit playbook run stop-and-take-back --input agent=agent:support-bot",
 )
 #: How a reader comes to where the page begins; the tests are there already.
 ON_THE_WAY = (

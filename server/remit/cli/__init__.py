@@ -50,6 +50,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "remit.cli.rollback:rollback",
             "Take many calls back, newest first, each by its registered way.",
         ),
+        "playbook": (
+            "remit.cli.playbook:playbook",
+            "Recovery procedures that are written down in the configuration.",
+        ),
         "doubt": ("remit.cli.doubt:doubt", "Calls of which nobody knows whether they took effect."),
         "switch": (
             "remit.cli.switch:switch",

@@ -1,0 +1,249 @@
+"""Recovery procedures: written down beforehand, and really carried out, one governed step after another.
+
+A driver over rows, no engine: each step is a governed call under a key made of the run and the step, a
+rollback, or a switch, and all three do nothing twice. So a run that was cut short, at whatever point, is
+carried on by doing it again. What the steps found is read back from their own records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from remit.calls import new_call, result_of
+from remit.config import Playbook, PlaybookStep
+from remit.config_file import Loaded
+from remit.errors import RemitError, WrongState
+from remit.identity import Principal
+from remit.ids import uuid7
+from remit.model import Call, Done, InDoubt, Outcome, Pending, Unconfirmed
+from remit.pipeline import Services, govern, informed
+from remit.records import CallQuery, open_records
+from remit.rollback import GONE, Step, plan, roll_back
+from remit_rbac import EvaluationError, Rung, compile_expression
+
+#: `waits` for a person, and is carried on by running it again; `doubt`: nobody knows whether it happened.
+State = Literal["done", "skipped", "failed", "waits", "doubt", "planned"]
+#: More calls than one step may take back.
+_CALLS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How one step ended, or would begin."""
+
+    step: str
+    state: State
+    said: str
+    call_id: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One run of a playbook, and what its steps have found so far."""
+
+    id: str
+    name: str
+    playbook: Playbook
+    inputs: Mapping[str, str]
+    on: Services
+    loaded: Loaded
+    found: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def principal(self) -> Principal:
+        who = self.playbook.runs_as
+        return Principal(tenant=who.tenant, agent=who.agent, user=who.user, auth="local")
+
+    @property
+    def roots(self) -> Mapping[str, Any]:
+        return {"inputs": self.inputs, "steps": self.found}
+
+
+def digest(playbook: Playbook) -> str:
+    """SHA-256 of a version."""
+    text = orjson.dumps(playbook.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()
+
+
+def given(playbook: Playbook, inputs: Mapping[str, str]) -> Mapping[str, str]:
+    """The inputs, when they are those of the playbook. Raises WrongState otherwise."""
+    if wrong := sorted(inputs.keys() ^ set(playbook.inputs)):
+        known = ", ".join(playbook.inputs) or "none"
+        raise WrongState(f"its inputs are {known}; not given, or unknown: {', '.join(wrong)}")
+    return inputs
+
+
+async def begin(
+    name: str, inputs: Mapping[str, str], on: Services, loaded: Loaded, *, by: str, anew: bool = False
+) -> Run:
+    """A new run, or the one with the same version and inputs that has not ended well yet."""
+    playbook = loaded.config.playbooks[name]
+    run = await on.journal.begin_playbook(
+        run=uuid7(on.clock()),
+        name=name,
+        digest=digest(playbook),
+        inputs=given(playbook, inputs),
+        tenant=playbook.runs_as.tenant,
+        by=by,
+        anew=anew,
+    )
+    return Run(id=run, name=name, playbook=playbook, inputs=inputs, on=on, loaded=loaded)
+
+
+async def carry_out(run: Run) -> AsyncGenerator[Ended]:
+    """Take every step until one does not end well; each is recorded as it ends."""
+    state: State = "done"
+    for step in run.playbook.steps:
+        ended = await _taken(run, step)
+        await run.on.journal.note_playbook(
+            run=run.id,
+            tenant=run.principal.tenant,
+            step=step.id,
+            state=ended.state,
+            said=ended.said,
+            call_id=ended.call_id,
+        )
+        yield ended
+        if ended.state not in ("done", "skipped"):
+            state = ended.state
+            break
+    await run.on.journal.end_playbook(run=run.id, tenant=run.principal.tenant, state=state)
+
+
+async def foreseen(run: Run) -> AsyncGenerator[Ended]:
+    """What every step would be, without taking one; what depends on earlier steps is not known yet."""
+    for step in run.playbook.steps:
+        try:
+            yield await _planned(run, step)
+        except EvaluationError:
+            yield Ended(step=step.id, state="planned", said="It depends on what earlier steps find.")
+
+
+async def _taken(run: Run, step: PlaybookStep) -> Ended:
+    try:
+        if step.when is not None and _value(step.when, run.roots) is not True:
+            return Ended(step=step.id, state="skipped", said=f"Not the case: {step.when}")
+        if step.call is not None:
+            return await _call(run, step)
+        if step.rollback is not None:
+            return await _rollback(run, step)
+        return await _switch(run, step)
+    except EvaluationError as error:
+        return Ended(step=step.id, state="failed", said=f"It cannot be worked out: {error}")
+    except RemitError as error:
+        return Ended(step=step.id, state="failed", said=str(error))
+
+
+async def _planned(run: Run, step: PlaybookStep) -> Ended:
+    said = f"Only if {step.when}. " if step.when else ""
+    if step.call is not None:
+        decision = await informed(_as_call(run, step), run.on)
+        rung = decision.verdict.rung
+        said += f"Would call {step.call}: {rung.name.lower()}. {decision.verdict.reason}"
+        return Ended(step=step.id, state="planned" if rung > Rung.ADVISE else "failed", said=said)
+    if step.rollback is not None:
+        steps = _to_undo(run, step)
+        back = sum(each.part == "undo" for each in steps)
+        said += f"Would take back {back} of {len(steps)} calls."
+        return Ended(step=step.id, state="planned", said=said)
+    target = _target(run, step)
+    return Ended(step=step.id, state="planned", said=f"{said}Would stop {step.stop} {target}.")
+
+
+def _as_call(run: Run, step: PlaybookStep) -> Call:
+    tool = run.on.catalog.tools.get(step.call or "")
+    if tool is None:
+        raise WrongState(f"no source offers {step.call}")
+    return new_call(
+        tool=tool,
+        arguments={name: _value(text, run.roots) for name, text in step.args.items()},
+        principal=run.principal,
+        run=f"playbook-{run.id}",
+        secret=run.on.secret,
+        at_us=run.on.clock(),
+        client_key=f"{run.id}:{step.id}",
+    )
+
+
+async def _call(run: Run, step: PlaybookStep) -> Ended:
+    outcome = await govern(_as_call(run, step), run.on)
+    state, said = _told(outcome)
+    if isinstance(outcome, Done):
+        result, text = result_of(outcome.reply)
+        run.found[step.id] = result
+        if state == "failed":
+            said = f"{step.call} was answered with an error: {text[:300]}"
+        elif step.expect and _value(step.expect, {**run.roots, "result": result}) is not True:
+            state, said = "failed", f"It is not so: {step.expect}"
+    return Ended(step=step.id, state=state, said=said, call_id=outcome.call_id)
+
+
+def _told(outcome: Outcome) -> tuple[State, str]:
+    match outcome:
+        case Done(failed=False) if outcome.reply.kind == "complete" and not outcome.reply.is_error:
+            return "done", "Done before." if outcome.repeated else "Done."
+        case Done():
+            return "failed", ""
+        case Pending():
+            return "waits", f"A person must agree first: request {outcome.approval_id}."
+        case InDoubt():
+            return "doubt", f"{outcome.message} Resolve it (remit doubt), then run this again."
+        case Unconfirmed():
+            return "failed", "It asks for a confirmation, and nobody is there to be asked."
+        case _:
+            verdict = getattr(outcome, "verdict", None)
+            if verdict is not None and verdict.code == "in_doubt":
+                return "doubt", verdict.reason
+            return "failed", verdict.reason if verdict else str(getattr(outcome, "message", ""))
+
+
+async def _rollback(run: Run, step: PlaybookStep) -> Ended:
+    ended = await roll_back(_to_undo(run, step), run.principal, f"playbook-{run.id}", run.on, force=False)
+    left = [each for each in ended if each.part not in GONE]
+    gone = f"{len(ended) - len(left)} of {len(ended)} calls are taken back."
+    if not left:
+        return Ended(step=step.id, state="done", said=gone)
+    state: State = "waits" if all(each.part == "waits" for each in left) else "failed"
+    first = left[0]
+    return Ended(step=step.id, state=state, said=f"{gone} {first.tool} (call {first.call_id}): {first.why}")
+
+
+def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
+    """The plan of a rollback: calls of others, since `since`."""
+    since = run.on.clock() - step.since * 1_000_000 if step.since else None
+    query = CallQuery(tenant=run.principal.tenant, since_us=since, **{str(step.rollback): _target(run, step)})
+    with open_records(run.loaded.config.store.location, run.loaded.master_key) as found:
+        calls = found.calls(query, limit=_CALLS_MAX + 1)
+        if len(calls) > _CALLS_MAX:
+            raise WrongState(f"more than {_CALLS_MAX} calls fit: narrow it with since")
+        mine = f"playbook-{run.id}"
+        calls = [call for call in calls if call.run != mine]
+        return plan(found, calls, run.on.catalog.tools, now_us=run.on.clock(), force=False)
+
+
+async def _switch(run: Run, step: PlaybookStep) -> Ended:
+    target = _target(run, step)
+    changed = await run.on.journal.switch(
+        kind="kill",
+        scope=str(step.stop),
+        target=target,
+        tenant="" if step.stop in ("all", "tenant") else run.principal.tenant,
+        on=True,
+        reason=f"playbook {run.name}, run {run.id}",
+        by=run.principal.user,
+    )
+    said = f"{step.stop} {target}".strip()
+    return Ended(step=step.id, state="done", said=f"Stopped: {said}." if changed else f"{said} was stopped.")
+
+
+def _target(run: Run, step: PlaybookStep) -> str:
+    return str(_value(step.of, run.roots)) if step.of else ""
+
+
+def _value(text: str | int, roots: Mapping[str, Any]) -> Any:
+    return compile_expression(str(text), roots=("inputs", "steps", "result"))(**roots)

@@ -1,0 +1,230 @@
+"""Playbooks: recovery procedures that are carried out step by step, governed, recorded, and never twice."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.server.acme import CONFIG, Terminal, a_place, made, refund_of, serving
+from tests.server.builders import POLICY, TOOLS, Clock, Gate, Remit, ScriptedSource, a_config, a_remit, rows
+
+from remit.config_file import Loaded
+from remit.model import Done
+from remit.playbooks import Ended, begin, carry_out, foreseen
+
+BOOK: dict[str, Any] = {
+    "as": {"tenant": "acme", "agent": "agent:bot", "user": "user:ann"},
+    "inputs": ["thing"],
+    "steps": [
+        {"id": "look", "call": "shop.look", "args": {"thing": "inputs.thing"}, "expect": "result.value >= 1"},
+        {"id": "buy", "call": "shop.buy", "args": {"thing": "inputs.thing", "price": "steps.look.value"}},
+        {"id": "tell", "call": "shop.send", "args": {"text": "steps.buy.order"}},
+    ],
+}
+
+
+def a_book(*steps: Mapping[str, Any], inputs: tuple[str, ...] = ("thing",)) -> dict[str, Any]:
+    return {**BOOK, "inputs": inputs, "steps": steps}
+
+
+def a_shop() -> ScriptedSource:
+    source = ScriptedSource()
+    source.on.update(look={"value": 7}, buy={"order": "o-1"})
+    return source
+
+
+@asynccontextmanager
+async def a_place_with(
+    folder: Path,
+    book: Mapping[str, Any] = BOOK,
+    source: ScriptedSource | None = None,
+    clock: Clock | None = None,
+    **settings: Any,
+) -> AsyncGenerator[tuple[Remit, Loaded]]:
+    more = {"tools": TOOLS, **settings, "playbooks": {"restock": book}}
+    policy = more.pop("policy", POLICY)
+    config = a_config(folder, **more)
+    loaded = Loaded(
+        config=config, path=folder / "remit.yaml", folder=folder, positions={}, shown="remit.yaml"
+    )
+    async with a_remit(folder, source=source or a_shop(), policy=policy, clock=clock, **more) as remit:
+        yield remit, loaded
+
+
+async def carried_out(remit: Remit, loaded: Loaded, *, anew: bool = False, **inputs: str) -> list[Ended]:
+    run = await begin("restock", inputs or {"thing": "pen"}, remit.on, loaded, by="user:bea", anew=anew)
+    return [ended async for ended in carry_out(run)]
+
+
+def states(ended: list[Ended]) -> dict[str, str]:
+    return {each.step: each.state for each in ended}
+
+
+async def test_every_step_is_a_governed_call_and_knows_what_earlier_ones_found(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path) as (remit, loaded):
+        ended = await carried_out(remit, loaded)
+        assert states(ended) == {"look": "done", "buy": "done", "tell": "done"}
+        assert [(request.name, dict(request.arguments)) for request in remit.source.sent] == [
+            ("look", {"thing": "pen"}),
+            ("buy", {"thing": "pen", "price": 7}),
+            ("send", {"text": "o-1"}),
+        ]
+        calls = remit.rows("SELECT agent, user, run FROM calls WHERE kind = 'call'")
+        (run,) = remit.rows("SELECT * FROM playbook_runs")
+        assert {(call["agent"], call["user"], call["run"]) for call in calls} == {
+            ("agent:bot", "user:ann", f"playbook-{run['id']}")
+        }
+        assert (run["state"], run["by"], run["name"]) == ("done", "user:bea", "restock")
+        told = [row["kind"] for row in remit.rows("SELECT kind FROM events WHERE kind LIKE 'playbook.%'")]
+        assert told == ["playbook.started", *["playbook.step"] * 3, "playbook.ended"]
+
+
+async def test_what_was_cut_short_is_carried_on_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path) as (remit, loaded):
+        remit.source.on["send"] = Gate()
+        with anyio.move_on_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(carried_out, remit, loaded)
+                await remit.source.reached(3)
+                remit.die()
+                tasks.cancel_scope.cancel()
+        assert len(remit.source.effects("buy")) == 1
+    async with a_place_with(tmp_path, clock=Clock(remit.clock() + 60_000_000)) as (remit, loaded):
+        # Nobody knows whether the last step happened, and it is not sent again to find out.
+        ended = await carried_out(remit, loaded)
+        assert states(ended) == {"look": "done", "buy": "done", "tell": "doubt"}
+        assert ended[1].said == "Done before."
+        assert remit.source.effects("buy") == remit.source.effects("send") == []
+        (doubtful,) = remit.rows("SELECT id FROM calls WHERE state = 'in_doubt'")
+        await remit.on.journal.resolve(doubtful["id"], happened=False, reason="seen", by="user:bea")
+        assert states(await carried_out(remit, loaded))["buy"] == "done"
+        assert len(remit.rows("SELECT * FROM playbook_runs")) == 1
+
+
+async def test_a_run_that_ended_well_is_not_carried_on_but_begun_anew(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path) as (remit, loaded):
+        await carried_out(remit, loaded)
+        await carried_out(remit, loaded)
+        assert len(remit.source.effects("buy")) == 2
+        assert len(remit.rows("SELECT * FROM playbook_runs")) == 2
+
+
+async def test_a_step_that_needs_people_waits_and_is_made_once_they_agree(tmp_path: Path) -> None:
+    source = a_shop()
+    source.on["look"] = {"value": 500}
+    async with a_place_with(tmp_path, source=source) as (remit, loaded):
+        ended = await carried_out(remit, loaded)
+        assert states(ended) == {"look": "done", "buy": "waits"}
+        (approval,) = remit.rows("SELECT id FROM approvals")
+        await remit.vote(approval["id"])
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": "done"}
+        assert len(remit.source.effects("buy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([{**BOOK["steps"][0], "expect": "result.value > 9"}, BOOK["steps"][1]], "It is not so"),
+        ([{**BOOK["steps"][1], "args": {"thing": "inputs.thing", "price": "9000"}}], "No rule allows"),
+        ([{**BOOK["steps"][2], "id": "first"}], "cannot be worked out"),
+        ([{"id": "gone", "call": "shop.gone"}], "no source offers shop.gone"),
+    ],
+)
+async def test_a_step_that_fails_ends_it_there(tmp_path: Path, steps: list[Any], said: str) -> None:
+    async with a_place_with(tmp_path, a_book(*steps, BOOK["steps"][2])) as (remit, loaded):
+        ended = await carried_out(remit, loaded)
+        assert ended[-1].state == "failed"
+        assert said in ended[-1].said
+        assert remit.source.effects("send") == []
+        assert remit.one("SELECT state FROM playbook_runs")["state"] == "failed"
+
+
+async def test_a_step_whose_condition_does_not_hold_is_skipped(tmp_path: Path) -> None:
+    first, second, third = BOOK["steps"]
+    book = a_book(
+        first, {**second, "when": "steps.look.value > 9"}, {**third, "args": {"text": "inputs.thing"}}
+    )
+    async with a_place_with(tmp_path, book) as (remit, loaded):
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "skipped", "tell": "done"}
+
+
+async def test_a_dry_run_takes_no_step(tmp_path: Path) -> None:
+    first, second, third = BOOK["steps"]
+    book = a_book(second | {"args": {"thing": "inputs.thing", "price": "500"}}, third, first)
+    async with a_place_with(tmp_path, book) as (remit, loaded):
+        run = await begin("restock", {"thing": "pen"}, remit.on, loaded, by="user:bea")
+        told = [ended async for ended in foreseen(run)]
+        assert "Would call shop.buy: approve." in told[0].said
+        assert told[1].said == "It depends on what earlier steps find."
+        assert "Would call shop.look: execute." in told[2].said
+        assert remit.source.sent == []
+
+
+def test_an_agent_is_stopped_and_all_that_it_did_is_taken_back(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    remit.config.write_text(
+        CONFIG
+        + """\
+playbooks:
+  stop-and-take-back:
+    about: An agent ran wild.
+    as: {tenant: acme, agent: agent:playbook, user: user:sue}
+    inputs: [agent]
+    steps:
+      - {id: stop, stop: agent, of: inputs.agent}
+      - {id: take_back, rollback: agent, of: inputs.agent, since: 2h}
+"""
+    )
+
+    async def play() -> None:
+        async with serving(remit.config) as on:
+            for order in ("ord-1001", "ord-1002"):
+                assert isinstance(await made(on, "acme.refund", refund_of(order, 500)), Done)
+
+    anyio.run(play)
+    words = ("playbook", "run", "stop-and-take-back", "--input", "agent=agent:support-bot")
+    planned = remit.json(*words, "--dry-run")
+    assert [step["said"] for step in planned["steps"]] == [
+        "Would stop agent agent:support-bot.",
+        "Would take back 2 of 2 calls.",
+    ]
+    assert remit.json("switch", "list") == []
+    ran = remit(*words)
+    assert ran.code == 0, ran
+    assert "take_back  done  2 of 2 calls are taken back.\n" in ran.out
+    (switch,) = remit.json("switch", "list")
+    assert switch["target"] == "agent:support-bot"
+    assert switch["reason"].startswith("playbook stop-and-take-back, run ")
+    undos = rows(tmp_path / "remit.db", "SELECT agent, user FROM calls WHERE kind = 'undo'")
+    assert [(undo["agent"], undo["user"]) for undo in undos] == [("agent:playbook", "user:sue")] * 2
+    assert remit("audit", "verify").code == 0
+    (listed,) = remit.json("playbook", "list")
+    assert (listed["name"], listed["inputs"], listed["steps"]) == ("stop-and-take-back", ["agent"], 2)
+    assert remit.json("playbook", "show", "stop-and-take-back")["digest"] == listed["digest"]
+    assert "acts as  agent:playbook for user:sue in acme" in remit("playbook", "show", listed["name"]).out
+    assert remit("playbook", "run", listed["name"]).code == 1
+    assert remit("playbook", "run", listed["name"], "--input", "agent").code == 64
+    assert remit("playbook", "show", "nothing").code == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("{id: a, call: acme.gone}", "no source offers acme.gone"),
+        ("{id: a, call: acme.get_order, args: {order: inputs.x}}", "has no argument order"),
+        ("{id: a}", "a step is one of call, rollback and stop"),
+        ("{id: a, rollback: run}", "say of what"),
+        ("{id: a, stop: all, expect: 1 == 1}", "belong to a call"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_it_is_needed(tmp_path: Path, step: str, message: str) -> None:
+    remit = Terminal(a_place(tmp_path))
+    who = "{tenant: acme, agent: agent:playbook, user: user:sue}"
+    remit.config.write_text(f"{CONFIG}playbooks:\n  p: {{as: {who}, inputs: [x], steps: [{step}]}}\n")
+    checked = remit("check")
+    assert checked.code == 1
+    assert message in checked.out
