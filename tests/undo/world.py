@@ -88,6 +88,8 @@ class World(ScriptedSource):
         self.writes: dict[str, list[Write]] = {thing: [Write(key="start", value=0)] for thing in THINGS}
         #: Every order by the call that made it, and the call that gave it back.
         self.orders: dict[str, str | None] = {}
+        #: By thing: each call that bought it or gave it back, in order.
+        self.sales: dict[str, list[str]] = {thing: [] for thing in THINGS}
         self.mails: list[str] = []
         self.fate: Fate = "well"
         #: Things around which an answer was lost or a process died.
@@ -149,12 +151,14 @@ class World(ScriptedSource):
                 return a_reply({"ok": True})
             case "buy":
                 self.orders[request.key] = None
+                self.sales[arguments["thing"]].append(request.key)
                 return a_reply({"order": f"o-{request.key}"})
             case "give_back":
                 order = arguments["order"].removeprefix("o-")
                 if self.orders[order] is not None:
                     return a_reply("it was given back already", is_error=True)
                 self.orders[order] = request.key
+                next(keys for keys in self.sales.values() if order in keys).append(request.key)
                 return a_reply({"ok": True})
             case _:
                 self.mails.append(request.key)

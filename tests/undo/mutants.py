@@ -1,0 +1,42 @@
+"""Faults to seed into undo, rollback, probes and deferral, each of which the random histories must notice.
+
+Each is one replacement in one file of the package: the text must stand there exactly once, so that a fault
+cannot silently stop being seeded when the code changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    # Once only, in order, and nothing of others.
+    Mutant("journal.py", 'elif row["state"] != "ready":', 'elif row["state"] == "void":'),
+    Mutant("journal.py", 'elif not forced and row["resource"] is not None:', "elif False:"),
+    Mutant("journal.py", "COALESCE(undos.state, '') <> 'done' LIMIT 1", "undos.state = 'ready' LIMIT 1"),
+    Mutant("pipeline.py", "None if undoing.forced else conflict(undoing, now, verdict)", "None"),
+    Mutant("images.py", "    if left is None:\n", "    if left is None:\n        return None\n"),
+    Mutant("images.py", "(now.body, now.etag) != (", "(now.body, left['etag']) != ("),
+    Mutant("images.py", 'and it.left["replaced"] == pile[-1][1]', "and True"),
+    Mutant("rollback.py", "sorted(calls, key=_moment, reverse=True)", "sorted(calls, key=_moment)"),
+    Mutant("rollback.py", '_ACTED = ("scheduled", "cancelled", ', "_ACTED = ("),
+    # What is put back.
+    Mutant("pipeline.py", "before=before.body if before", "before=b'{\"value\": 0}' if before"),
+    # Doubt.
+    Mutant("probes.py", "if len(items) == 1:", "if len(items) <= 1:"),
+    Mutant("probes.py", "        if answer:\n", "        if True:\n"),
+    Mutant("probes.py", 'if await took_hold(call, {"args": call.arguments}, on) != "done":', "if False:"),
+    Mutant("pipeline.py", "is not None and late is None:", "is not None:"),
+    # Held back.
+    Mutant("deferred.py", "SET state = 'cancelled', finished_us", "SET finished_us"),
+    Mutant("deferred.py", "    if ended == 1:\n        balances", "    if ended == 9:\n        balances"),
+    Mutant("deferred.py", "return taken == 1", "return True"),
+    Mutant("undo.py", "if original and entry.effect == Effect.DEFERRED and", "if False and original and"),
+]
