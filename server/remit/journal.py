@@ -740,6 +740,22 @@ class Journal:
 
         return await self._writer.write(change)
 
+    async def note_undo_refused(self, call_id: str, principal: Principal, why: str) -> None:
+        """Record that somebody tried to take back what is not theirs, or cannot be taken back."""
+
+        def change() -> None:
+            self._ledger.event(
+                "undo.refused",
+                tenant=principal.tenant,
+                call_id=None,
+                agent=principal.agent,
+                user=principal.user,
+                wanted=call_id[:36],
+                reason=why,
+            )
+
+        await self._writer.write(change)
+
     async def note_log_key(self, verifier: str, *, replaces: Sequence[str], by: str) -> None:
         """Record that checkpoints of the log will be signed with another key."""
 

@@ -21,8 +21,13 @@ _UNKNOWN = "there is no such call of yours that could be undone"
 
 
 async def undo(call_id: str, principal: Principal, run: str, on: Services, *, force: bool = False) -> Outcome:
-    """Undo one call for `principal`. Raises as `prepare` does."""
-    return await govern(await prepare(call_id, principal, run, on, force=force), on)
+    """Undo one call for `principal`. Raises as `prepare` does; that is on record, too."""
+    try:
+        call = await prepare(call_id, principal, run, on, force=force)
+    except (UnknownRecord, WrongState) as error:
+        await on.journal.note_undo_refused(call_id, principal, str(error))
+        raise
+    return await govern(call, on)
 
 
 async def prepare(call_id: str, principal: Principal, run: str, on: Services, *, force: bool = False) -> Call:

@@ -20,7 +20,6 @@ MUTANTS = [
     # Once only, in order, and nothing of others.
     Mutant("journal.py", 'elif row["state"] != "ready":', 'elif row["state"] == "void":'),
     Mutant("journal.py", 'elif not forced and row["resource"] is not None:', "elif False:"),
-    Mutant("journal.py", "COALESCE(undos.state, '') <> 'done' LIMIT 1", "undos.state = 'ready' LIMIT 1"),
     Mutant("pipeline.py", "None if undoing.forced else conflict(undoing, now, verdict)", "None"),
     Mutant("images.py", "    if left is None:\n", "    if left is None:\n        return None\n"),
     Mutant("images.py", "(now.body, now.etag) != (", "(now.body, left['etag']) != ("),
