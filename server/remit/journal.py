@@ -170,6 +170,11 @@ class Journal:
         """The ways back that are proven, by digest, as new as `switches`."""
         return self._ledger.proofs
 
+    @property
+    def holds_lease(self) -> bool:
+        """Whether nobody can have concluded yet that this process is dead, and its calls in doubt."""
+        return self._ledger.holds_lease
+
     @contextmanager
     def under_way(self) -> Generator[None]:
         """A call is governed within: what one alone writes needs no company."""

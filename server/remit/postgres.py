@@ -211,10 +211,11 @@ def _failure(at: Postgres, error: Exception) -> StoreUnavailable | None:
     """What the database failed at; None when it was the statement's own fault."""
     asyncpg: Any = import_module("asyncpg")
     if isinstance(error, asyncpg.PostgresError):
-        code = str(getattr(error, "sqlstate", ""))
-        if code.startswith(("08", "57P", "25P03", _AGAIN)):
+        known: Any = error
+        state = str(known.sqlstate)
+        if state.startswith(("08", "57P", "25P03", _AGAIN)):
             return Interrupted(f"the audit database {at} broke off: {error}")
-        if code.startswith(_OF_THE_DATABASE) or code in _ALSO:
+        if state.startswith(_OF_THE_DATABASE) or state in _ALSO:
             return StoreUnavailable(f"the audit database {at} cannot be used: {error}")
         return None
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
