@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -84,10 +86,18 @@ class Databases:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._admin = Session(Postgres(url, Path()), name="tests")
         self._made = [f"{_TEMPLATE}_{os.getpid()}"]
-        self._admin.script(f"CREATE DATABASE {self._made[0]} ENCODING utf8 TEMPLATE template0")
+        with self._administering() as admin:
+            admin.script(f"CREATE DATABASE {self._made[0]} ENCODING utf8 TEMPLATE template0")
         upgrade(Postgres(self.url(self._made[0]), Path()))
+
+    @contextmanager
+    def _administering(self) -> Generator[Session]:
+        session = Session(Postgres(self._url, Path()), name="tests")
+        try:
+            yield session
+        finally:
+            session.close()
 
     def url(self, database: str) -> str:
         return urlsplit(self._url)._replace(path=f"/{database}").geturl()
@@ -101,12 +111,13 @@ class Databases:
         return self._create(self._made[0])
 
     def drop(self) -> None:
-        for name in reversed(self._made):
-            self._admin.script(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        self._admin.close()
+        with self._administering() as admin:
+            for name in reversed(self._made):
+                admin.script(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def _create(self, template: str) -> str:
         name = f"remit_{os.getpid()}_{next(_NUMBERS)}"
-        self._admin.script(f"CREATE DATABASE {name} TEMPLATE {template}")
+        with self._administering() as admin:
+            admin.script(f"CREATE DATABASE {name} TEMPLATE {template}")
         self._made.append(name)
         return self.url(name)

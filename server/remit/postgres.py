@@ -11,6 +11,7 @@ wrong with one statement or its values is raised as it is.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -202,8 +203,8 @@ def exists(at: Postgres) -> bool:
 
 @lru_cache(1024)
 def _numbered(sql: str) -> str:
-    """`?` as `$1`, `$2` and so on: no literal of ours has a question mark in it."""
-    first, *rest = sql.split("?")
+    """`?` as `$1`, `$2` and so on, and without hints for SQLite: no literal of ours looks like either."""
+    first, *rest = re.sub(r" INDEXED BY \w+", "", sql).split("?")
     return first + "".join(f"${number}{part}" for number, part in enumerate(rest, start=1))
 
 

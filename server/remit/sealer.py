@@ -171,15 +171,15 @@ def _unsealed(db: Reader) -> list[tuple[str, int, list[str]]]:
     )
     for stream, sealed in streams:
         hashes: list[str] = []
-        rows = db.rows(
+        rows = db.all(
             "SELECT seq, hash FROM events WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
             (stream, sealed, left),
         )
-        for seq, digest in rows:
+        for row in rows:
             # What is missing was taken out: verification names it, and nothing is sealed over it.
-            if seq != sealed + len(hashes) + 1:
+            if row["seq"] != sealed + len(hashes) + 1:
                 break
-            hashes.append(digest)
+            hashes.append(row["hash"])
         if hashes:
             batch.append((stream, sealed + 1, hashes))
         left -= len(hashes)

@@ -385,7 +385,7 @@ async def until(condition: Callable[[], Any]) -> None:
 def kept_anywhere(folder: Path, text: bytes) -> list[str]:
     """The files in which `text` can be found, and the payloads that carry it sealed."""
     found = [file.name for file in folder.iterdir() if file.is_file() and text in file.read_bytes()]
-    with open_records(folder / "remit.db") as records:
+    with open_records(location(folder)) as records:
         payloads = list(records.rows("SELECT call_id, kind FROM payloads"))
         found += [each["kind"] for each in payloads if text in (records.opened(*each) or b"")]
     return found
@@ -447,11 +447,16 @@ def _empty_database() -> bytes:
 
 def a_database(folder: Path) -> Location:
     """A new, empty audit database that belongs to this folder."""
+    at = location(folder)
+    if isinstance(at, Path):
+        at.write_bytes(_empty_database())
+    return at
+
+
+def location(folder: Path) -> Location:
+    """The audit database that belongs to this folder."""
     path = folder / "remit.db"
-    if databases:
-        return Postgres(url_of(folder), path)
-    path.write_bytes(_empty_database())
-    return path
+    return Postgres(url_of(folder), path) if databases else path
 
 
 @asynccontextmanager

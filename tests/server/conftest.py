@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
 
 import anyio
 import pytest
-from tests.postgres import Databases, Server
 from tests.server import acme, builders
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Generator[Databases]:
-    """Databases on a server that lives as long as the tests."""
-    given = os.environ.get("REMIT_TEST_POSTGRES_URL")
-    server = None if given else Server()
-    try:
-        databases = Databases(given or server.url())
-        yield databases
-        databases.drop()
-    finally:
-        if server:
-            server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

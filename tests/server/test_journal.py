@@ -19,6 +19,8 @@ from remit.journal import Journal, open_journal
 from remit.model import InDoubt
 from remit.undo import undo
 
+#: On SQLite, and on PostgreSQL.
+everywhere = pytest.mark.usefixtures("every_database")
 BUDGET = {"scope": "agent", "unit": "calls", "window": "total", "limit": 10}
 
 
@@ -81,6 +83,7 @@ async def test_a_sleeper_that_answers_late_is_told_that_nobody_knows(tmp_path: P
         assert len(sleeper.source.sent) == 1
 
 
+@everywhere
 async def test_who_lives_on_takes_over_from_who_died_beside_it(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as living, a_remit(tmp_path, clock=living.clock) as dying:
         dying.source.on["send"] = Gate()
@@ -96,6 +99,7 @@ async def test_who_lives_on_takes_over_from_who_died_beside_it(tmp_path: Path) -
             tasks.cancel_scope.cancel()
 
 
+@everywhere
 async def test_a_living_process_keeps_its_calls(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as one:
         gate = Gate()
@@ -125,6 +129,7 @@ async def test_ten_processes_at_once_on_a_new_file_make_one_database(tmp_path: P
     assert sorted(os.listdir(tmp_path)) == ["remit.db", "remit.db.lock", "remit.db.master-key"]
 
 
+@everywhere
 async def test_every_life_seals_those_before_it(tmp_path: Path) -> None:
     for _ in range(3):
         async with a_remit(tmp_path, clock=Clock()) as remit:
@@ -171,6 +176,7 @@ async def test_a_place_where_no_file_can_be_is_said_in_a_sentence(tmp_path: Path
 # Keys, switches and standing.
 
 
+@everywhere
 async def test_a_key_is_known_until_it_is_revoked_and_then_known_to_be(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         record, plaintext = mint_key(
@@ -188,6 +194,7 @@ async def test_a_key_is_known_until_it_is_revoked_and_then_known_to_be(tmp_path:
         assert not kept_anywhere(tmp_path, plaintext.encode())
 
 
+@everywhere
 async def test_a_switch_is_turned_once(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         assert await remit.switch("kill", "all") is True
@@ -201,12 +208,14 @@ async def test_a_switch_is_turned_once(tmp_path: Path) -> None:
         assert kinds == ["switch.on", "switch.off"]
 
 
+@everywhere
 async def test_two_who_turn_the_same_switch_at_once_turn_it_once(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         results = await remit.together(*(remit.switch("kill", "all") for _ in range(5)))
         assert sorted(results) == [False] * 4 + [True]
 
 
+@everywhere
 async def test_an_agent_sees_its_own_standing_and_nobody_elses(tmp_path: Path) -> None:
     budgets = [{**BUDGET, "window": "hour"}, {**BUDGET, "scope": "user"}]
     clock = Clock()

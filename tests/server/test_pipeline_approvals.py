@@ -15,6 +15,8 @@ from remit.errors import UnknownRecord, WrongState
 from remit.model import Done, InDoubt, Pending, Refused
 from remit_adapters.base import AdapterError, Caller, Reply, Request
 
+#: Each test runs on SQLite, and on PostgreSQL.
+pytestmark = pytest.mark.usefixtures("every_database")
 CAR = {"thing": "car", "price": 500}
 BUDGET = {"scope": "agent", "unit": "calls", "window": "total", "limit": 10}
 TWO_VOTES = POLICY + "p2, role:clerk, acme, shop.buy, recommend, 1 == 1, approvals=2\n"

@@ -16,6 +16,8 @@ from remit.model import Done, Failed, InDoubt, Outcome, Refused
 from remit.undo import undo
 from remit_adapters.base import AdapterError, Reply
 
+#: Each test runs on SQLite, and on PostgreSQL.
+pytestmark = pytest.mark.usefixtures("every_database")
 PEN = {"thing": "pen", "price": 5}
 VERIFIED = tools(
     buy={

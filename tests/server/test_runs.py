@@ -23,6 +23,8 @@ from remit.model import Done, Refused
 from remit.records import open_records
 from remit.vault import key_file
 
+#: On SQLite, and on PostgreSQL.
+everywhere = pytest.mark.usefixtures("every_database")
 SECOND = ROLES.replace(
     "g3, agent:bot", "g, agent:cat, role:clerk, acme\ng3, agent:cat, user:ann, acme\ng3, agent:bot"
 )
@@ -133,6 +135,7 @@ async def test_who_asks_nothing_about_runs_pays_nothing_for_them(tmp_path: Path)
         assert remit.on.journal._ledger.runs == {}
 
 
+@everywhere
 async def test_serial_calls_of_a_run_wait_for_each_other(tmp_path: Path) -> None:
     policy = ROLES + rule("1 == 1")
     async with a_remit(tmp_path, policy=policy, tools=tools(buy={"serial": True})) as remit:
@@ -164,6 +167,7 @@ ONE_LEFT = tools(
 )
 
 
+@everywhere
 async def test_serial_calls_of_a_run_wait_for_each_other_in_several_processes(tmp_path: Path) -> None:
     async with two_processes(tmp_path, ONCE, **ONE_LEFT) as (one, other):
         gate = one.source.on["buy"] = Gate({"order": "o-1"})
@@ -185,6 +189,7 @@ async def test_serial_calls_of_a_run_wait_for_each_other_in_several_processes(tm
         assert len(one.source.effects("buy")) == len(other.source.effects("buy")) == 1
 
 
+@everywhere
 async def test_a_serial_call_that_another_process_was_quicker_with_is_decided_anew(tmp_path: Path) -> None:
     async with two_processes(tmp_path, ONCE, **ONE_LEFT) as (one, other):
         gate = other.source.on["look"] = Gate({"left": 1})
@@ -200,6 +205,7 @@ async def test_a_serial_call_that_another_process_was_quicker_with_is_decided_an
         assert other.source.effects("buy") == []
 
 
+@everywhere
 async def test_a_serial_call_does_not_wait_for_ever(tmp_path: Path) -> None:
     rules = tools(buy={"serial": True, "timeout": "1s"})
     async with two_processes(tmp_path, ROLES + rule("1 == 1"), **rules) as (one, other):
@@ -212,6 +218,7 @@ async def test_a_serial_call_does_not_wait_for_ever(tmp_path: Path) -> None:
         await first
 
 
+@everywhere
 async def test_reads_of_the_run_do_not_disturb_a_serial_call(tmp_path: Path) -> None:
     rules = tools(buy={"serial": True})
     policy = ROLES + rule("1 == 1") + rule("1 == 1", tool="look")
@@ -278,6 +285,7 @@ async def test_an_edit_of_what_rules_saw_is_found(tmp_path: Path, edit: str) -> 
         assert findings(remit)
 
 
+@everywhere
 async def test_what_policy_saw_can_be_asked_again(tmp_path: Path) -> None:
     policy = ROLES + rule("r.ctx.facts.item.stock > 0 and r.ctx.derived.double == 'penpen'")
     rules = tools(

@@ -1,0 +1,268 @@
+"""Several Remits on one PostgreSQL database: who takes over, what is exact, what a lost connection costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.postgres import Databases, Server
+from tests.server import builders
+from tests.server.builders import Gate, Remit, a_remit, at_once, until
+
+from remit.database import Postgres
+from remit.errors import StoreUnavailable
+from remit.journal import Journal
+from remit.model import Done, Failed, InDoubt, Pending
+from remit.postgres import Session
+
+MANY = {"per_agent": 10_000, "per_source": 10_000}
+FIFTY = [{"scope": "agent", "unit": "calls", "window": "total", "limit": 50}]
+
+
+@pytest.fixture(autouse=True)
+def on_postgres(postgres: Databases) -> Any:
+    builders.databases = postgres
+    yield
+    builders.databases = None
+
+
+def a_cut(remit: Remit) -> None:
+    """Every connection to the database of this Remit breaks, but for the one that cuts."""
+    assert isinstance(remit.path, Postgres)
+    with at_once(remit.path) as db:
+        db.all(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid()"
+        )
+
+
+async def test_what_people_say_on_one_replica_counts_on_all(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as one, a_remit(tmp_path, clock=one.clock) as other:
+        asked = await one.call("shop.buy", {"thing": "car", "price": 500})
+        assert isinstance(asked, Pending)
+        await other.vote(asked.approval_id)
+        assert isinstance(await one.call("shop.buy", {"thing": "car", "price": 500}), Done)
+        await one.switch("kill", "all")
+        assert (await other.refused("shop.send", {"text": "hi"})).verdict.code == "stopped"
+        # What nobody asks about is noticed by itself, too.
+        await one.switch("kill", "all", on=False)
+        await until(lambda: not other.on.journal.switches)
+
+
+async def test_a_budget_is_exact_whoever_spends_it(tmp_path: Path) -> None:
+    async with (
+        a_remit(tmp_path, budgets=FIFTY, limits=MANY) as one,
+        a_remit(tmp_path, budgets=FIFTY, limits=MANY, clock=one.clock) as other,
+    ):
+        outcomes = await asyncio.gather(
+            *((one, other)[n % 2].call("shop.look", {"thing": str(n)}) for n in range(200))
+        )
+        assert sum(isinstance(outcome, Done) for outcome in outcomes) == 50
+        assert len(one.source.sent) + len(other.source.sent) == 50
+        assert one.one("SELECT posted, overrun FROM accounts") == {"posted": 50, "overrun": 0}
+
+
+async def test_a_broken_connection_is_mended_and_nobody_notices(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        a_cut(remit)
+        await remit.done("shop.send", {"text": "after"})
+
+
+class Broken:
+    """A connection that breaks at the commits that say so, before or after the server has heard them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.next: Callable[[Session, str], str] | None = None
+        self._script = Session.script
+        monkeypatch.setattr(Session, "script", lambda session, sql: self._say(session, sql))
+
+    def _say(self, session: Session, sql: str) -> str:
+        if sql.endswith("COMMIT") and self.next:
+            at, self.next = self.next, None
+            return at(session, sql)
+        return self._script(session, sql)
+
+    def unheard(self, session: Session, sql: str) -> str:
+        session._db.terminate()
+        return self._script(session, sql)
+
+    def unanswered(self, session: Session, sql: str) -> str:
+        self._script(session, sql)
+        return self.unheard(session, sql)
+
+
+@pytest.mark.parametrize("how", ["unheard", "unanswered"])
+async def test_a_commit_whose_answer_is_lost_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        broken = Broken(monkeypatch)
+        remit.source.on["send"] = Gate()
+        async with anyio.create_task_group() as tasks:
+            broken.next = getattr(broken, how)  # as the call is let out
+            tasks.start_soon(remit.call, "shop.send", {"text": "hi"})
+            await remit.source.reached()
+            broken.next = getattr(broken, how)  # as its end is recorded
+            remit.source.on["send"].open()
+        assert broken.next is None
+        assert remit.rows("SELECT state FROM calls") == [{"state": "succeeded"}]
+        assert len(remit.source.sent) == 1
+        assert remit.rows("SELECT state FROM incarnations") == [{"state": "live"}]
+
+
+async def test_a_commit_that_nobody_can_be_asked_about_ends_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remit.ledger._UNSURE_S", 0.0)
+    async with a_remit(tmp_path) as remit:
+        broken = Broken(monkeypatch)
+
+        def gone(session: Session, sql: str) -> str:
+            broken._script(session, sql)
+            monkeypatch.setattr("remit.ledger_postgres.Session", away)
+            return broken.unheard(session, sql)
+
+        def away(*args: Any, **more: Any) -> Session:
+            raise StoreUnavailable("the server is away")
+
+        broken.next = gone
+        refused = await remit.refused("shop.send", {"text": "hi"})
+        assert refused.verdict.code == "audit_unavailable"
+        assert remit.source.sent == []
+        monkeypatch.setattr("remit.ledger_postgres.Session", Session)
+        # It lives on under another name; what it let out and never sent is nobody's to believe in.
+        await remit.done("shop.send", {"text": "ho"})
+        await remit.on.journal.take_over()
+        states = remit.rows("SELECT state FROM calls ORDER BY created_us")
+        assert [row["state"] for row in states] == ["in_doubt", "succeeded"]
+
+
+async def test_who_slept_past_its_lease_lives_on_and_tells_what_it_knows(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as sleeper, a_remit(tmp_path, clock=sleeper.clock) as other:
+        gate = Gate()
+        sleeper.source.on["send"] = gate
+        outcomes: list[Any] = []
+
+        async def send() -> None:
+            outcomes.append(await sleeper.call("shop.send", {"text": "hi"}))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await sleeper.source.reached()
+            asleep(sleeper)
+            await other.on.journal.take_over()
+            assert other.rows("SELECT state FROM calls") == [{"state": "in_doubt"}]
+            awake(sleeper)
+            gate.open()
+        assert isinstance(outcomes[0], Done)
+        assert other.rows("SELECT state FROM calls") == [{"state": "succeeded"}]
+        lives = other.rows("SELECT state FROM incarnations ORDER BY state")
+        assert [row["state"] for row in lives] == ["dead", "live", "live"]
+        await sleeper.done("shop.send", {"text": "ho"})
+
+
+async def test_who_slept_between_letting_out_and_sending_sends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path) as sleeper, a_remit(tmp_path, clock=sleeper.clock) as other:
+        admit = Journal.admit
+
+        async def nap(self: Journal, *args: Any, **more: Any) -> Any:
+            admitted = await admit(self, *args, **more)
+            if self is sleeper.on.journal:
+                asleep(sleeper)
+                await other.on.journal.take_over()
+            return admitted
+
+        monkeypatch.setattr(Journal, "admit", nap)
+        outcome = await sleeper.call("shop.send", {"text": "hi"})
+        assert isinstance(outcome, Failed)
+        assert sleeper.source.sent == []
+        assert other.rows("SELECT state FROM calls") == [{"state": "failed"}]
+        monkeypatch.undo()
+        awake(sleeper)
+
+
+def asleep(remit: Remit) -> None:
+    """As if the process had been stopped until its lease was over."""
+    store: Any = remit.on.journal._ledger._store
+    assert isinstance(remit.path, Postgres)
+    store._due = lambda: False
+    store._renewed_s = float("-inf")
+    with at_once(remit.path) as db:
+        db.execute("UPDATE incarnations SET lease_until_us = 0 WHERE id = ?", (store._stream,))
+
+
+def awake(remit: Remit) -> None:
+    del remit.on.journal._ledger._store._due
+
+
+async def test_a_replica_that_is_stopped_in_its_turn_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Postgres)
+        stopped = Session(remit.path, name="stopped", limits={"idle_in_transaction_session_timeout": "300"})
+        stopped.script("BEGIN")
+        stopped.all("SELECT * FROM write_turn FOR UPDATE")
+        await remit.done("shop.send", {"text": "hi"})
+        stopped.close()
+
+
+async def test_a_server_that_crashes_loses_nothing_and_comes_back(tmp_path: Path) -> None:
+    async with a_server() as server, a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        await anyio.to_thread.run_sync(server.crash)
+        refused = await remit.refused("shop.send", {"text": "while away"})
+        assert refused.verdict.code == "audit_unavailable"
+        assert len(remit.source.sent) == 1
+        await anyio.to_thread.run_sync(server.start)
+        await remit.done("shop.send", {"text": "after"})
+
+
+async def test_an_outcome_is_owed_while_the_server_is_away(tmp_path: Path) -> None:
+    async with a_server() as server, a_remit(tmp_path) as remit:
+        gate = Gate()
+        remit.source.on["send"] = gate
+        outcomes: list[Any] = []
+
+        async def send() -> None:
+            outcomes.append(await remit.call("shop.send", {"text": "hi"}))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await remit.source.reached()
+            await anyio.to_thread.run_sync(server.crash)
+            gate.open()
+        assert isinstance(outcomes[0], InDoubt)
+        await anyio.to_thread.run_sync(server.start)
+        await remit.on.journal.catch_up()
+        assert remit.rows("SELECT state FROM calls") == [{"state": "succeeded"}]
+
+
+@asynccontextmanager
+async def a_server() -> AsyncGenerator[Server]:
+    """A server of its own, which a test may crash."""
+    before = builders.databases
+    server = await anyio.to_thread.run_sync(Server)
+    try:
+        builders.databases = Databases(server.url())
+        yield server
+    finally:
+        builders.databases = before
+        server.stop()
+
+
+async def test_events_cannot_be_changed_there_either(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Postgres)
+        with at_once(remit.path) as db:
+            for statement in ("UPDATE events SET body = ''", "DELETE FROM events", "TRUNCATE events"):
+                with pytest.raises(Exception, match="append-only"):
+                    db.script(statement)
