@@ -25,6 +25,7 @@ from remit.writer import OthersWrite
 
 #: Microseconds since 1970-01-01 UTC, by the server's clock.
 _NOW = "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
+_TURN = f"SELECT writes, {_NOW} AS now_us FROM write_turn FOR UPDATE"  # noqa: S608 - nothing in it is anybody's
 #: A lease is renewed when this part of it has passed, and nothing is sent any more in its last part.
 _RENEW, _MARGIN = 0.25, 0.2
 
@@ -63,8 +64,7 @@ class PostgresStore:
         try:
             lazily = "; SET LOCAL synchronous_commit = off" if self._relaxed and not durable else ""
             self._connected().script(f"BEGIN{lazily}")
-            row = self.one(f"SELECT writes, {_NOW} AS now_us FROM write_turn FOR UPDATE")  # noqa: S608 - ours
-            assert row is not None, "the migration put it there"  # noqa: S101
+            (row,) = self.all(_TURN)  # the migration put it there
             self._now_us = row["now_us"]
             if self._due():
                 self._renew(self._now_us)

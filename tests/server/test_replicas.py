@@ -19,6 +19,7 @@ from remit.errors import StoreUnavailable
 from remit.journal import Journal
 from remit.model import Done, Failed, InDoubt, Pending
 from remit.postgres import Session
+from remit.sealer import seal
 
 MANY = {"per_agent": 10_000, "per_source": 10_000}
 FIFTY = [{"scope": "agent", "unit": "calls", "window": "total", "limit": 50}]
@@ -257,6 +258,33 @@ async def a_server() -> AsyncGenerator[Server]:
     finally:
         builders.databases = before
         server.stop()
+
+
+GRANTS = """
+DROP ROLE IF EXISTS remit_server;
+CREATE ROLE remit_server LOGIN;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO remit_server;
+REVOKE UPDATE, DELETE ON events, log_runs, log_checkpoints, log_keys FROM remit_server;
+REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM remit_server;
+"""
+
+
+async def test_a_server_needs_no_right_to_change_what_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        db.script(GRANTS)
+    try:
+        monkeypatch.setitem(builders._urls, tmp_path, at.url.replace("//remit@", "//remit_server@"))
+        async with a_remit(tmp_path) as remit:
+            await remit.done("shop.send", {"text": "hi"})
+            await remit.switch("kill", "all")
+            assert seal(remit.path)
+    finally:
+        with at_once(at) as db:
+            db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
 
 
 async def test_events_cannot_be_changed_there_either(tmp_path: Path) -> None:

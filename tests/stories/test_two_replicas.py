@@ -150,7 +150,7 @@ async def test_every_command_works_on_postgresql(at: Postgres, tmp_path: Path) -
         ["calls", "show", story.refund],
         ["calls", "tail"],
         ["approvals", "list"],
-        ["approvals", "approve", story.approval, "--as", "user:mia"],
+        ["approvals", "approve", story.approval, "--as", "user:sue"],
         ["budget", "show"],
         ["budget", "verify"],
         ["doubt", "list"],
@@ -169,7 +169,7 @@ async def test_every_command_works_on_postgresql(at: Postgres, tmp_path: Path) -
         ["audit", "prove", story.refund],
         ["audit", "export", "-o", str(outputs), "--checkpoint", str(tmp_path / "checkpoint")],
         ["audit", "verify", "--checkpoint", str(tmp_path / "checkpoint")],
-        ["audit", "erase", "user:alice", "--reason", "a test"],
+        ["audit", "erase", "--subject", "user:alice", "--reason", "a test"],
         ["audit", "verify"],
         ["db", "check"],
     ):

@@ -50,7 +50,7 @@ def erase(
 
     loaded = load(config_path)
     who = person(loaded, as_user, tenant)
-    path = loaded.config.store.path
+    path = loaded.config.store.location
     with open_records(path):
         pass
     if not yes:
