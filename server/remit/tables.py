@@ -191,8 +191,7 @@ payloads = Table(
     Index(
         "ix_payloads_images",
         "call_id",
-        sqlite_where=text("kind IN ('before', 'after')"),
-        postgresql_where=text("kind IN ('before', 'after')"),
+        **_where("kind IN ('before', 'after')"),
     ),
     sqlite_with_rowid=False,
 )
