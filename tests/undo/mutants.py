@@ -31,7 +31,6 @@ MUTANTS = [
     # Doubt.
     Mutant("probes.py", "if len(items) == 1:", "if len(items) <= 1:"),
     Mutant("probes.py", "        if answer:\n", "        if True:\n"),
-    Mutant("probes.py", 'if await took_hold(call, {"args": call.arguments}, on) != "done":', "if False:"),
     Mutant("pipeline.py", "is not None and late is None:", "is not None:"),
     # Held back.
     Mutant("deferred.py", "SET state = 'cancelled', finished_us", "SET finished_us"),
