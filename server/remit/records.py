@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, cast
 
 from remit.chain import EventRow
 from remit.comparing import Difference, Group
@@ -87,6 +88,13 @@ class CallQuery:
     state: str | None = None
     run: str | None = None
     since_us: int | None = None
+    until_us: int | None = None
+    #: One of these tools.
+    tools: tuple[str, ...] | None = None
+    #: Cost more than this, by unit.
+    cost_over: Mapping[str, int] = field(default_factory=dict[str, int])
+    #: What the arguments hold, by the path to it: every call that fits otherwise is opened for it.
+    args: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,11 +341,27 @@ class Records:
         if query.since_us is not None:
             conditions.append("id >= ?")
             values.append(first_id(query.since_us))
-        rows = self._all(
-            f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",  # noqa: S608 - the columns are ours
-            (*values, limit),
-        )
-        return [_call(row) for row in rows]
+        if query.until_us is not None:
+            conditions.append("id < ?")
+            values.append(first_id(query.until_us))
+        if query.tools is not None:
+            conditions.append(f"tool IN ({', '.join('?' * len(query.tools))})" if query.tools else "1 = 0")
+            values += query.tools
+        for unit, amount in query.cost_over.items():
+            conditions.append(
+                "EXISTS (SELECT 1 FROM holds WHERE call_id = calls.id AND unit = ? AND posted - refunded > ?)"
+            )
+            values += [unit, amount]
+        sql = f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY id DESC"  # noqa: S608 - the columns are ours
+        if not query.args:
+            return [_call(row) for row in self._all(f"{sql} LIMIT ?", (*values, limit))]
+        fitting = (row for row in self._db.rows(sql, values) if self._has(row["id"], query.args))
+        return [_call(row) for row in islice(fitting, limit)]
+
+    def _has(self, call_id: str, args: Mapping[str, str]) -> bool:
+        """Whether the arguments of a call hold these values; what is erased holds none."""
+        arguments = self._carried(call_id, "arguments")
+        return all(_at(arguments, path) == value for path, value in args.items())
 
     def call(self, start: str) -> CallRecord:
         """The one call whose id begins so. Raises UnknownRecord."""
@@ -648,6 +672,13 @@ class Records:
         if len(rows) > 1:
             raise UnknownRecord(f"more than one {noun} begins with {start}: give more of its id")
         return rows[0]
+
+
+def _at(value: Any, path: str) -> str | None:
+    """What is at a dotted path, as text: JSON where it is no text."""
+    for name in path.split("."):
+        value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _call(row: Row) -> CallRecord:

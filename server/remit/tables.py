@@ -273,6 +273,7 @@ run_facts = Table(
     Column("at_us", BigInteger, nullable=False),
     Column("conflict_call", String(36)),
     PrimaryKeyConstraint("tenant", "agent", "user", "run", "name"),
+    Index("ix_run_facts_call_id", "call_id"),
     sqlite_with_rowid=False,
 )
 
@@ -352,6 +353,7 @@ touches = Table(
     Column("resource", String(512), nullable=False),
     Column("call_id", String(36), nullable=False),
     PrimaryKeyConstraint("resource", "call_id"),
+    Index("ix_touches_call_id", "call_id"),
     sqlite_with_rowid=False,
 )
 
@@ -379,6 +381,12 @@ undos = Table(
     Column("residue", Text),
     # What it puts back was read first, but whoever writes between that and the call is overwritten.
     Column("best_effort", Boolean, nullable=False),
+    Index(
+        "ix_undos_ready",
+        "expires_us",
+        sqlite_where=text("state = 'ready'"),
+        postgresql_where=text("state = 'ready'"),
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -636,6 +644,40 @@ policy_activations = Table(
     Column("note", Text, nullable=False),
     Column("at_us", BigInteger, nullable=False),
 )
+
+#: Views for people, by name: questions that are asked often, in SQL that every database here understands.
+VIEWS = {
+    # What each agent spent, in each unit, by the day (UTC) on which it called.
+    "spend_by_day": """
+        SELECT day_us, tenant, agent, unit, COUNT(*) AS calls, SUM(spent) AS spent FROM (
+            SELECT c.created_us / 86400000000 * 86400000000 AS day_us, c.tenant, c.agent, h.unit,
+                   MAX(h.posted - h.refunded) AS spent
+            FROM calls AS c JOIN holds AS h ON h.call_id = c.id
+            GROUP BY c.id, c.created_us, c.tenant, c.agent, h.unit
+        ) AS costs GROUP BY day_us, tenant, agent, unit""",
+    # What was refused, and why. `verdict` is what makes the index fit.
+    "denials": """
+        SELECT id, created_us, tenant, agent, "user", run, tool, code, reason, policy_rows
+        FROM calls WHERE verdict <> 'execute' AND state = 'denied'""",
+    # Requests that people have not decided, or whose approval is not used yet.
+    "approvals_open": """
+        SELECT a.id, a.call_id, a.tenant, c.agent, c."user", c.tool, a.state, a.votes_needed,
+               (SELECT COUNT(*) FROM votes AS v WHERE v.approval_id = a.id AND v.vote = 'approve') AS votes,
+               a.created_us, a.expires_us
+        FROM approvals AS a JOIN calls AS c ON c.id = a.call_id
+        WHERE a.state IN ('pending', 'approved')""",
+    # What can be taken back, until `expires_us`.
+    "undoable": """
+        SELECT c.id, c.tenant, c.agent, c."user", c.run, c.tool, u.tool AS undo_tool, u.resource,
+               c.dispatched_us, u.expires_us, u.residue
+        FROM undos AS u JOIN calls AS c ON c.id = u.call_id WHERE u.state = 'ready'""",
+    # What each run did, call by call, with what it touched and what became of it.
+    "run_timeline": """
+        SELECT c.tenant, c.run, c.created_us, c.id, c.kind, c.of_call, c.agent, c."user", c.tool, c.effect,
+               c.verdict, c.code, c.state, t.resource, u.state AS way_back, u.undo_call
+        FROM calls AS c
+        LEFT JOIN touches AS t ON t.call_id = c.id LEFT JOIN undos AS u ON u.call_id = c.id""",
+}
 
 # Lengths are for people. Text is compared byte by byte everywhere: ids are ranges of it, and proofs an order.
 for _table in metadata.tables.values():

@@ -52,11 +52,51 @@ def calls() -> None:
 @click.option("--state", type=click.Choice(STATES), help="Calls in this state.")
 @click.option("--run", metavar="RUN", help="Calls of this piece of work.")
 @click.option("--since", "since_us", type=SINCE, help="Calls since then: 15m, 24h, 7d or 2026-01-31T09:00.")
-def list_(config_path: Path, as_json: bool, limit: int, **wanted: Any) -> None:
-    """List calls, the newest first."""
+@click.option("--until", "until_us", type=SINCE, help="Calls before then.")
+@click.option("--label", metavar="LABEL", help="Calls of tools with this label today.")
+@click.option(
+    "--arg",
+    "args",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Calls whose argument is so, for example customer_id=42 or to.country=DE.",
+)
+@click.option(
+    "--cost-over",
+    metavar="UNIT=AMOUNT",
+    multiple=True,
+    help="Calls that cost more than that, for example eur_cent=500.",
+)
+def list_(
+    config_path: Path,
+    as_json: bool,
+    limit: int,
+    label: str | None,
+    args: tuple[str, ...],
+    cost_over: tuple[str, ...],
+    **wanted: Any,
+) -> None:
+    """List calls, the newest first. What is said together must all be so.
+
+    Arguments are sealed, so --arg opens those of every call that fits otherwise: say --since or --tool, too.
+    """
+    from remit.catalog import rules_for
     from remit.cli.output import listing, short, when
+    from remit.config_file import load
     from remit.records import CallQuery
 
+    wanted["args"] = _pairs("--arg", args)
+    try:
+        wanted["cost_over"] = {unit: int(amount) for unit, amount in _pairs("--cost-over", cost_over).items()}
+    except ValueError:
+        raise click.UsageError(
+            "--cost-over: an amount is a whole number, in the unit's smallest part"
+        ) from None
+    if label is not None:
+        config = load(config_path).config
+        with records(config_path) as found:
+            labelled = [tool for tool in found.tools() if label in rules_for(config, tool).labels]
+        wanted["tools"] = tuple(labelled)
     with records(config_path) as found:
         rows = found.calls(CallQuery(**wanted), limit=limit)
     listing(
@@ -74,6 +114,12 @@ def list_(config_path: Path, as_json: bool, limit: int, **wanted: Any) -> None:
         as_json=as_json,
         none="No such calls.",
     )
+
+
+def _pairs(option: str, said: tuple[str, ...]) -> dict[str, str]:
+    if wrong := [each for each in said if "=" not in each]:
+        raise click.UsageError(f"{option}: write {wrong[0]} as NAME=VALUE")
+    return {name: value for name, _, value in (each.partition("=") for each in said)}
 
 
 @calls.command()

@@ -3,7 +3,7 @@
 from alembic import op
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from remit.tables import metadata
+from remit.tables import VIEWS, metadata
 
 revision = "0001"
 down_revision = None
@@ -16,6 +16,8 @@ def upgrade() -> None:
         op.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             op.execute(CreateIndex(index))
+    for name, query in VIEWS.items():
+        op.execute(f"CREATE VIEW {name} AS {query}")
     if op.get_context().dialect.name == "sqlite":
         _sqlite()
     else:

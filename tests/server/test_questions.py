@@ -1,0 +1,111 @@
+"""What people ask the record: views and documented queries answer, and read by an index."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.docs.pages import ROOT
+from tests.server.builders import Remit, a_remit, rows, tools
+from tests.server.test_erasing import ROLES, a_place
+
+from remit.model import Pending
+from remit.tables import VIEWS
+
+#: Tables that grow with the calls.
+BIG = ("calls", "events", "payloads", "holds", "budget_moves", "touches", "undos", "approvals", "votes")
+PRICED = tools(buy={"price": {"eur_cent": "args.price"}, "labels": ["money"]})
+BUDGETS = [{"scope": "agent", "unit": "eur_cent", "window": "total", "limit": 10_000}]
+
+
+async def a_life(folder: Path) -> Remit:
+    async with a_remit(folder, policy=ROLES, tools=PRICED, budgets=BUDGETS) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", {"thing": "pen", "price": 5}, run="r-1")
+        await remit.done("shop.buy", {"thing": "cup", "price": 90}, run="r-1")
+        await remit.done("shop.look", {"thing": "pen"}, run="r-2")
+        await remit.refused("shop.buy", {"thing": "house", "price": 9000})
+        assert isinstance(await remit.call("shop.buy", {"thing": "car", "price": 900}), Pending)
+        return remit
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return anyio.run(a_life, tmp_path).path
+
+
+def test_the_views_tell_what_happened(path: Path) -> None:
+    (spent,) = rows(path, "SELECT * FROM spend_by_day WHERE unit = 'eur_cent'")
+    assert (spent["tenant"], spent["agent"], spent["calls"], spent["spent"]) == ("acme", "agent:bot", 2, 95)
+    assert spent["day_us"] % 86_400_000_000 == 0
+    (denied,) = rows(path, "SELECT * FROM denials WHERE code <> 'no_approver'")
+    assert denied["tool"] == "shop.buy"
+    (waiting,) = rows(path, "SELECT * FROM approvals_open")
+    assert (waiting["tool"], waiting["votes"], waiting["votes_needed"]) == ("shop.buy", 0, 1)
+    assert {row["resource"] for row in rows(path, "SELECT * FROM undoable")} == {"pen", "cup"}
+    timeline = rows(path, "SELECT * FROM run_timeline WHERE tenant = 'acme' AND run = 'r-1' ORDER BY id")
+    assert {(row["tool"], row["resource"], row["way_back"]) for row in timeline} == {
+        ("shop.buy", "pen", "ready"),
+        ("shop.buy", "cup", "ready"),
+    }
+
+
+def documented() -> list[str]:
+    page = (ROOT / "docs/audit.md").read_text("utf-8")
+    section = page[page.index("\n## Questions\n") : page.index("\n## Queries\n")]
+    return re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+
+
+BY_INDEX = [
+    *documented(),
+    "SELECT * FROM denials WHERE created_us > 0",
+    "SELECT * FROM approvals_open WHERE tenant = 'acme'",
+    "SELECT * FROM undoable WHERE expires_us > 0",
+    "SELECT * FROM run_timeline WHERE tenant = 'acme' AND run = 'r-1'",
+]
+
+
+@pytest.mark.parametrize("query", BY_INDEX)
+def test_no_question_reads_a_big_table_through(path: Path, query: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}")]
+    # An alias is a letter: which table it is of, the view says.
+    scans = [step for step in plan if re.match(rf"SCAN ({'|'.join(BIG)}|[a-z])\b", step)]
+    assert scans == [], plan
+
+
+def test_every_documented_question_is_asked_by_these_tests() -> None:
+    assert len(documented()) == 4
+    assert VIEWS.keys() == {"spend_by_day", "denials", "approvals_open", "undoable", "run_timeline"}
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("--arg", "thing=pen"), ["shop.buy", "shop.look"]),
+        (("--arg", "price=90"), ["shop.buy"]),
+        (("--arg", "thing=pen", "--arg", "price=5"), ["shop.buy"]),
+        (("--arg", "no.such=1"), []),
+        (("--cost-over", "eur_cent=5"), ["shop.buy"]),
+        (("--cost-over", "eur_cent=4", "--run", "r-1"), ["shop.buy", "shop.buy"]),
+        (("--label", "money", "--verdict", "execute"), ["shop.buy", "shop.buy"]),
+        (("--label", "none"), []),
+        (("--until", "2020-01-01"), []),
+        (("--arg", "thing=pen", "--tool", "shop.look", "--limit", "1"), ["shop.look"]),
+    ],
+)
+def test_calls_are_found_by_what_is_known_of_them(
+    path: Path, words: tuple[str, ...], found: list[str]
+) -> None:
+    shell = a_place(path.parent, tools=PRICED)
+    assert sorted(call["tool"] for call in shell.json("calls", "list", *words)) == found
+
+
+def test_a_filter_in_no_form_is_wrong_use(path: Path) -> None:
+    shell = a_place(path.parent)
+    for words in (("--arg", "thing"), ("--cost-over", "eur"), ("--cost-over", "eur=5.00")):
+        assert shell("calls", "list", *words).code == 64
