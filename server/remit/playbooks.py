@@ -216,7 +216,8 @@ async def _rollback(run: Run, step: PlaybookStep) -> Ended:
 def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
     """The plan of a rollback: calls of others, since `since`."""
     since = run.on.clock() - step.since * 1_000_000 if step.since else None
-    query = CallQuery(tenant=run.principal.tenant, since_us=since, **{str(step.rollback): _target(run, step)})
+    scope: dict[str, Any] = {str(step.rollback): _target(run, step)}
+    query = CallQuery(tenant=run.principal.tenant, since_us=since, **scope)
     with open_records(run.loaded.config.store.location, run.loaded.master_key) as found:
         calls = found.calls(query, limit=_CALLS_MAX + 1)
         if len(calls) > _CALLS_MAX:
