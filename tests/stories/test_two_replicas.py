@@ -169,7 +169,7 @@ async def test_every_command_works_on_postgresql(at: Postgres, tmp_path: Path) -
         ["audit", "prove", story.refund],
         ["audit", "export", "-o", str(outputs), "--checkpoint", str(tmp_path / "checkpoint")],
         ["audit", "verify", "--checkpoint", str(tmp_path / "checkpoint")],
-        ["audit", "erase", "--subject", "user:alice", "--reason", "a test", "--yes"],
+        ["audit", "erase", "--subject", "user:sue", "--reason", "a test", "--yes"],
         ["audit", "verify"],
         ["db", "check"],
     ):
