@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mcp import Client
 
 AGENT, USER, SUPERVISOR = "agent:support-bot", "user:alice", "user:sue"
+#: The piece of work that is taken back whole.
+_RUN = "returns-7"
 #: More calls than its budget lets the agent make, also when a new minute begins among them.
 _LOOP_MAX = 100
 _MARGIN = 12
@@ -88,18 +90,21 @@ class Stage:
         self.line("agent", "tools/list")
         return [tool.name for tool in (await self._agent.list_tools()).tools]
 
-    async def call(self, tool: str, arguments: dict[str, Any], *, shown: str = "") -> Answer:
+    async def call(
+        self, tool: str, arguments: dict[str, Any], *, shown: str = "", run: str | None = None
+    ) -> Answer:
         """Make one call as the agent. Raises NotSo when there is no such tool for it."""
         words = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
         self.line("agent", shown or f"{tool}({words})")
-        return await self.unseen_call(tool, arguments)
+        return await self.unseen_call(tool, arguments, run=run)
 
-    async def unseen_call(self, tool: str, arguments: dict[str, Any]) -> Answer:
+    async def unseen_call(self, tool: str, arguments: dict[str, Any], *, run: str | None = None) -> Answer:
         """The same, without a line in the narrative."""
         from mcp import MCPError
 
         try:
-            result = await self._agent.call_tool(tool, arguments)
+            named: Any = {"dev.remit/run": run} if run else None
+            result = await self._agent.call_tool(tool, arguments, meta=named)
         except MCPError as error:
             raise NotSo(f"{tool} was answered with: {error}") from None
         meta = result.meta or {}
@@ -110,7 +115,7 @@ class Stage:
             ok=not result.is_error,
         )
 
-    async def remit(self, who: str, *words: str, code: int = 0) -> str:
+    async def remit(self, who: str, *words: str, code: int = 0, shown: bool = True) -> str:
         """Run a command as `who` and return what it printed. Raises NotSo when it exits otherwise."""
         self.line(who, "$ remit " + subprocess.list2cmdline(words))
         ran = await anyio.run_process(
@@ -121,7 +126,8 @@ class Stage:
             check=False,
         )
         said = (ran.stdout + ran.stderr).decode(errors="replace").strip()
-        self.line("", said)
+        if shown:
+            self.line("", said)
         if ran.returncode != code:
             raise NotSo(f"the command exited with {ran.returncode} instead of {code}")
         return said
@@ -129,6 +135,11 @@ class Stage:
     def order(self, order_id: str) -> Mapping[str, Any]:
         """An order as Acme itself has it."""
         (row,) = select(self.folder / "acme.db", "SELECT * FROM orders WHERE order_id = ?", order_id)
+        return row
+
+    def customer(self, customer_id: str) -> Mapping[str, Any]:
+        """A customer as Acme itself has them."""
+        (row,) = select(self.folder / "acme.db", "SELECT * FROM customers WHERE id = ?", customer_id)
         return row
 
     def says(self, sentence: str, style: str) -> None:
@@ -202,6 +213,37 @@ async def undo(on: Stage) -> None:
     on.line("acme", f"ord-1001 is {after['status']}, and every other field is as it was, too")
 
 
+async def rollback(on: Stage) -> None:
+    before = on.order("ord-1001"), on.customer("cus-101")
+    for tool, arguments in (
+        ("acme.refund", refund_of("ord-1001", 2500, "The lid is scratched.")),
+        ("acme.update_customer", {"id": "cus-101", "fields": {"name": "Nobody"}}),
+        ("acme.open_ticket", {"customer_id": "cus-101", "subject": "Lid", "body": "It is scratched."}),
+    ):
+        done = await on.call(tool, arguments, run=_RUN)
+        expect(done.ok, done.text)
+    expect((on.order("ord-1001"), on.customer("cus-101")) != before, "Acme is as it was before the run")
+    plan = await _rolled_back(on, "--plan")
+    expect([step["part"] for step in plan] == ["undo"] * 3, f"the plan is {plan}")
+    ended = await _rolled_back(on, "--yes")
+    expect([step["part"] for step in ended] == ["done"] * 3, f"it ended as {ended}")
+    expect((on.order("ord-1001"), on.customer("cus-101")) == before, "Acme is not as it was before the run")
+    on.line("acme", "ord-1001 and cus-101 are as they were before the run, in every field")
+    # It asks the database, so that a server that was idle knows of it, too.
+    await on.unseen_call("remit.status", {})
+    told = await on.call("acme.get_order", {"order_id": "ord-1001"}, run=_RUN)
+    expect("took back" in told.text, f"the agent was not told: {told.text}")
+    on.says(told.text[told.text.index("Note: ") :], "yellow")
+
+
+async def _rolled_back(on: Stage, how: str) -> list[dict[str, Any]]:
+    said = await on.remit(SUPERVISOR, "rollback", _RUN, how, "--as", SUPERVISOR, "--json", shown=False)
+    steps: list[dict[str, Any]] = json.loads(said)
+    for step in steps:
+        on.line("", f"{step['tool']}: {step['why']}")
+    return steps
+
+
 async def kill_switch(on: Stage) -> None:
     wanted = refund_of("ord-1004", 1000, "It came late.")
     await on.remit(SUPERVISOR, "switch", "on", "agent", AGENT, "--reason", "odd refunds")
@@ -259,6 +301,7 @@ STEPS: tuple[tuple[str, Callable[[Stage], Awaitable[None]]], ...] = (
     ("A refund of 400.00 waits for a person, and is executed once she agrees", refund_with_approval),
     ("A refund of 5,000.00 is denied, and the agent is told why", large_refund),
     ("The first refund is taken back, and the order is as it was", undo),
+    ("A whole run is taken back by a person, newest call first, and the agent is told", rollback),
     ("A person stops the agent, and lets it go again", kill_switch),
     ("A loop of identical calls runs into its budget", loop),
     ("What happened is in the record, for plain SQL", query),
