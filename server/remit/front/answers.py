@@ -114,8 +114,8 @@ def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
     more = f" and {len(notices) - _NAMED_MAX} more" if len(notices) > _NAMED_MAX else ""
     who = " and ".join(_BY[each] for each in by)
     text = (
-        f"Note: {who} took back what you did here before: {names}{more}. None of that holds now. Do not do it "
-        "again unless you are asked to; read the current state before you go on."
+        f"Note: {who} took back what you did here before: {names}{more}. None of that holds now. Do not do "
+        "it again unless you are asked to; read the current state before you go on."
     )
     return {
         **result,
