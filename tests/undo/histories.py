@@ -202,8 +202,9 @@ class History:
             names = [each.key for each in pile]
             if call["of_call"] in self.forced:
                 # What lay above it goes too, since a person insisted.
-                if call["of_call"] in names:
-                    del pile[names.index(call["of_call"]) :]
+                if call["of_call"] not in names:
+                    return  # they insisted on what another insistence had taken off: no order is left to hold
+                del pile[names.index(call["of_call"]) :]
                 if pile[-1].value != write.value:
                     pile.append(write)
                 continue
