@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "calls": ("remit.cli.calls:calls", "What agents called, and what became of it."),
         "budget": ("remit.cli.budget:budget", "What may still be spent."),
         "audit": ("remit.cli.audit:audit", "Verify, prove and export the audit log."),
+        "report": ("remit.cli.report:report", "Write a report for an auditor."),
     },
     "Decide": {
         "approvals": ("remit.cli.approvals:approvals", "Calls that wait for a person."),

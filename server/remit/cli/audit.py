@@ -78,7 +78,7 @@ def verify(
     from remit.proofs import size_of, verify_log
 
     with _records(config_path, copy) as found:
-        locked = _locked(found)
+        shut = locked(found)
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
@@ -86,19 +86,19 @@ def verify(
             findings = [
                 *verify_events(found, advance),
                 *verify_log(found, kept, verifiers, advance),
-                *verify_calls(found, advance, payloads=not locked),
-                *verify_approvals(found, payloads=not locked),
+                *verify_calls(found, advance, payloads=not shut),
+                *verify_approvals(found, payloads=not shut),
                 *verify_keys(found),
                 *verify_runs(found),
                 *verify_policies(found),
             ]
-    if locked and copy is None:
-        findings.append(Finding(where="master key", what=locked))
+    if shut and copy is None:
+        findings.append(Finding(where="master key", what=shut))
     if as_json:
         print_json(
             {
                 "events": events,
-                "payloads_opened": not locked,
+                "payloads_opened": not shut,
                 "calls": calls,
                 "sealed": sealed,
                 "since_checkpoint": max((each.size for each in kept), default=None),
@@ -109,7 +109,7 @@ def verify(
         fine = f"{events} events and {calls} calls are as they were written."
         if kept:
             fine += f"\nThe first {max(each.size for each in kept)} events are those of the checkpoint."
-        if locked:
+        if shut:
             fine += "\nWhat calls carried was not opened: the master key of this copy is not beside it."
         report(findings, fine)
     return 1 if findings else 0
@@ -360,7 +360,7 @@ def _records(config_path: Path, copy: Path | None) -> Generator[Records]:
         yield found
 
 
-def _locked(found: Records) -> str | None:
+def locked(found: Records) -> str | None:
     """Why payloads cannot be opened; None when they can."""
     from remit.errors import RemitError
 

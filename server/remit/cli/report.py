@@ -1,0 +1,66 @@
+"""`remit report`: what happened in some time, for an auditor, as one page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from remit.cli.options import SINCE, config_option, json_option, print_json, records
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--from", "from_us", type=SINCE, required=True, help="Since then: 30d or 2026-01-31.")
+@click.option("--to", "to_us", type=SINCE, help="Until then; by default now.")
+@click.option("--tenant", metavar="TENANT", help="Of this tenant only.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="A new file, instead of stdout."
+)
+def report(
+    config_path: Path,
+    as_json: bool,
+    from_us: int,
+    to_us: int | None,
+    tenant: str | None,
+    output: Path | None,
+) -> int:
+    """Write a report for an auditor: an HTML page that loads nothing and can be printed.
+
+    Counts calls, verdicts, approvals and by whom, overrides, incidents, undos and what was spent, and
+    verifies the whole record meanwhile. Exits with 1 when that finds anything.
+    """
+    from remit import reporting
+    from remit.cli.audit import locked
+    from remit.cli.output import progress
+    from remit.ids import now_us
+    from remit.proofs import size_of
+
+    now = now_us()
+    with records(config_path) as found:
+        total = found.count("events") + found.count("calls") + size_of(found)
+        with progress("Verifying", total) as advance:
+            told = reporting.report(
+                found,
+                from_us=from_us,
+                to_us=to_us or now,
+                tenant=tenant,
+                now_us=now,
+                payloads=locked(found) is None,
+                advance=advance,
+            )
+    text = reporting.page(told)
+    if output is not None:
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise click.FileError(str(output), (error.strerror or "cannot be written").lower()) from None
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    if as_json:
+        print_json(told)
+    elif output is None:
+        click.echo(text, nl=False)
+    return 1 if told.findings else 0

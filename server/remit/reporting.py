@@ -1,0 +1,252 @@
+"""A report of some time for an auditor: what was decided, by whom, what went wrong, whether the record holds.
+
+Everything is counted from the audit database, and verification runs while the report is made. It is one HTML
+page that loads nothing and can be printed. What others wrote is escaped where it is put in.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events, verify_keys
+from remit.ids import first_id
+from remit.proofs import verify_log
+from remit.records import Records
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Rows of a table that lists single things; what is more is counted.
+_LISTED_MAX = 200
+_FINDINGS_MAX = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One table of the report, and a sentence about what it is."""
+
+    title: str
+    about: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    from_us: int
+    to_us: int
+    made_us: int
+    tenant: str | None
+    events: int
+    findings: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def report(
+    records: Records,
+    *,
+    from_us: int,
+    to_us: int,
+    tenant: str | None,
+    now_us: int,
+    payloads: bool,
+    advance: Callable[[], None] = lambda: None,
+) -> Report:
+    """Count what happened from `from_us` to `to_us`, and verify the whole record. Reads one snapshot."""
+    findings = [
+        str(finding)
+        for found in (
+            verify_events(records, advance),
+            verify_log(records, (), (), advance),
+            verify_calls(records, advance, payloads=payloads),
+            verify_approvals(records, payloads=payloads),
+            verify_keys(records),
+            verify_balances(records),
+        )
+        for finding in found
+    ]
+    return Report(
+        from_us=from_us,
+        to_us=to_us,
+        made_us=now_us,
+        tenant=tenant,
+        events=records.count("events"),
+        findings=tuple(findings),
+        sections=tuple(_sections(records, from_us, to_us, tenant)),
+    )
+
+
+def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) -> Iterable[Section]:
+    within = "c.id >= ? AND c.id < ?" + (" AND c.tenant = ?" if tenant else "")
+    about: list[Any] = [first_id(from_us), first_id(to_us), *([tenant] if tenant else [])]
+    then = "at_us >= ? AND at_us < ?" + (" AND tenant = ?" if tenant else "")
+    when: list[Any] = [from_us, to_us, *([tenant] if tenant else [])]
+
+    def asked(sql: str, values: Sequence[Any] = about) -> list[list[Any]]:
+        return [list(row) for row in records.rows(sql, values)]
+
+    yield Section(
+        title="Calls",
+        about="What agents asked for, how far each was let go, and what became of it.",
+        columns=("verdict", "state", "calls"),
+        rows=asked(
+            f"SELECT verdict, state, COUNT(*) AS calls FROM calls AS c WHERE {within} AND kind = 'call'"  # noqa: S608 - the conditions are ours
+            " GROUP BY verdict, state ORDER BY calls DESC"
+        ),
+    )
+    yield Section(
+        title="Agents",
+        about="Who called, and how often it was refused.",
+        columns=("tenant", "agent", "calls", "denied"),
+        rows=asked(
+            "SELECT tenant, agent, COUNT(*) AS calls, SUM(CASE state WHEN 'denied' THEN 1 ELSE 0 END)"  # noqa: S608 - the conditions are ours
+            f" FROM calls AS c WHERE {within} AND kind = 'call' GROUP BY tenant, agent ORDER BY calls DESC"
+        ),
+    )
+    yield Section(
+        title="Why calls were refused",
+        about="A code that appears often is a policy or an agent to look at.",
+        columns=("code", "calls"),
+        rows=asked(
+            f"SELECT code, COUNT(*) AS calls FROM calls AS c WHERE {within} AND state = 'denied'"  # noqa: S608 - the conditions are ours
+            " GROUP BY code ORDER BY calls DESC"
+        ),
+    )
+    yield Section(
+        title="Approvals, by whom",
+        about="Human oversight: who decided on which tools.",
+        columns=("person", "vote", "tool", "times"),
+        rows=asked(
+            'SELECT v."user", v.vote, c.tool, COUNT(*) AS times FROM calls AS c'  # noqa: S608 - the conditions are ours
+            " JOIN approvals AS a ON a.call_id = c.id JOIN votes AS v ON v.approval_id = a.id"
+            f' WHERE {within} GROUP BY v."user", v.vote, c.tool ORDER BY times DESC'
+        ),
+    )
+    yield Section(
+        title="Overrides and other acts of people",
+        about="Switches, safe mode, resolved doubts, policies put into force, erasures, holds, keys.",
+        columns=("when", "what", "tenant", "call"),
+        rows=[
+            [_moment(at_us), *rest]
+            for at_us, *rest in asked(
+                f"SELECT at_us, kind, tenant, call_id FROM events WHERE {then} AND (kind LIKE 'switch.%'"  # noqa: S608 - the conditions are ours
+                " OR kind LIKE 'audit.%' OR kind LIKE 'key.%' OR kind IN ('call.resolved',"
+                f" 'policy.activated', 'policy.pushed', 'log.key')) ORDER BY at_us LIMIT {_LISTED_MAX}",
+                when,
+            )
+        ],
+    )
+    yield Section(
+        title="Incidents",
+        about="Calls in doubt, undos that failed or are in doubt, policies that a server would not take.",
+        columns=("when", "what", "tool", "call"),
+        rows=[
+            [_moment(at_us), *rest]
+            for at_us, *rest in [
+                *asked(
+                    "SELECT c.created_us, 'in doubt: ' || COALESCE(error_code, ''), tool, id FROM calls AS c"  # noqa: S608 - the conditions are ours
+                    f" WHERE {within} AND (state = 'in_doubt' OR resolution IS NOT NULL) LIMIT {_LISTED_MAX}"
+                ),
+                *asked(
+                    "SELECT c.created_us, 'undo: ' || u.state, c.tool, c.id FROM calls AS c"  # noqa: S608 - the conditions are ours
+                    f" JOIN undos AS u ON u.call_id = c.id WHERE {within}"
+                    f" AND u.state IN ('failed', 'indeterminate', 'conflict') LIMIT {_LISTED_MAX}"
+                ),
+                *asked(
+                    f"SELECT at_us, kind, '', '' FROM events WHERE {then} AND kind = 'policy.rejected'"  # noqa: S608 - the conditions are ours
+                    f" ORDER BY at_us LIMIT {_LISTED_MAX}",
+                    when,
+                ),
+            ]
+        ],
+    )
+    yield Section(
+        title="Undone",
+        about="Calls that were taken back, and by whom.",
+        columns=("tool", "by", "state", "calls"),
+        rows=asked(
+            'SELECT c.tool, b."user", u.state, COUNT(*) AS calls FROM calls AS c'  # noqa: S608 - the conditions are ours
+            " JOIN undos AS u ON u.call_id = c.id JOIN calls AS b ON b.id = u.undo_call"
+            f' WHERE {within} GROUP BY c.tool, b."user", u.state ORDER BY calls DESC'
+        ),
+    )
+    yield Section(
+        title="Spent",
+        about="What calls cost, by unit, less what was given back.",
+        columns=("tenant", "agent", "unit", "calls", "spent"),
+        rows=asked(
+            "SELECT tenant, agent, unit, COUNT(*), SUM(spent) FROM (SELECT c.tenant, c.agent, h.unit,"  # noqa: S608 - the conditions are ours
+            " MAX(h.posted - h.refunded) AS spent FROM calls AS c JOIN holds AS h ON h.call_id = c.id"
+            f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
+            " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"
+        ),
+    )
+    yield Section(
+        title="Policies that decided",
+        about="Each can be looked up: remit policy show.",
+        columns=("policy version", "calls"),
+        rows=asked(
+            f"SELECT policy_version, COUNT(*) AS calls FROM calls AS c WHERE {within}"  # noqa: S608 - the conditions are ours
+            " AND policy_version <> '' GROUP BY policy_version ORDER BY calls DESC"
+        ),
+    )
+
+
+def page(it: Report) -> str:
+    """The report as one HTML page."""
+    sound = not it.findings
+    verified = (
+        f"All {it.events} events, and every call, vote and balance, are as they were written."
+        if sound
+        else f"{len(it.findings)} things are not as they were written. The first of them:"
+    )
+    listed = "".join(f"<li>{_text(each)}</li>" for each in it.findings[:_FINDINGS_MAX])
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy"'
+        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>Report of AI agents' calls</title><style>{_STYLE}</style></head><body>"
+        "<h1>What agents did, and who let them</h1>"
+        f"<p>From {_moment(it.from_us)} to {_moment(it.to_us)}, "
+        f"{'tenant ' + _text(it.tenant) if it.tenant else 'every tenant'}. Made {_moment(it.made_us)}.</p>"
+        f'<section class="{"sound" if sound else "flawed"}"><h2>Is the record sound?</h2><p>{verified}</p>'
+        f"{f'<ul>{listed}</ul>' if listed else ''}</section>"
+        + "".join(_section(each) for each in it.sections)
+        + "</body></html>\n"
+    )
+
+
+def _section(it: Section) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in it.columns)
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in it.rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = table if it.rows else "<p>None.</p>"
+    return f"<section><h2>{_text(it.title)}</h2><p>{_text(it.about)}</p>{table}</section>"
+
+
+def _cell(value: Any) -> str:
+    number = ' class="number"' if isinstance(value, int) else ""
+    return f"<td{number}>{_text('' if value is None else value)}</td>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _moment(at_us: int) -> str:
+    return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+_STYLE = """
+body{font:15px/1.5 ui-sans-serif,system-ui,sans-serif;color:#1c1917;max-width:60rem;
+margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin:0}h2{font-size:1.1rem;margin:0 0 .2rem}section{margin:1.6rem 0;break-inside:avoid}
+section p{margin:.1rem 0 .5rem;color:#57534e}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #e7e5e4;overflow-wrap:anywhere}
+th{font-weight:600;color:#57534e}.number{text-align:right;font-variant-numeric:tabular-nums}
+.sound,.flawed{padding:.8rem 1rem;border-left:4px solid #16a34a;background:#f0fdf4}
+.flawed{border-color:#dc2626;background:#fef2f2}
+@media print{body{margin:0;max-width:none;font-size:11px}section{margin:.8rem 0}}
+"""
