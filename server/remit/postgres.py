@@ -46,7 +46,7 @@ _AGAIN = "40"
 #: One process seals at a time. A number that other programs on the same database do not use.
 _SEALING = 0x72656D69745F6C67
 
-#: Every column, constraint, index and trigger, and what it is.
+#: Every column, view, constraint, index and trigger, and what it is.
 _SCHEMA = """
     SELECT c.relname || '.' || a.attname AS name,
         concat_ws(' ', format_type(a.atttypid, a.atttypmod), l.collname, a.attnotnull, a.attidentity,
@@ -56,6 +56,7 @@ _SCHEMA = """
         LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
         WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND a.attnum > 0
             AND NOT a.attisdropped
+    UNION ALL SELECT viewname, definition FROM pg_views WHERE schemaname = current_schema()
     UNION ALL SELECT conname, pg_get_constraintdef(oid, true) FROM pg_constraint
         WHERE connamespace = current_schema()::regnamespace AND conrelid <> 0
     UNION ALL SELECT c.relname, pg_get_indexdef(c.oid, 0, true) FROM pg_class c
