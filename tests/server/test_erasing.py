@@ -131,6 +131,7 @@ def test_who_reads_an_erased_call_is_told_that_it_is(tmp_path: Path) -> None:
     assert "erased" in explained.out + explained.err
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_a_repeat_of_an_erased_call_is_refused_and_not_made_again(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
         pen = {"thing": "pen", "price": 5}
@@ -148,6 +149,7 @@ async def test_a_repeat_of_an_erased_call_is_refused_and_not_made_again(tmp_path
         assert remit.carried(first.call_id, "arguments") is None
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_a_later_change_stays_a_conflict_when_who_made_it_is_erased(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=tools()) as remit:
         remit.source.on["buy"] = {"order": "o-1"}
@@ -170,6 +172,7 @@ async def test_a_call_whose_person_cannot_be_told_is_refused(tmp_path: Path) -> 
         assert refused.verdict.code == "no_subject"
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_an_undo_carries_the_keys_of_whom_it_takes_back_for(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
         remit.source.on["buy"] = {"order": "o-1"}

@@ -109,6 +109,7 @@ def test_a_hold_says_what_it_covers_or_is_none(tmp_path: Path) -> None:
     assert (unknown.code, unknown.err) == (1, "remit: there is no legal hold ffff\n")
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_what_people_are_still_asked_about_is_kept(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, clock=Clock(LONG_AGO)) as remit:
         waiting: Any = await remit.call("shop.buy", {"thing": "car", "price": 900})
