@@ -187,7 +187,7 @@ def _kept_elsewhere(name: str) -> Layer:
     module, _, function = name.partition(":")
     try:
         rows = adapter_rows(getattr(import_module(module), function)())
-    except Exception as error:
+    except Exception as error:  # whatever somebody else's adapter raises, its policy is not had
         raise RemitError(f"the policy adapter {name} failed: {type(error).__name__}: {error}") from error
     lines, problems = read_values(sorted(rows), name)
     if problems:

@@ -28,7 +28,7 @@ from remit.front.answers import RECEIPT
 # The first run installs what the others are made of.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-FILES = {"readme.md": "# Hello\n", "notes.txt": "one\ntwo\n", "todo.txt": "- sleep\n"}
+FILES = {"hello.txt": "# Hello\n", "notes.txt": "one\ntwo\n", "todo.txt": "- sleep\n"}
 MEMORY = [
     {"type": "entity", "name": "Ada", "entityType": "person", "observations": ["writes"]},
     {"type": "entity", "name": "Bob", "entityType": "person", "observations": []},
@@ -174,9 +174,9 @@ def a_run(place: Place) -> list[tuple[str, dict[str, Any]]]:
     for round_ in range(4):
         calls += [
             ("files.write_file", {"path": at[name], "content": f"{name}, draft {round_}\n"})
-            for name in ("readme.md", "notes.txt")
+            for name in ("hello.txt", "notes.txt")
         ]
-        calls.append(("git.git_add", {**here, "files": ["readme.md"]}))
+        calls.append(("git.git_add", {**here, "files": ["hello.txt"]}))
         for customer in ("cus-101", "cus-102"):
             fields = {"note": f"Called {round_} times."}
             calls.append(("acme.update_customer", {"id": customer, "fields": fields}))
