@@ -23,7 +23,7 @@ import anyio
 import anyio.lowlevel
 import orjson
 
-from remit import approvals, confirmations, runs, telemetry
+from remit import approvals, confirmations, refusals, runs, telemetry
 from remit.budgets import CALLS, charges
 from remit.calls import fingerprint_of, result_of, subjects_of
 from remit.catalog import Catalog
@@ -139,10 +139,10 @@ async def govern(
             steps = _in_turn if call.tool.serial and call.kind == "call" else _in_four_steps
             outcome = await steps(call, crowded, on, caller, asking)
         except StoreBusy:
-            outcome = Refused(call_id=call.id, verdict=_BUSY)
+            outcome = Refused(call_id=call.id, verdict=refusals.BUSY)
         except StoreUnavailable:
             # Nothing was sent: a call whose record cannot be written is not let out.
-            outcome = Refused(call_id=call.id, verdict=_STORE_DOWN)
+            outcome = Refused(call_id=call.id, verdict=refusals.STORE_DOWN)
     telemetry.count(call, outcome)
     return outcome
 
@@ -240,7 +240,7 @@ async def _in_four_steps(
     if isinstance(admitted, Moved):
         if attempts > 1:
             return await _in_four_steps(call, None, on, caller, asking, attempts - 1)
-        admitted = _RESTLESS
+        admitted = refusals.RESTLESS
     if isinstance(admitted, Verdict) and admitted.rung is Rung.APPROVE:
         # A budget asks for people: the same call once more, with their word.
         return await _in_four_steps(call, replace(decision, verdict=admitted), on, caller, asking, attempts)
@@ -270,7 +270,7 @@ async def _decided(call: Call, on: Services) -> Decision:
     with anyio.move_on_after(call.tool.timeout_s):
         while (run := await on.journal.turn(call, _serial(on))) is None:  # noqa: ASYNC110 - nothing tells
             await anyio.sleep(_LOOK_S)
-    return Decision(verdict=_RESTLESS) if run is None else await informed(call, on, run)
+    return Decision(verdict=refusals.RESTLESS) if run is None else await informed(call, on, run)
 
 
 async def informed(call: Call, on: Services, run: Run | None = None) -> Decision:
@@ -318,11 +318,11 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
             return Decision(verdict=unfit(read))
         parsed = read
     if call.tool.subject and not call.subjects and call.kind == "call":
-        return Decision(verdict=_NO_SUBJECT)
+        return Decision(verdict=refusals.NO_SUBJECT)
     try:
         estimates = estimates_of(call)
     except EvaluationError:
-        return Decision(verdict=_NO_PRICE)
+        return Decision(verdict=refusals.NO_PRICE)
     touches = _touched(call, {"args": call.arguments})
     plan, no_way_back = _plan(call, touches, on)
     context = context_of(
@@ -337,7 +337,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
     )
     verdict = permission(call, on.policy, context)
     if call.is_held_back and any(duty.name == "redact" for duty in verdict.duties):
-        verdict = _CANNOT_DEFER
+        verdict = refusals.CANNOT_DEFER
     if no_way_back and verdict.rung is not Rung.DENY:
         verdict = replace(
             verdict, rung=Rung.DENY, code="no_way_back", reason=no_way_back, remedy=Remedy.CHANGE
@@ -366,17 +366,17 @@ async def _ask_user(
     good_for_s = on.config.approvals.pending
     question = confirmations.question(call)
     state: str | None = None
-    refusal = _CANNOT_CONFIRM
+    refusal = refusals.CANNOT_CONFIRM
     if call.confirmation is not None and not call.confirmation.accepted:
-        refusal = _NOT_CONFIRMED
+        refusal = refusals.NOT_CONFIRMED
     elif question and asking.now:
         with anyio.move_on_after(good_for_s):
             if confirmations.said_yes(await asking.now(question)):
                 return confirmations.given(call, on.clock(), accepted=True, good_for_s=good_for_s)
-        refusal = _NOT_CONFIRMED
+        refusal = refusals.NOT_CONFIRMED
     elif question and asking.again:
         state = confirmations.sealed(call, on.secret, at_us=on.clock(), good_for_s=good_for_s)
-        refusal = _UNCONFIRMED if state else _CANNOT_CONFIRM
+        refusal = refusals.UNCONFIRMED if state else refusals.CANNOT_CONFIRM
     refused = replace(
         decision.verdict, rung=Rung.DENY, code=refusal.code, reason=refusal.reason, remedy=refusal.remedy
     )
@@ -580,7 +580,9 @@ async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
         return Scheduled(call_id=earlier.call_id, due_us=earlier.due_us)
     if earlier.reply is not None:
         return Done(call_id=earlier.call_id, reply=earlier.reply, cost={}, undo=None, repeated=True)
-    verdict = {"in_doubt": _IN_DOUBT, "dispatched": _UNDER_WAY}.get(earlier.state, _ENDED)
+    verdict = {"in_doubt": refusals.IN_DOUBT, "dispatched": refusals.UNDER_WAY}.get(
+        earlier.state, refusals.ENDED
+    )
     await on.journal.refuse(call, verdict)
     return Refused(call_id=call.id, verdict=verdict)
 
@@ -932,7 +934,7 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
         keys = []  # it runs inside a call that is counted, or was when it was let in
     full = any(on.in_flight.get(key, 0) >= most for key, most in keys)
     if full:
-        yield Decision(verdict=_CROWDED)
+        yield Decision(verdict=refusals.CROWDED)
         return
     for key, _ in keys:
         on.in_flight[key] = on.in_flight.get(key, 0) + 1
@@ -948,90 +950,3 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
 _TOO_LATE = ("too_late", "The time of the call was over before it was sent.")
 _SENT = Verdict(rung=Rung.EXECUTE, code="allowed", reason="It was sent.", remedy=Remedy.STOP)
 _UNRECORDED = "The source answered, but the answer could not be recorded yet."
-_STORE_DOWN = Verdict(
-    rung=Rung.DENY,
-    code="audit_unavailable",
-    reason="Calls cannot be recorded at the moment, and nothing runs unrecorded. Nothing was done: wait and "
-    "try again in a minute.",
-    remedy=Remedy.WAIT,
-)
-_BUSY = Verdict(
-    rung=Rung.DENY,
-    code="busy",
-    reason="More calls wait to be recorded than can be taken. Nothing was done: wait some seconds and try "
-    "again.",
-    remedy=Remedy.WAIT,
-)
-_NO_PRICE = Verdict(
-    rung=Rung.DENY,
-    code="no_price",
-    reason="What this call costs cannot be computed from its arguments, so it is refused. Check that every "
-    "amount is present and is a whole number.",
-    remedy=Remedy.CHANGE,
-)
-_NO_SUBJECT = Verdict(
-    rung=Rung.DENY,
-    code="no_subject",
-    reason="Whom this call is about cannot be told from its arguments, so it is refused. Check that they "
-    "name a person or an account as its description says.",
-    remedy=Remedy.CHANGE,
-)
-_CROWDED = Verdict(
-    rung=Rung.DENY,
-    code="too_many_at_once",
-    reason="Too many calls of yours are running at once. Wait for one to end, then try again.",
-    remedy=Remedy.WAIT,
-)
-_IN_DOUBT = Verdict(
-    rung=Rung.DENY,
-    code="in_doubt",
-    reason="An equal call was sent before and nobody knows whether it took effect, so it is not sent again. "
-    "Read the current state to find out, or have an operator resolve it.",
-    remedy=Remedy.ASK,
-)
-_CANNOT_CONFIRM = Verdict(
-    rung=Rung.DENY,
-    code="cannot_confirm",
-    reason="Your user must confirm exactly this call before it is made, and this client cannot ask them: it "
-    "offers no form elicitation, or the call is too long to be read. Tell your user.",
-    remedy=Remedy.ASK,
-)
-_NOT_CONFIRMED = Verdict(
-    rung=Rung.DENY,
-    code="not_confirmed",
-    reason="Your user was asked to confirm exactly this call, and did not. Ask them what they want instead.",
-    remedy=Remedy.STOP,
-)
-_CANNOT_DEFER = Verdict(
-    rung=Rung.DENY,
-    code="cannot_defer",
-    reason="This call is held back before it is made, and a rule forbids to keep parts of it that long. Tell "
-    "your user.",
-    remedy=Remedy.ASK,
-)
-_UNCONFIRMED = Verdict(
-    rung=Rung.DENY,
-    code="unconfirmed",
-    reason="Your user must confirm exactly this call before it is made.",
-    remedy=Remedy.WAIT,
-)
-_RESTLESS = Verdict(
-    rung=Rung.DENY,
-    code="too_many_at_once",
-    reason="Other calls of this piece of work kept changing what this one depends on. Make them one after "
-    "another, then try again.",
-    remedy=Remedy.WAIT,
-)
-_ENDED = Verdict(
-    rung=Rung.DENY,
-    code="already_ended",
-    reason="An equal call has been made before, and its answer is not kept. Do not send it again: read the "
-    "current state.",
-    remedy=Remedy.STOP,
-)
-_UNDER_WAY = Verdict(
-    rung=Rung.DENY,
-    code="under_way",
-    reason="An equal call is still under way. Wait for its answer instead of sending it again.",
-    remedy=Remedy.WAIT,
-)
