@@ -1223,6 +1223,16 @@ class Journal:
 
         return await self._writer.write(change, durable=False)
 
+    async def changed_since(self, call_id: str, tenant: str) -> bool:
+        """Whether a later call touched the same thing as this one, or may have, and is not taken back."""
+
+        def change() -> bool:
+            self._ledger.write_out()
+            undo = self._ledger.one("SELECT * FROM undos WHERE call_id = ?", (call_id,))
+            return undo is not None and self._changed_since(undo, tenant)
+
+        return await self._writer.write(change, durable=False)
+
     async def standing(self, tenant: str, agent: str, accounts: Sequence[Charge]) -> dict[str, Any]:
         """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
 
@@ -1506,26 +1516,34 @@ class Journal:
         elif row["expires_us"] <= now:
             reason = "The time in which that call could be undone is over."
             code = "undo_expired"
-        elif not forced and row["resource"] is not None:
-            later = self._ledger.one(
-                "SELECT l.id FROM touches JOIN calls AS l ON l.id = touches.call_id"
-                " JOIN calls AS o ON o.id = ? LEFT JOIN undos ON undos.call_id = l.id"
-                " WHERE touches.resource IN (?, ?) AND l.id <> o.id AND l.tenant = o.tenant"
-                " AND (l.dispatched_us, l.id) > (o.dispatched_us, o.id)"
-                " AND l.state IN ('dispatched', 'in_doubt', 'succeeded')"
-                " AND COALESCE(undos.state, '') <> 'done' LIMIT 1",
-                (
-                    call.of_call,
-                    row["resource"],
-                    erasing.pseudonym(self._sealer.vault, call.principal.tenant, row["resource"]),
-                ),
-            )
-            if later is not None:
-                reason = "Something has changed the same thing since: undo that first, or ask a person."
-                code = "undo_conflict"
+        elif not forced and self._changed_since(row, call.principal.tenant):
+            reason = "Something has changed the same thing since: undo that first, or ask a person."
+            code = "undo_conflict"
         if reason is None:
             return None
         return replace(verdict, rung=Rung.DENY, code=code, reason=reason, remedy=Remedy.STOP)
+
+    def _changed_since(self, undo: Row, tenant: str) -> bool:
+        """Whether a later call touched the same thing, or may have, and stays.
+
+        Or an earlier one was taken back from under this one, as people can insist: where only values tell,
+        what that put back may look like what this call left, and what this one replaced is gone for good.
+        """
+        if undo["resource"] is None:
+            return False
+        names = undo["resource"], erasing.pseudonym(self._sealer.vault, tenant, undo["resource"])
+        found = self._ledger.one(
+            "SELECT t.id FROM touches JOIN calls AS t ON t.id = touches.call_id"
+            " JOIN calls AS o ON o.id = ? LEFT JOIN undos ON undos.call_id = t.id"
+            " LEFT JOIN calls AS back ON back.id = undos.undo_call"
+            " WHERE touches.resource IN (?, ?) AND t.id <> o.id AND t.tenant = o.tenant"
+            " AND CASE WHEN (t.dispatched_us, t.id) > (o.dispatched_us, o.id)"
+            " THEN t.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(undos.state, '') <> 'done'"
+            " ELSE ? AND back.state IN ('dispatched', 'in_doubt', 'succeeded')"
+            " AND (back.dispatched_us, back.id) > (o.dispatched_us, o.id) END LIMIT 1",
+            (undo["call_id"], *names, undo["best_effort"]),
+        )
+        return found is not None
 
     def _close_waiting(self, call_id: str, state: str) -> None:
         self._ledger.execute(

@@ -142,7 +142,10 @@ def _matching(rule: FindRule, roots: Json) -> list[Any]:
 
 
 async def _probe_undo(found: Recorded, on: Services) -> Finding:
-    """An undo in doubt has worked when the proof that its tool declares says so now. Raises WrongState."""
+    """An undo in doubt has worked when the proof that its tool declares says so now. Raises WrongState.
+
+    Unless a later call may be what the proof shows: it can have written just what the undo would have.
+    """
     entry = await on.journal.undoable(found.of_call or "")
     if entry is None:
         return _unsure(found, "the way back that it took is not known any more")
@@ -152,6 +155,8 @@ async def _probe_undo(found: Recorded, on: Services) -> Finding:
         return _unsure(found, f"{entry.tool} does not say how its undo is proved (undo: verify)")
     if await took_hold(call, {"args": call.arguments}, on) != "done":
         return _unsure(found, f"{rule.verify.tool} does not show that it worked")
+    if await on.journal.changed_since(entry.call_id, entry.tenant):
+        return _unsure(found, f"what {rule.verify.tool} shows may be what a later call did to the same thing")
     reason = "what its tool asks for as a proof is true now"
     await on.journal.resolve(found.call_id, happened=True, reason=reason, by=rule.verify.tool)
     return Finding(call_id=found.call_id, state="succeeded", why=f"{rule.verify.tool}: {reason}")

@@ -170,6 +170,20 @@ async def test_a_person_may_insist_and_then_both_states_are_on_record(tmp_path: 
         assert body["forced"] is True
 
 
+async def test_what_a_person_took_back_from_below_does_not_come_again_with_a_later_undo(
+    tmp_path: Path,
+) -> None:
+    async with a_remit(tmp_path, tools=rules(), policy=WITH_BOSS) as remit:
+        shelf = Shelf(remit.source)
+        one = await put(remit, 1)
+        two = await put(remit, 0)
+        assert isinstance(await taken_back(remit, one, BOSS, force=True), Done)
+        # What the second call left and what is there now look the same, and it replaced what is gone.
+        assert code(await taken_back(remit, two)) == "undo_conflict"
+        assert shelf.values == {"pen": 0}
+        assert isinstance(await taken_back(remit, two, BOSS, force=True), Done)
+
+
 async def test_a_call_whose_state_was_never_seen_is_for_people_to_take_back(tmp_path: Path) -> None:
     async with a_remit(tmp_path, tools=rules(), policy=WITH_BOSS) as remit:
         shelf = Shelf(remit.source)

@@ -202,6 +202,27 @@ async def test_an_undo_in_doubt_is_done_once_its_proof_holds(tmp_path: Path) -> 
         assert remit.one("SELECT state FROM undos WHERE call_id = ?", call_id) == {"state": "done"}
 
 
+async def test_an_undo_in_doubt_is_not_proved_by_what_a_later_call_did(tmp_path: Path) -> None:
+    verify = {"call": "shop.look", "args": {"thing": "args.thing"}, "expect": "result.value == before.value"}
+    async with a_remit(
+        tmp_path, tools=tools(set={"undo": {**TOOLS["shop.set"]["undo"], "verify": verify}})
+    ) as remit:
+        remit.source.on.update(look={"value": 0}, set={})
+        call_id = (await remit.done("shop.set", {"thing": "pen", "value": 0})).call_id
+        remit.source.on["set"] = LOST
+        undoing = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(undoing, InDoubt)
+        remit.source.on["set"] = {}
+        later = (await remit.done("shop.set", {"thing": "pen", "value": 0}, client_key="again")).call_id
+        remit.clock.advance(s=120)
+        found = await probe(undoing.call_id, remit.on)
+        assert found.state == "in_doubt"
+        assert "a later call" in found.why
+        # Once that is taken back itself, what shows is the undo's doing.
+        assert isinstance(await undo(later, a_principal(), "run-1", remit.on), Done)
+        assert (await probe(undoing.call_id, remit.on)).state == "succeeded"
+
+
 async def test_a_restorable_call_that_was_found_later_is_for_people_to_take_back(tmp_path: Path) -> None:
     find = {"call": "shop.look", "args": {"thing": "args.thing"}, "match": "result.value == args.value"}
     async with a_remit(tmp_path, tools=tools(set={"find": find})) as remit:

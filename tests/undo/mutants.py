@@ -19,19 +19,26 @@ class Mutant:
 MUTANTS = [
     # Once only, in order, and nothing of others.
     Mutant("journal.py", 'elif row["state"] != "ready":', 'elif row["state"] == "void":'),
-    Mutant("journal.py", 'elif not forced and row["resource"] is not None:', "elif False:"),
+    Mutant(
+        "journal.py", "elif not forced and self._changed_since(row, call.principal.tenant):", "elif False:"
+    ),
     Mutant("pipeline.py", "None if undoing.forced else conflict(undoing, now, verdict)", "None"),
     Mutant("images.py", "    if left is None:\n", "    if left is None:\n        return None\n"),
     Mutant("images.py", "(now.body, now.etag) != (", "(now.body, left['etag']) != ("),
     Mutant("images.py", 'and it.left["replaced"] == pile[-1][1]', "and True"),
     Mutant("rollback.py", "sorted(calls, key=_moment, reverse=True)", "sorted(calls, key=_moment)"),
     Mutant("rollback.py", '_ACTED = ("scheduled", "cancelled", ', "_ACTED = ("),
+    Mutant(
+        "pipeline.py", "if before and before.etag is not None and", "if before and call.kind == 'call' and"
+    ),
+    Mutant("journal.py", "ELSE ? AND back.state", "ELSE ? AND 1 = 0 AND back.state"),
     # What is put back.
     Mutant("pipeline.py", "before=before.body if before", "before=b'{\"value\": 0}' if before"),
     # Doubt.
     Mutant("probes.py", "if len(items) == 1:", "if len(items) <= 1:"),
     Mutant("probes.py", "        if answer:\n", "        if True:\n"),
     Mutant("pipeline.py", "is not None and late is None:", "is not None:"),
+    Mutant("probes.py", "if await on.journal.changed_since(entry.call_id, entry.tenant):", "if False:"),
     # Held back.
     Mutant("deferred.py", "SET state = 'cancelled', finished_us", "SET finished_us"),
     Mutant("deferred.py", "    if ended == 1:\n        balances", "    if ended == 9:\n        balances"),

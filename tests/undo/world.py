@@ -2,7 +2,7 @@
 
 It does what it is told, and it remembers every write with its author, so that afterwards one can tell exactly
 what an undo replaced. `fate` is what becomes of the next effect: it may be lost on the way there or back, or
-the process may die around it.
+the process may die around it, or an outsider may write between the look before it and itself.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from tests.server.builders import ScriptedSource, a_definition, a_reply
 
 from remit_adapters.base import AdapterError, Caller, Offer, Reply, Request
 
-Fate = Literal["well", "refused", "lost before", "lost after", "dies before", "dies after"]
-THINGS = ("pen", "lamp", "cup")
+Fate = Literal["well", "refused", "overtaken", "lost before", "lost after", "dies before", "dies after"]
+#: What is set by its version.
+VERSIONED = ("pen", "lamp", "cup")
+#: What is put, and has only a value. What outsiders write to it, nobody else does: else no one could tell.
+PLAIN = ("book", "bowl")
+THINGS = VERSIONED + PLAIN
 OFFER = Offer(
     tools=(
         a_definition("look", thing="string"),
@@ -34,12 +38,18 @@ OFFER = Offer(
                 "required": ["thing", "value"],
             },
         },
+        a_definition("put", thing="string", value="integer"),
         a_definition("buy", thing="string", price="integer"),
         a_definition("give_back", order="string"),
         a_definition("send", text="string"),
     )
 )
 _FOUND = {"call": "shop.log", "each": "result.writes", "match": "item.key == key", "complete": "1 == 1"}
+_RESTORED = {
+    "call": "shop.look",
+    "args": {"thing": "args.thing"},
+    "expect": "result.value == before.value",
+}
 RULES: dict[str, Any] = {
     "shop.look": {"effect": "read"},
     "shop.log": {"effect": "read"},
@@ -57,11 +67,18 @@ RULES: dict[str, Any] = {
         "undo": {
             "call": "shop.set",
             "args": {"thing": "args.thing", "value": "before.value"},
-            "verify": {
-                "call": "shop.look",
-                "args": {"thing": "args.thing"},
-                "expect": "result.value == before.value",
-            },
+            "verify": _RESTORED,
+        },
+    },
+    "shop.put": {
+        "effect": "restorable",
+        "resource": "args.thing",
+        "before": {"call": "shop.look", "args": {"thing": "args.thing"}, "select": "{value: value}"},
+        "find": {**_FOUND, "args": {"thing": "args.thing"}},
+        "undo": {
+            "call": "shop.put",
+            "args": {"thing": "args.thing", "value": "before.value"},
+            "verify": _RESTORED,
         },
     },
     "shop.buy": {
@@ -102,6 +119,8 @@ class World(ScriptedSource):
 
     def write_from_outside(self, thing: str, value: int) -> None:
         self.outsiders.add(thing)
+        if thing in PLAIN:
+            value = 100 + len(self.writes[thing])
         self.writes[thing].append(Write(key=f"outsider-{len(self.writes[thing])}", value=value))
 
     def effects(self, name: str = "") -> list[Any]:
@@ -121,6 +140,8 @@ class World(ScriptedSource):
         fate, self.fate = self.fate, "well"
         if fate != "well":
             self.troubled.add(self._about(request))
+        if fate == "overtaken" and request.name == "set":
+            self.write_from_outside(arguments["thing"], arguments["value"])
         await self._on_the_way(fate, "before")
         if fate == "refused":
             raise AdapterError("It is closed.", no_effect=True)
@@ -136,14 +157,12 @@ class World(ScriptedSource):
             await anyio.sleep_forever()
 
     def _about(self, request: Request) -> str:
-        if request.name == "give_back":
-            return "orders"
-        return str(request.arguments.get("thing", "mail")) if request.name == "set" else "orders"
+        return str(request.arguments["thing"]) if request.name in ("set", "put") else "orders"
 
     def _do(self, request: Request) -> Reply:
         arguments = request.arguments
         match request.name:
-            case "set":
+            case "set" | "put":
                 writes = self.writes[arguments["thing"]]
                 if arguments.get("version", len(writes)) != len(writes):
                     return a_reply("somebody was faster", is_error=True)
