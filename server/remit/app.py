@@ -50,6 +50,8 @@ _PROBE_S = 10.0
 #: Seconds between two looks for what is kept longer than it is to be.
 _RETAIN_S = 60.0
 _DUE_S = 1.0
+#: Seconds between two looks for what starts a playbook.
+_TRIGGER_S = 2.0
 #: How long a process that ends may take to seal what it wrote and to put the checkpoint elsewhere.
 _LAST_SEAL_S = 2.0
 #: Seconds between two tries to connect an optional source that was not there at the start.
@@ -160,6 +162,8 @@ class App:
                 tasks.start_soon(self._probing, services)
                 tasks.start_soon(self._retaining, journal)
                 tasks.start_soon(self._sending, services)
+                if any(book.on for book in self.config.playbooks.values()):
+                    tasks.start_soon(self._recovering, services, tasks)
             if self._role != "cli":
                 tasks.start_soon(self._shadow.run, services)
                 tasks.start_soon(self._watch.run, journal, self._use)
@@ -291,6 +295,16 @@ class App:
             with suppress(StoreUnavailable):
                 await send_due(services)
             await anyio.sleep(_DUE_S)
+
+    async def _recovering(self, services: Services, tasks: TaskGroup) -> None:
+        # Imported only where it is used: most have no playbook that starts by itself.
+        from remit import triggers
+
+        while True:
+            with suppress(StoreUnavailable):
+                for run in await triggers.begun(services, self.loaded):
+                    tasks.start_soon(triggers.carried_out, run)
+            await anyio.sleep(_TRIGGER_S)
 
     async def _sealing(self) -> None:
         while True:

@@ -499,6 +499,10 @@ class ToolRules(Strict):
         return self
 
 
+BudgetScope = Literal["tenant", "user", "agent", "run", "tool"]
+SwitchScope = Literal["all", "tenant", "agent", "user", "run", "tool", "source"]
+
+
 class RunsAs(Strict):
     """In whose name a playbook acts: policy governs both, as it does any agent and its user."""
 
@@ -521,7 +525,7 @@ class PlaybookStep(Strict):
     rollback: Literal["run", "agent", "tool"] | None = None
     since: Duration | None = None
     #: Turn the kill switch on.
-    stop: Literal["all", "tenant", "agent", "user", "run", "tool", "source"] | None = None
+    stop: SwitchScope | None = None
     #: Which run, agent, tool and so on, as an expression.
     of: Annotated[str, expression("inputs", "steps")] | None = None
 
@@ -536,6 +540,72 @@ class PlaybookStep(Strict):
         return self
 
 
+class Failures(Strict):
+    """Too many of the newest calls of a tool failed, or are in doubt."""
+
+    tool: Annotated[str, AfterValidator(_pattern)]
+    #: Percent of them.
+    share: Annotated[int, Field(strict=True, ge=1, le=100)]
+    #: How many calls are looked at. While there are fewer, nothing is concluded.
+    of_last: Annotated[int, Field(strict=True, ge=1, le=1000)] = 20
+    within: Duration = 600
+
+
+class Spent(Strict):
+    """An account has come to a share of its limit, in this window."""
+
+    scope: BudgetScope
+    unit: Unit
+    #: Percent, with what is held for calls under way.
+    at: Annotated[int, Field(strict=True, ge=1, le=100)] = 100
+
+
+class Switched(Strict):
+    """A switch was turned on, otherwise than by this playbook."""
+
+    #: Without it, either.
+    kind: Literal["kill", "safe"] | None = None
+    #: Without it, any.
+    scope: SwitchScope | None = None
+
+
+class Trigger(Strict):
+    """What starts a playbook without a person: one of `failures`, `label`, `budget` and `switch`."""
+
+    failures: Failures | None = None
+    #: A call of a tool with this label was let out.
+    label: Name | None = None
+    budget: Spent | None = None
+    switch: Switched | None = None
+    #: The time that must pass after a run that nobody began. Older labels and switches are not looked at.
+    every: Duration = 3600
+    #: The playbook's inputs, over what set it off: `trigger.agent` and so on.
+    inputs: Mapping[Name, Annotated[str, expression("trigger")]] = {}
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """What `inputs` may read below `trigger`."""
+        if self.budget:
+            return ("account", "unit", self.budget.scope)
+        if self.switch:
+            more = self.switch.scope
+            return ("kind", "scope", "target", *((more,) if more and more != "all" else ()))
+        return ("call", "tool", "agent", "run")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Trigger:
+        if sum(it is not None for it in (self.failures, self.label, self.budget, self.switch)) != 1:
+            raise ValueError("a trigger is one of failures, label, budget and switch")
+        if self.every < 60:
+            raise ValueError("every is at least 1m: a playbook must not start again and again")
+        for text in self.inputs.values():
+            for _, *path in compile_expression(text, roots=("trigger",)).paths:
+                if not path or path[0] not in self.gives:
+                    known = ", ".join(f"trigger.{name}" for name in self.gives)
+                    raise ValueError(f"{text} is not known here; this trigger gives {known}")
+        return self
+
+
 class Playbook(Strict):
     """A recovery procedure. Run by `remit playbook run`, and recorded step by step."""
 
@@ -544,6 +614,18 @@ class Playbook(Strict):
     #: What must be given, by name; `steps` see them as `inputs`.
     inputs: tuple[Name, ...] = ()
     steps: Annotated[tuple[PlaybookStep, ...], Field(min_length=1, max_length=64)]
+    #: What starts it without a person. Nothing, until declared.
+    on: Annotated[tuple[Trigger, ...], Field(max_length=16)] = ()
+
+    @model_validator(mode="after")
+    def _triggers_give_the_inputs(self) -> Playbook:
+        for trigger in self.on:
+            if wrong := sorted(trigger.inputs.keys() ^ set(self.inputs)):
+                raise ValueError(
+                    f"each trigger in on gives the playbook's inputs and no others, with inputs:"
+                    f" {{{wrong[0]}: trigger...}}; not given, or unknown: {', '.join(wrong)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _named_apart(self) -> Playbook:
@@ -556,7 +638,7 @@ class Playbook(Strict):
 class Budget(Strict):
     """A limit in one unit over one window, for each account of a scope (`id: "*"`) or for one of them."""
 
-    scope: Literal["tenant", "user", "agent", "run", "tool"]
+    scope: BudgetScope
     id: str = "*"
     unit: Unit
     window: Literal["total", "minute", "hour", "day", "month"]

@@ -7,13 +7,13 @@ that lead nowhere, arguments that a tool does not have. Nothing is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from remit.budgets import CALLS
 from remit.catalog import Catalog, covers, entry_for, prefix_of, rules_for
-from remit.config import Effect, Prove
+from remit.config import Effect, Prove, Trigger
 from remit.config_file import Loaded
 from remit.config_problems import Problem
 from remit.model import Lookup, Tool
@@ -61,11 +61,38 @@ def misfits(loaded: Loaded, catalog: Catalog, *, absent: Collection[str] = ()) -
             for argument in step.args:
                 if tool and argument_kinds(_input(tool), (argument,)) is None:
                     yield Misfit(problem=loaded.problem(where, f"{tool.name} has no argument {argument}"))
+        yield from _never_set_off(loaded, catalog, name, book.on, may_exist)
     priced = {CALLS} | {price.unit for tool in catalog.tools.values() for price in tool.prices}
     for number, budget in enumerate(config.budgets):
         if budget.unit not in priced and not absent:
             message = f"no tool has a price in {budget.unit}, so nothing is ever spent here"
             yield Misfit(problem=loaded.problem(("budgets", number, "unit"), message), warning=True)
+
+
+def _never_set_off(
+    loaded: Loaded,
+    catalog: Catalog,
+    name: str,
+    triggers: Sequence[Trigger],
+    may_exist: Callable[[str], bool],
+) -> Iterator[Misfit]:
+    """Triggers of a playbook that are about nothing there is."""
+    config = loaded.config
+    for number, trigger in enumerate(triggers):
+        message = None
+        if trigger.failures:
+            pattern = trigger.failures.tool
+            if not any(covers(pattern, tool) for tool in catalog.tools) and not may_exist(pattern):
+                message = f"no source offers {pattern}; see `remit tools list` for the names"
+        elif trigger.label:
+            if not any(trigger.label in rules.labels for rules in config.tools.values()):
+                message = f"no tool has the label {trigger.label}: give it to one, with labels in tools"
+        elif (spent := trigger.budget) and not any(
+            (budget.scope, budget.unit) == (spent.scope, spent.unit) for budget in config.budgets
+        ):
+            message = f"no budget limits {spent.unit} of each {spent.scope}: add one to budgets"
+        if message:
+            yield Misfit(problem=loaded.problem(("playbooks", name, "on", number), message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1164,7 +1164,8 @@ class Journal:
                 )
             else:
                 ledger.insert(
-                    "playbook_runs", (run, name, digest, told, tenant, "running", by, ledger.now_us, None)
+                    "playbook_runs",
+                    (run, name, digest, told, tenant, "running", by, None, ledger.now_us, None),
                 )
             found = open_run["id"] if open_run and not anew else run
             ledger.event(
@@ -1178,6 +1179,47 @@ class Journal:
                 by=by,
             )
             return found
+
+        return await self._writer.write(change)
+
+    async def trigger_playbook(
+        self,
+        *,
+        run: str,
+        name: str,
+        digest: str,
+        inputs: Mapping[str, str],
+        tenant: str,
+        trigger: Mapping[str, str],
+        cause: str,
+        every_us: int,
+    ) -> bool:
+        """Begin a run that nobody asked for. False when this cause had its run, by whichever process, or the
+        last run that nobody asked for is too new."""
+
+        def change() -> bool:
+            ledger, told = self._ledger, orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS).decode()
+            ledger.write_out()
+            if ledger.one(
+                "SELECT id FROM playbook_runs WHERE name = ? AND tenant = ? AND cause IS NOT NULL"
+                " AND (started_us > ? OR cause = ?) LIMIT 1",
+                (name, tenant, ledger.now_us - every_us, cause),
+            ):
+                return False
+            row = (run, name, digest, told, tenant, "running", "trigger", cause, ledger.now_us, None)
+            ledger.insert("playbook_runs", row)
+            ledger.event(
+                "playbook.started",
+                tenant=tenant,
+                call_id=None,
+                run=run,
+                playbook=name,
+                digest=digest,
+                carried_on=False,
+                by="trigger",
+                trigger=trigger,
+            )
+            return True
 
         return await self._writer.write(change)
 

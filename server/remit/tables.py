@@ -445,8 +445,10 @@ playbook_runs = Table(
         CheckConstraint("state IN ('running', 'done', 'failed', 'waits', 'doubt')", name="state"),
         nullable=False,
     ),
-    # Who began it.
+    # Who began it; `trigger`: nobody.
     Column("by", String(133), nullable=False),
+    # What set it off, when nobody began it: a call, an account and the start of its window, or a switch.
+    Column("cause", Text),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
     sqlite_with_rowid=False,

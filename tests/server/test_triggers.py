@@ -1,0 +1,249 @@
+"""Playbooks that start by themselves: once for each cause, governed, recorded, and never unless declared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+from tests.server.acme import CONFIG, Terminal, a_place
+from tests.server.builders import Clock, Remit, a_reply, rows, tools, until
+from tests.server.test_playbooks import BOOK, a_book, a_place_with
+
+from remit.app import App
+from remit.config_file import Loaded, load
+from remit.triggers import begun, carried_out
+
+BUY = {"thing": "pen", "price": 7}
+#: Buys one of whatever the trigger says, so that its input shows in what reaches the source.
+ORDER: dict[str, Any] = {"id": "order", "call": "shop.buy", "args": {"thing": "inputs.thing", "price": "1"}}
+FAILURES = {"failures": {"tool": "shop.s*", "share": 50, "of_last": 4}}
+
+
+def a_triggered(on: Mapping[str, Any], thing: str = "trigger.agent", **more: Any) -> dict[str, Any]:
+    """A playbook that begins by itself, as somebody other than whoever sets it off."""
+    who = {"tenant": "acme", "agent": "agent:other", "user": "user:ann"}
+    return {**a_book(ORDER), "as": who, "on": [{"inputs": {"thing": thing}, **on}], **more}
+
+
+async def looked(remit: Remit, loaded: Loaded) -> int:
+    """One look: how many runs it began, each carried out."""
+    runs = await begun(remit.on, loaded)
+    for run in runs:
+        await carried_out(run)
+    return len(runs)
+
+
+async def sent(remit: Remit, *, well: bool) -> None:
+    remit.source.on["send"] = a_reply("sent" if well else "broken", is_error=not well)
+    await remit.call("shop.send", {"text": f"letter {remit.clock()}"})
+
+
+def ordered(remit: Remit) -> list[Any]:
+    return [request.arguments["thing"] for request in remit.source.effects("buy")]
+
+
+async def test_nothing_starts_by_itself_unless_declared(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path, BOOK) as (remit, loaded):
+        for _ in range(8):
+            await sent(remit, well=False)
+        await remit.switch("kill", "agent", "agent:wild", "acme")
+        assert await looked(remit, loaded) == 0
+        assert remit.rows("SELECT * FROM playbook_runs") == []
+
+
+async def test_too_many_failures_start_it_once_in_its_time(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path, a_triggered(FAILURES)) as (remit, loaded):
+        for well in (False, False, True):
+            await sent(remit, well=well)
+        assert await looked(remit, loaded) == 0, "three of the four calls that it takes"
+        await sent(remit, well=True)
+        assert await looked(remit, loaded) == 1
+        assert ordered(remit) == ["agent:bot"]
+        (run,) = remit.rows("SELECT * FROM playbook_runs")
+        assert (run["state"], run["by"]) == ("done", "trigger")
+        (call,) = remit.rows("SELECT * FROM calls WHERE tool = 'shop.buy'")
+        assert (call["agent"], call["run"]) == ("agent:other", f"playbook-{run['id']}")
+        started = orjson.loads(remit.one("SELECT body FROM events WHERE kind = 'playbook.started'")["body"])
+        told = started["trigger"]
+        assert (told["on"], told["tool"], told["run"]) == ("failures", "shop.send", "run-1")
+        assert remit.state(told["call"]) in ("failed", "in_doubt")
+
+        for _ in range(8):
+            await sent(remit, well=False)
+        remit.clock.advance(s=3500)
+        for _ in range(8):
+            await sent(remit, well=False)
+        assert await looked(remit, loaded) == 0, "its hour is not over"
+        remit.clock.advance(s=200)
+        assert await looked(remit, loaded) == 1
+        remit.clock.advance(s=3700)
+        assert await looked(remit, loaded) == 0, "the failures are too old"
+
+
+async def test_fewer_failures_than_the_share_do_not_start_it(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path, a_triggered(FAILURES)) as (remit, loaded):
+        for well in (False, False, False, True, True, True):
+            await sent(remit, well=well)
+        assert await looked(remit, loaded) == 0, "one of the newest four"
+
+
+async def test_its_own_failures_do_not_start_it_again(tmp_path: Path) -> None:
+    failures = {"failures": {"tool": "shop.buy", "share": 100, "of_last": 1}}
+    async with a_place_with(tmp_path, a_triggered(failures)) as (remit, loaded):
+        remit.source.on["buy"] = a_reply("broken", is_error=True)
+        await remit.call("shop.buy", BUY)
+        assert await looked(remit, loaded) == 1
+        remit.clock.advance(s=3601)
+        # Young enough, and made by the playbook.
+        remit.clock.advance(s=-60)
+        assert await looked(remit, loaded) == 0
+        assert len(ordered(remit)) == 2
+
+
+async def test_a_call_of_a_tool_with_the_label_starts_it(tmp_path: Path) -> None:
+    book = a_triggered({"label": "suspicious"}, "trigger.run")
+    labelled = tools(look={"labels": ["suspicious"]})
+    async with a_place_with(tmp_path, book, tools=labelled) as (remit, loaded):
+        await sent(remit, well=True)
+        assert await looked(remit, loaded) == 0
+        await remit.done("shop.look", {"thing": "pen"}, run="night")
+        assert await looked(remit, loaded) == 1
+        assert ordered(remit) == ["night"]
+        remit.clock.advance(s=3601)
+        assert await looked(remit, loaded) == 0, "each call starts it once"
+
+
+async def test_a_call_that_was_refused_does_not_start_it(tmp_path: Path) -> None:
+    book = a_triggered({"label": "suspicious"})
+    async with a_place_with(tmp_path, book, tools=tools(buy={"labels": ["suspicious"]})) as (remit, loaded):
+        await remit.refused("shop.buy", {"thing": "pen", "price": 9000})
+        assert await looked(remit, loaded) == 0
+
+
+async def test_an_account_that_comes_near_its_limit_starts_it_once_in_its_window(tmp_path: Path) -> None:
+    book = a_triggered({"budget": {"scope": "agent", "unit": "calls", "at": 75}, "every": "1m"})
+    budget = {"scope": "agent", "unit": "calls", "window": "day", "limit": 4}
+    async with a_place_with(tmp_path, book, budgets=[budget]) as (remit, loaded):
+        for _ in range(2):
+            await sent(remit, well=True)
+        assert await looked(remit, loaded) == 0
+        await sent(remit, well=True)
+        assert await looked(remit, loaded) == 1
+        assert ordered(remit) == ["agent:bot"]
+        assert remit.one("SELECT cause FROM playbook_runs")["cause"].startswith(
+            "agent:acme/agent:bot:calls:day "
+        )
+        remit.clock.advance(s=61)
+        assert await looked(remit, loaded) == 0
+        remit.clock.advance(s=86400)
+        assert await looked(remit, loaded) == 0, "a new day, in which nothing was spent"
+        for _ in range(3):
+            await sent(remit, well=True)
+        assert await looked(remit, loaded) == 1
+
+
+async def test_a_switch_that_somebody_turns_on_starts_it(tmp_path: Path) -> None:
+    book = a_triggered({"switch": {"kind": "kill", "scope": "agent"}})
+    async with a_place_with(tmp_path, book) as (remit, loaded):
+        await remit.switch("safe", "agent", "agent:wild", "acme")
+        await remit.switch("kill", "tool", "shop.look", "acme")
+        await remit.switch("kill", "agent", "agent:wild", "elsewhere")
+        assert await looked(remit, loaded) == 0
+        await remit.switch("kill", "agent", "agent:wild", "acme")
+        assert await looked(remit, loaded) == 1
+        assert ordered(remit) == ["agent:wild"]
+        remit.clock.advance(s=3601)
+        assert await looked(remit, loaded) == 0
+
+
+async def test_what_the_identity_may_not_do_is_refused_and_recorded(tmp_path: Path) -> None:
+    book = a_triggered(FAILURES)
+    book["as"] = {"tenant": "acme", "agent": "agent:nobody", "user": "user:ann"}
+    async with a_place_with(tmp_path, book) as (remit, loaded):
+        for _ in range(4):
+            await sent(remit, well=False)
+        assert await looked(remit, loaded) == 1
+        assert ordered(remit) == []
+        assert remit.one("SELECT state FROM playbook_runs")["state"] == "failed"
+        assert remit.one("SELECT state FROM calls WHERE agent = 'agent:nobody'")["state"] == "denied"
+
+
+async def test_of_two_processes_that_see_the_same_one_starts_it(tmp_path: Path) -> None:
+    clock, book = Clock(), a_triggered(FAILURES)
+    async with (
+        a_place_with(tmp_path, book, clock=clock) as (one, loaded),
+        a_place_with(tmp_path, book, clock=clock) as (other, _),
+    ):
+        for _ in range(4):
+            await sent(one, well=False)
+        started: list[int] = []
+
+        async def look(remit: Remit) -> None:
+            started.append(await looked(remit, loaded))
+
+        async with anyio.create_task_group() as tasks:
+            for remit in (one, other, one, other):
+                tasks.start_soon(look, remit)
+        assert sorted(started) == [0, 0, 0, 1]
+        assert len(ordered(one) + ordered(other)) == 1
+
+
+WHO = "{tenant: acme, agent: agent:playbook, user: user:sue}"
+STEPS = "steps: [{id: stop, stop: tool, of: inputs.x}]"
+
+
+def test_a_server_starts_it_when_an_operator_turned_a_switch_on(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    on = "on: [{switch: {kind: safe, scope: agent}, inputs: {x: \"'acme.refund'\"}}]"
+    remit.config.write_text(f"{CONFIG}playbooks:\n  careful: {{as: {WHO}, inputs: [x], {STEPS}, {on}}}\n")
+    assert remit("check").code == 0, remit("check")
+    assert remit("switch", "on", "safe", "agent", "agent:support-bot", "--reason", "odd").code == 0
+
+    async def serve() -> None:
+        async with App(load(remit.config), role="http").running():
+            await until(
+                lambda: rows(tmp_path / "remit.db", "SELECT 1 FROM events WHERE kind = 'playbook.ended'")
+            )
+
+    anyio.run(serve)
+    switches = {(each["kind"], each["target"]) for each in remit.json("switch", "list")}
+    assert switches == {("safe", "agent:support-bot"), ("kill", "acme.refund")}
+    assert remit("audit", "verify").code == 0
+
+
+@pytest.mark.parametrize(
+    ("trigger", "message"),
+    [
+        ("{label: nosuch, inputs: {x: trigger.tool}}", "no tool has the label nosuch"),
+        (
+            "{failures: {tool: acme.gone, share: 5}, inputs: {x: trigger.tool}}",
+            "no source offers acme.gone",
+        ),
+        (
+            "{budget: {scope: run, unit: smiles}, inputs: {x: trigger.run}}",
+            "no budget limits smiles of each run",
+        ),
+        ("{label: money, switch: {}, inputs: {x: trigger.tool}}", "a trigger is one of failures, label"),
+        ("{switch: {}, every: 5s, inputs: {x: trigger.target}}", "every is at least 1m"),
+        ("{switch: {}, inputs: {x: trigger.agent}}", "this trigger gives trigger.kind"),
+        ("{label: money, inputs: {y: trigger.tool}}", "not given, or unknown: x, y"),
+        ("{label: money}", "not given, or unknown: x"),
+    ],
+)
+def test_a_trigger_that_does_not_fit_is_told_with_its_line(
+    tmp_path: Path, trigger: str, message: str
+) -> None:
+    remit = Terminal(a_place(tmp_path))
+    text = (
+        f"{CONFIG}playbooks:\n  p:\n    as: {WHO}\n    inputs: [x]\n    {STEPS}\n    on:\n      - {trigger}\n"
+    )
+    remit.config.write_text(text)
+    checked = remit("check")
+    assert checked.code == 1
+    (line,) = [line for line in checked.out.splitlines() if message in line]
+    number = int(line.split("remit.yaml:")[1].split(":")[0])
+    assert number in range(len(CONFIG.splitlines()) + 2, len(text.splitlines()) + 1), line
