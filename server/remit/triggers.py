@@ -2,13 +2,14 @@
 
 Beside the calls and not in them: a few reads from time to time, and none where nothing is declared. Of all
 processes that find the same cause one has the run: the journal begins it in one transaction, which also
-keeps the pause between two runs. From then on it is a run like any other. The application looks, and carries out.
+keeps the pause between two runs. From then on it is a run like any other. The application looks every other
+second, and carries out.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import anyio.to_thread
@@ -125,7 +126,7 @@ class _Look:
         if not tools:
             return None
         newest = db.all(
-            "SELECT id, tool, agent, run, state FROM calls"
+            "SELECT id, tool, agent, run, state FROM calls"  # noqa: S608 - only marks and a constant
             f" WHERE tool IN ({_marks(tools)}) AND created_us > ? AND tenant = ? AND kind = 'call'"
             f" AND state IN ('succeeded', 'failed', 'in_doubt') AND {_OF_OTHERS}"
             " ORDER BY created_us DESC, id DESC LIMIT ?",
@@ -151,7 +152,7 @@ class _Look:
         # A call may have waited for people, or been held back, before it was let out.
         waited_s = waits.pending + waits.use_within + max(tool.hold_back_s for tool in tools)
         newest = db.one(
-            "SELECT id, tool, agent, run FROM calls"
+            "SELECT id, tool, agent, run FROM calls"  # noqa: S608 - only marks and a constant
             f" WHERE tool IN ({_marks(tools)}) AND created_us > ? AND dispatched_us > ?"
             f" AND tenant = ? AND kind = 'call' AND {_OF_OTHERS} ORDER BY dispatched_us DESC LIMIT 1",
             (
@@ -223,5 +224,5 @@ def _of_call(row: Row) -> _Cause:
     return _Cause(id=row["id"], facts=facts)
 
 
-def _marks(values: object) -> str:
+def _marks(values: Collection[object]) -> str:
     return ", ".join("?" for _ in values)
