@@ -583,6 +583,12 @@ class Trigger(Strict):
     inputs: Mapping[Name, Annotated[str, expression("trigger")]] = {}
 
     @property
+    def kind(self) -> Literal["failures", "label", "budget", "switch"]:
+        if self.failures:
+            return "failures"
+        return "label" if self.label else "budget" if self.budget else "switch"
+
+    @property
     def gives(self) -> tuple[str, ...]:
         """What `inputs` may read below `trigger`."""
         if self.budget:
@@ -607,7 +613,7 @@ class Trigger(Strict):
 
 
 class Playbook(Strict):
-    """A recovery procedure. Run by `remit playbook run`, and recorded step by step."""
+    """A recovery procedure. Run by `remit playbook run`, or by a trigger, and recorded step by step."""
 
     about: str = ""
     runs_as: Annotated[RunsAs, Field(alias="as")]

@@ -72,7 +72,7 @@ async def _begin(look: _Look, cause: _Cause, loaded: Loaded) -> Run | None:
         digest=digest(book),
         inputs=inputs,
         tenant=book.runs_as.tenant,
-        trigger={"on": look.kind, **cause.facts},
+        trigger={"on": look.trigger.kind, **cause.facts},
         cause=cause.id,
         every_us=look.every_us,
     )
@@ -92,11 +92,6 @@ class _Look:
     @property
     def every_us(self) -> int:
         return self.trigger.every * 1_000_000
-
-    @property
-    def kind(self) -> str:
-        trigger = self.trigger
-        return next(kind for kind in ("failures", "label", "budget", "switch") if getattr(trigger, kind))
 
     def cause(self) -> _Cause | None:
         """None also while the pause after the last run lasts."""

@@ -55,6 +55,7 @@ async def test_nothing_starts_by_itself_unless_declared(tmp_path: Path) -> None:
         assert remit.rows("SELECT * FROM playbook_runs") == []
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_too_many_failures_start_it_once_in_its_time(tmp_path: Path) -> None:
     async with a_place_with(tmp_path, a_triggered(FAILURES)) as (remit, loaded):
         for well in (False, False, True):
@@ -104,6 +105,7 @@ async def test_its_own_failures_do_not_start_it_again(tmp_path: Path) -> None:
         assert await looked(remit, loaded) == 1
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_a_call_of_a_tool_with_the_label_starts_it(tmp_path: Path) -> None:
     book = a_triggered({"label": "suspicious"}, "trigger.run")
     labelled = tools(look={"labels": ["suspicious"]})
@@ -124,6 +126,7 @@ async def test_a_call_that_was_refused_does_not_start_it(tmp_path: Path) -> None
         assert await looked(remit, loaded) == 0
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_an_account_that_comes_near_its_limit_starts_it_once_in_its_window(tmp_path: Path) -> None:
     book = a_triggered({"budget": {"scope": "agent", "unit": "calls", "at": 75}, "every": "1m"})
     budget = {"scope": "agent", "unit": "calls", "window": "day", "limit": 4}
@@ -146,6 +149,7 @@ async def test_an_account_that_comes_near_its_limit_starts_it_once_in_its_window
         assert await looked(remit, loaded) == 1
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_a_switch_that_somebody_turns_on_starts_it(tmp_path: Path) -> None:
     book = a_triggered({"switch": {"kind": "kill", "scope": "agent"}})
     async with a_place_with(tmp_path, book) as (remit, loaded):
@@ -181,6 +185,7 @@ async def test_what_the_identity_may_not_do_is_refused_and_recorded(tmp_path: Pa
         assert remit.one("SELECT state FROM calls WHERE agent = 'agent:nobody'")["state"] == "denied"
 
 
+@pytest.mark.usefixtures("every_database")
 async def test_of_two_processes_that_see_the_same_one_starts_it(tmp_path: Path) -> None:
     clock, book = Clock(), a_triggered(FAILURES)
     async with (
@@ -210,6 +215,7 @@ def test_a_server_starts_it_when_an_operator_turned_a_switch_on(tmp_path: Path) 
     on = "on: [{switch: {kind: safe}, inputs: {x: \"'acme.refund'\"}}]"
     remit.config.write_text(f"{CONFIG}playbooks:\n  careful: {{as: {WHO}, inputs: [x], {STEPS}, {on}}}\n")
     assert remit("check").code == 0, remit("check")
+    assert "starts by itself on  switch\n" in remit("playbook", "show", "careful").out
     assert remit("safe", "on", "--reason", "odd").code == 0
 
     async def serve() -> None:

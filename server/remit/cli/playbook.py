@@ -69,6 +69,7 @@ def show(config_path: Path, as_json: bool, name: str) -> None:
         ("about", found.about or None),
         ("acts as", f"{who.agent} for {who.user} in {who.tenant}"),
         ("inputs", ", ".join(found.inputs) or None),
+        ("starts by itself on", ", ".join(trigger.kind for trigger in found.on) or None),
         ("version", digest(found)),
     ]
     for step in found.steps:
