@@ -130,13 +130,26 @@ class History:
             case "outside":
                 self.world.write_from_outside(thing, value)
             case "probe":
-                self.clock.advance(s=120)
-                await self.prober.round(self.remit.on)
+                await self._probe(after_s=120)
             case "wait":
                 self.clock.advance(s=chance.choice((60, 400)))
-                await send_due(self.remit.on)
+                await asyncio.gather(send_due(self.remit.on), send_due(self.remit.on))  # as two replicas may
             case _:
                 await self._roll_back(agent=agent.agent)
+
+    async def _probe(self, *, after_s: int) -> None:
+        self.clock.advance(s=after_s)
+        found = await self.prober.round(self.remit.on)
+        calls = {row["id"]: row for row in self.remit.rows("SELECT id, kind, of_call FROM calls")}
+        happened = set(self.world.effects())
+        for finding in found:
+            of_call = calls[finding.call_id]["of_call"]
+            if finding.state != "succeeded" or of_call is None or finding.call_id in happened:
+                continue
+            thing = next(t for t in THINGS if of_call in {write.key for write in self.world.writes[t]})
+            top = self.world.writes[thing][-1].key
+            by_another = top != of_call and top in calls and calls[top]["kind"] == "call"
+            must(not by_another, "what a later call did was taken for the undo")
 
     async def _take_back(self, who: Principal, *, force: bool = False) -> None:
         made = self.remit.rows(
@@ -155,13 +168,18 @@ class History:
             calls = records.calls(CallQuery(tenant="acme", **query), limit=10_000)
             tools = self.remit.on.catalog.tools
             steps = plan(records, calls, tools, now_us=self.clock(), force=False)
-        return await roll_back(steps, BOSS, "cli", self.remit.on, force=False)
+        ended = await roll_back(steps, BOSS, "cli", self.remit.on, force=False)
+        waited = {step.call_id for step in steps if step.tool == "shop.send" and step.part == "undo"}
+        must(
+            all(step.part == "done" for step in ended if step.call_id in waited),
+            "U6: what was held back was not called off",
+        )
+        return ended
 
     async def _end(self) -> None:
         """Everything settles; then all is rolled back, twice."""
         for _ in range(3):
-            self.clock.advance(s=3600)
-            await self.prober.round(self.remit.on)
+            await self._probe(after_s=3600)
         await send_due(self.remit.on)
         self.check()
         once = await self._roll_back()
@@ -196,6 +214,12 @@ class History:
                 must(happened[call_id] == 1, "it is recorded as done, and did not happen")
         backs = Counter(calls[key]["of_call"] for key in happened if calls[key]["kind"] == "undo")
         must(all(times == 1 for times in backs.values()), "U1: taken back twice")
+        open_ways = rows(
+            self.remit.path,
+            "SELECT id FROM calls JOIN undos ON undos.call_id = calls.id"
+            " WHERE calls.state = 'cancelled' AND undos.state NOT IN ('done', 'void')",
+        )
+        must(not open_ways, "it is called off, and could still be taken back")
         must(not any(calls[mail]["state"] == "cancelled" for mail in self.world.mails), "U4: sent after all")
 
     def _check_writes(self, thing: str, calls: dict[str, dict[str, Any]]) -> None:
