@@ -49,6 +49,7 @@ FORMS = {
     r"^[A-Za-z0-9_.@-]{1,128}$": f"use {_WORD}",
     r"^agent:[A-Za-z0-9_.@-]{1,128}$": f"write agent: and then {_WORD}",
     r"^user:[A-Za-z0-9_.@-]{1,128}$": f"write user: and then {_WORD}",
+    r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$": "write module:function, such as acme.rules:load",
     r"^(\[[0-9a-f:]+\]|[A-Za-z0-9.-]+):\d{1,5}$": "write an address and a port, for example 127.0.0.1:8420",
 }
 #: What a missing setting may look like.
@@ -75,6 +76,11 @@ EXAMPLES = {
     "unit": "unit: calls",
     "window": "window: minute",
     "limit": "limit: 60",
+    "as": "as: {tenant: acme, agent: agent:operations, user: user:maria}",
+    "steps": "steps: [{id: take_back, rollback: run, of: inputs.run}]",
+    "id": "id: take_back",
+    "tool": "tool: billing.*",
+    "share": "share: 50",
 }
 _NOUNS = {
     "string_type": "text in quotes",

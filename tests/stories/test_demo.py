@@ -59,10 +59,10 @@ def test_every_step_of_the_demonstration_does_what_it_says(tmp_path: Path) -> No
     # Not only told: this is what Acme has, and what Remit recorded of it.
     orders = select(place / "acme.db", "SELECT refunded_minor FROM orders ORDER BY order_id")
     assert orders == [(0,), (40000,), (0,), (1000,), (0,)]
-    effects = select(place / "remit.db", "SELECT state FROM calls WHERE effect <> 'read' ORDER BY id")
-    assert [state for (state,) in effects] == [
-        "succeeded", "succeeded", "denied", "succeeded", "denied", "succeeded",
-    ]  # fmt: skip
+    effects = select(place / "remit.db", "SELECT state, kind FROM calls WHERE effect <> 'read' ORDER BY id")
+    made, refused, undone = ("succeeded", "call"), ("denied", "call"), ("succeeded", "undo")
+    one_by_one, a_run, the_end = [made, made, refused, undone], [made] * 3 + [undone] * 3, [refused, made]
+    assert effects == one_by_one + a_run + the_end
     # Everything that was started has ended in order.
     assert select(place / "remit.db", "SELECT DISTINCT state FROM incarnations") == [("closed",)]
 

@@ -32,6 +32,7 @@ from remit import merkle, proofs, verifier
 from remit.audit import verify_approvals, verify_calls, verify_events
 from remit.chain import GENESIS, entry, link
 from remit.checkpoint import Checkpoint, Signer, open_checkpoint, sign
+from remit.database import SqliteReader
 from remit.model import Pending
 from remit.records import Records
 from remit.sealer import read_keys, seal
@@ -115,7 +116,7 @@ def opened(database: bytes) -> sqlite3.Connection:
 
 
 def export(db: sqlite3.Connection) -> list[str]:
-    events = proofs.in_log_order(Records(db, bytes))
+    events = proofs.in_log_order(Records(SqliteReader(db), bytes))
     return [f'{{"hash":"{event.hash}","event":{event.body}}}\n' for event in events]
 
 
@@ -324,7 +325,7 @@ def reseal(db: sqlite3.Connection, signer: Signer) -> None:
 
 
 def findings(db: sqlite3.Connection, record: Record) -> Iterator[object]:
-    records = Records(db, lambda: record.master_key)
+    records = Records(SqliteReader(db), lambda: record.master_key)
     yield from verify_log_of(records, record)
     yield from verify_events(records)
     yield from verify_calls(records)

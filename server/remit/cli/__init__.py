@@ -38,8 +38,14 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "tools": ("remit.cli.tools:tools", "The tools that are exported."),
         "calls": ("remit.cli.calls:calls", "What agents called, and what became of it."),
         "budget": ("remit.cli.budget:budget", "What may still be spent."),
-        "audit": ("remit.cli.audit:audit", "Verify, prove and export the audit log."),
-        "report": ("remit.cli.report:report", "Write a report for an auditor."),
+        "audit": (
+            "remit.cli.audit:audit",
+            "Verify, prove, export, keep and erase what is on record.",
+        ),
+        "report": (
+            "remit.cli.report:report",
+            "Write a report for an auditor: an HTML page that loads nothing and can be printed.",
+        ),
     },
     "Decide": {
         "approvals": ("remit.cli.approvals:approvals", "Calls that wait for a person."),

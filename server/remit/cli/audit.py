@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def audit() -> None:
-    """Verify, prove and export the audit log, and erase what it need not hold."""
+    """Verify, prove, export, keep and erase what is on record."""
 
 
 for command in (erase, hold, retain):
