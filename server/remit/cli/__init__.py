@@ -71,7 +71,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Manage": {
         "policy": ("remit.cli.policy:policy", "Ask the policy, test it, try another one, and roll it out."),
         "agents": ("remit.cli.agents:agents", "Agents and their API keys."),
-        "db": ("remit.cli.db:db", "The audit database as a file."),
+        "db": ("remit.cli.db:db", "The audit database itself."),
         "completion": ("remit.cli.completion:completion", "Print the completion script of a shell."),
     },
 }
