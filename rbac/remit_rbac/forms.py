@@ -17,6 +17,8 @@ from remit_rbac.problems import Problem
 from remit_rbac.syntax import parse
 
 ACTIONS = ("execute", "recommend", "advise", "approve", "undo", "list")
+#: Those by which a call is made: duties go with these.
+_CALLING = ACTIONS[:3]
 #: The columns of each row type. The model must define them so.
 COLUMNS = {
     "p": ("sub", "dom", "tool", "act", "cond", "eft"),
@@ -49,6 +51,12 @@ _TENANT = r"[A-Za-z0-9_.@-]+"
 _WORD = r"[A-Za-z0-9_-]+"
 _TOOL = rf"{_WORD}(?:\.{_WORD})+"
 
+_OWED = _form(
+    "bad-action",
+    "|".join((r"\*", *_CALLING)),
+    f"a duty goes with {', '.join(_CALLING)} or * for all three",
+    "nothing else owes one: of an undo, an approval or a list, rows of p say who may",
+)
 _FORMS = {
     "sub": _form(
         "bad-subject",
@@ -188,7 +196,8 @@ def compile_condition(text: str) -> Expression | None:
 
 
 def _misfit(line: Line, number: int, column: str) -> Problem | None:
-    form, text = _FORMS[column], line.values[number]
+    form = _OWED if (line.ptype, column) == ("p2", "act") else _FORMS[column]
+    text = line.values[number]
     if not text:
         return line.problem(
             "empty-column",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ TENANTS = ["acme", "bank"]
 TOOLS = ["pay.refund", "pay.refund_all", "pay.out", "crm.get", "crm.get.all", "hr.fire"]
 GROUPS = ["grp:money", "grp:all", "grp:read"]
 ACTS = ["execute", "recommend", "advise", "approve"]
+OWING = ACTS[:3]
 
 #: The shipped matcher, and others of its family.
 MATCHERS = {
@@ -138,7 +140,8 @@ def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
     # At least one row must grant something, or the policy is refused.
     lines += [f"p, {rng.choice(ROLES)}, acme, pay.refund, execute, {a_condition(rng)}, allow"]
     lines += [
-        f"p2, {_columns(rng)}, {a_condition(rng)}, {rng.choice(duties)}" for _ in range(rng.randint(0, 4))
+        f"p2, {_columns(rng, OWING)}, {a_condition(rng)}, {rng.choice(duties)}"
+        for _ in range(rng.randint(0, 4))
     ]
     for tenant in TENANTS:
         lines += [f"g, {_membership(rng)}, {tenant}" for _ in range(rng.randint(1, 8))]
@@ -154,11 +157,11 @@ def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
     return World(text=text, model=model, policy=policy, stock=Stock(model_text(model), text))
 
 
-def _columns(rng: random.Random) -> str:
+def _columns(rng: random.Random, actions: Sequence[str] = ACTS) -> str:
     subject = rng.choice([*AGENTS, *USERS, *ROLES, *ROLES, "*", "agent:*", "user:*", "user:bob*"])
     tenant = rng.choice([*TENANTS, *TENANTS, "*"])
     tool = rng.choice([*TOOLS, *GROUPS, "*", "pay.*", "crm.get*", "crm.*"])
-    return ", ".join([subject, tenant, tool, rng.choice([*ACTS, "*"])])
+    return ", ".join([subject, tenant, tool, rng.choice([*actions, "*"])])
 
 
 def _membership(rng: random.Random) -> str:

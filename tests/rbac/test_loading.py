@@ -61,6 +61,7 @@ ALLOW = "p, *, acme, pay.refund, execute, 1 == 1, allow"
         ("p, *, acme, pay.refund, excute, 1 == 1, deny", "bad-action", 25),
         ("p, *, acme, pay.refund, Execute, 1 == 1, deny", "bad-action", 25),
         ("p2, *, acme, pay.refund, execute, 1 == 1, approvals=0", "bad-duty", 43),
+        ("p2, *, acme, pay.refund, undo, 1 == 1, approvals=2", "bad-action", 26),
         ("p2, *, acme, pay.refund, execute, 1 == 1, approvals", "bad-duty", 43),
         ("p2, *, acme, pay.refund, execute, 1 == 1, approvals=two", "bad-duty", 43),
         ("p2, *, acme, pay.refund, execute, 1 == 1, Redact=args.x", "bad-duty", 43),
