@@ -399,9 +399,8 @@ async def _run(
     harmless = call.tool.effect is Effect.READ
     adapter = on.adapters[call.tool.source]
     seconds = (admitted.deadline_us - on.clock()) / 1_000_000
-    if (
-        seconds <= 0 or not on.journal.holds_lease
-    ):  # this process slept, and by now others may have concluded that nothing was sent
+    if seconds <= 0 or not on.journal.holds_lease:
+        # This process slept, and by now others may have concluded that nothing was sent.
         await _settle_failure(call, call_id, _TOO_LATE, on)
         return Failed(call_id=call_id, code=_TOO_LATE[0], message=_TOO_LATE[1])
     try:

@@ -42,7 +42,7 @@ def check(operation: Operation, body: Json) -> None:
 
 
 def _is_plain(body: Json) -> bool:
-    """Whether it is what most tools answer, and surely in form: texts without annotations, no error."""
+    """Whether it is what most tools answer, and surely in form: texts without annotations."""
     content: Any = body.get("content")
     return (
         _PLAIN.issuperset(body)

@@ -246,11 +246,8 @@ class Endpoint:
         """The whole body, unless it is larger than allowed."""
         _refuse_compressed(response)
         limit = self._answer_bytes_max
-        length = response.content_length
-        if length is not None:
-            if length > limit:
-                raise too_large(limit)
-            return await response.read()
+        if (response.content_length or 0) > limit:
+            raise too_large(limit)
         parts: list[bytes] = []
         size = 0
         async for part in response.chunks():
