@@ -181,6 +181,10 @@ async def _in_four_steps(
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
         await on.journal.refuse(call, verdict, decision.saw)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
+    # Before anybody is asked or anything is read: what is taken back by now, or too late, is no conflict.
+    if blocked := await _blocked(call, verdict, on):
+        await on.journal.refuse(call, blocked)
+        return Refused(call_id=call.id, verdict=blocked)
     approved: Approved | None = None
     if verdict.rung is Rung.APPROVE and call.scheduled_us is not None:
         if refusal := await approvals.lapsed(call, verdict, decision.saw, on):
@@ -686,6 +690,13 @@ async def _still_as_left(
     roots = {"args": undoing.arguments, "result": undoing.result, "before": undoing.before}
     now = await _look(image, own_read(call, call.id, image.lookup, roots, "after", on), on)
     return now, None if undoing.forced else conflict(undoing, now, verdict)
+
+
+async def _blocked(call: Call, verdict: Verdict, on: Services) -> Verdict | None:
+    """The refusal of an undo that the record alone tells; calling off is decided by the race for it."""
+    if call.undoing is None or call.undoing.cancels:
+        return None
+    return await on.journal.undo_obstacle(call, verdict)
 
 
 async def obstacle(call: Call, verdict: Verdict, on: Services) -> Verdict | None:
