@@ -9,20 +9,22 @@ found only by a copy or a checkpoint kept elsewhere.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any, TypeVar, cast
 
 import orjson
 
 from remit import chain
 from remit.approvals import binding_of
 from remit.database import Row
-from remit.records import Records, as_event
+from remit.records import Records
 from remit.runs import ERASED
 from remit.vault import Damaged, KeyUnusable, committed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,41 +59,89 @@ _RANK = {kind: rank for rank, kind in enumerate(_LEAVES)}
 _NOTHING: Mapping[str, Any] = {}
 _VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
-#: Columns of `calls` that the opening event seals under the same name.
+#: Columns of `calls` that the opening event seals, and under which name.
 _SEALED = (
-    "tenant",
-    "agent",
-    "user",
-    "run",
-    "tool",
-    "tool_digest",
-    "effect",
-    "fingerprint",
-    "verdict",
-    "code",
-    "policy_version",
-    "arguments_commit",
-    "of_call",
+    *(
+        (name, name)
+        for name in (
+            "tenant",
+            "agent",
+            "user",
+            "run",
+            "tool",
+            "tool_digest",
+            "effect",
+            "fingerprint",
+            "verdict",
+            "code",
+            "policy_version",
+            "arguments_commit",
+            "of_call",
+        )
+    ),
+    ("kind", "purpose"),
+)
+#: What is read of each call.
+_COMPARED = "id, policy_rows, confirmation, state, result_commit, " + ", ".join(
+    f'"{name}"' for name, _ in _SEALED
 )
 
+#: Is told how many rows were verified just now.
+Progress = Callable[[int], object]
+#: Told after so many rows: telling costs more than most rows.
+_STEP = 1000
+#: An event: stream and number. Events are verified in this order.
+Place = tuple[str, int]
+#: No event is before it.
+FIRST: Place = ("", -(2**63))
 
-def verify_events(records: Records, progress: Callable[[], None] = lambda: None) -> Iterator[Finding]:
-    """Every flaw of the event chains. `progress` is called once for each event."""
+
+def ignored(_: int) -> None:
+    """Nobody wants to know how far it is."""
+
+
+def counted(rows: Iterable[T], progress: Progress) -> Iterator[T]:
+    """The rows, and each time that so many have passed, word of it."""
+    for number, row in enumerate(rows, start=1):
+        if not number % _STEP:
+            progress(_STEP)
+        yield row
+
+
+def verify_events(
+    records: Records, progress: Progress = ignored, begin: Place = FIRST, end: Place | None = None
+) -> Iterator[Finding]:
+    """Every flaw of the event chains, or of the part of them from `begin` up to, and without, `end`."""
     sealed: dict[tuple[str, int], str] = {}
+    within = " AND (stream, seq) < (?, ?)" if end else ""
 
-    def rows() -> Iterator[chain.EventRow]:
-        for row in records.rows("SELECT * FROM events ORDER BY stream, seq"):
-            progress()
-            event = as_event(row)
-            if event.kind == "stream.opened":
-                sealed.update(_heads_in(event.body))
-            yield event
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for row in counted(
+            records.tuples(
+                f"SELECT {chain.COLUMNS} FROM events WHERE (stream, seq) >= (?, ?){within}"  # noqa: S608 - the columns are ours
+                " ORDER BY stream, seq",
+                (*begin, *(end or ())),
+            ),
+            progress,
+        ):
+            if row[3] == "stream.opened":
+                sealed.update(_heads_in(row[6]))
+            yield row
 
+    # A part answers for how those streams end that end in it, or after it began and before the next begins.
     heads = {
         row["id"]: (row["last_seq"], row["head"])
-        for row in records.rows("SELECT id, last_seq, head FROM incarnations")
+        for row in records.rows("SELECT id, last_seq, head FROM incarnations WHERE id >= ?", (begin[0],))
+        if end is None or row["id"] < end[0]
     }
-    for flaw in chain.verify(rows(), heads):
+    last = next(
+        records.rows(
+            "SELECT seq, hash FROM events WHERE stream = ? AND seq < ? ORDER BY seq DESC LIMIT 1", begin
+        ),
+        None,
+    )
+    before = {begin[0]: (last["seq"], last["hash"])} if last else {}
+    for flaw in chain.verify(rows(), heads, before, goes_on=end and end[0]):
         yield Finding(where=f"stream {flaw.stream}, event {flaw.seq}", what=flaw.what)
     for (stream, seq), digest in sealed.items():
         found = next(
@@ -105,33 +155,47 @@ def verify_events(records: Records, progress: Callable[[], None] = lambda: None)
 
 
 def verify_calls(
-    records: Records, progress: Callable[[], None] = lambda: None, *, payloads: bool = True
+    records: Records,
+    progress: Progress = ignored,
+    *,
+    payloads: bool = True,
+    begin: str = "",
+    end: str | None = None,
 ) -> Iterator[Finding]:
     """Every call that disagrees with its events, and every payload with what was committed to.
 
-    Without `payloads`, those stay sealed. `progress` is called once for each call.
+    Only of those calls whose id is not less than `begin` and less than `end`. Without `payloads`, those stay
+    sealed.
     """
-    events = groupby(
-        records.rows("SELECT call_id, kind, body FROM events WHERE call_id IS NOT NULL ORDER BY call_id"),
-        key=lambda row: row["call_id"],
-    )
-    history = next(events, None)
-    for call in records.rows("SELECT * FROM calls ORDER BY id"):
-        progress()
-        while history is not None and history[0] < call["id"]:
+    values = (begin,) if end is None else (begin, end)
+
+    def of_calls(columns: str, table: str, key: str) -> Iterator[tuple[Any, ...]]:
+        within = f" AND {key} < ?" if end is not None else ""
+        return records.tuples(
+            f"SELECT {columns} FROM {table} WHERE {key} >= ?{within} ORDER BY {key}",  # noqa: S608 - they are ours
+            values,
+        )
+
+    events = _by_call(of_calls("call_id, kind, body", "events", "call_id"))
+    carried = _by_call(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
+    history, kept = next(events, None), next(carried, None)
+    for call in counted(of_calls(_COMPARED, "calls", "id"), progress):
+        call_id = call[0]
+        while history is not None and history[0] < call_id:
             yield _no_call(history[0])
             history = next(events, None)
-        where = f"call {call['id']}"
-        if history is None or history[0] != call["id"]:
-            yield Finding(where=where, what="it has no event")
+        while kept is not None and kept[0] < call_id:
+            kept = next(carried, None)
+        if history is None or history[0] != call_id:
+            yield Finding(where=f"call {call_id}", what="it has no event")
             continue
-        happened = _by_kind(history[1])
+        happened = {kind: _facts(body) for _, kind, body in history[1]}
         history = next(events, None)
-        yield from (Finding(where=where, what=what) for what in _disagreements(call, happened))
-        if payloads:
-            yield from (
-                Finding(where=where, what=what) for what in _miscarried(records, call["id"], happened)
-            )
+        for what in _disagreements(call, happened):
+            yield Finding(where=f"call {call_id}", what=what)
+        if kept is not None and kept[0] == call_id:
+            for what in _miscarried(records, call_id, kept[1], happened):
+                yield Finding(where=f"call {call_id}", what=what)
     while history is not None:
         yield _no_call(history[0])
         history = next(events, None)
@@ -163,7 +227,7 @@ def verify_keys(records: Records) -> Iterator[Finding]:
     """Every key of payloads that is destroyed, or gone, without an event that says who erased it and why."""
     told = {
         key_id
-        for row in records.rows("SELECT body FROM events WHERE kind = 'audit.erased'")
+        for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.erased'")
         for key_id in _facts(row["body"]).get("keys", ())
     }
     for row in records.rows("SELECT id, wrapped FROM subject_keys"):
@@ -205,8 +269,8 @@ def verify_policies(records: Records) -> Iterator[Finding]:
     told: dict[str, dict[str, Any]] = {}
     activated: dict[Any, tuple[Any, ...]] = {}
     for row in records.rows(
-        "SELECT kind, at_us, body FROM events WHERE kind IN ('policy.stored', 'policy.pushed',"
-        " 'policy.activated') ORDER BY rowid"
+        "SELECT kind, at_us, body FROM events WHERE call_id IS NULL"
+        " AND kind IN ('policy.stored', 'policy.pushed', 'policy.activated') ORDER BY rowid"
     ):
         facts = _facts(row["body"])
         if row["kind"] == "policy.activated":
@@ -294,7 +358,7 @@ def _heads_in(body: str) -> dict[tuple[str, int], str]:
 def _facts(body: str) -> dict[str, Any]:
     """A JSON object; an empty one, which agrees with nothing, when somebody made it something else."""
     try:
-        value = json.loads(body)
+        value = orjson.loads(body)
     except (ValueError, TypeError):
         return {}
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
@@ -304,49 +368,55 @@ def _no_call(call_id: str) -> Finding:
     return Finding(where=f"call {call_id}", what="it has events, and no row in calls")
 
 
-def _by_kind(rows: Iterator[Row]) -> dict[str, dict[str, Any]]:
-    return {row["kind"]: _facts(row["body"]) for row in rows}
+def _by_call(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    for call_id, some in groupby(rows, itemgetter(0)):
+        yield call_id, list(some)
 
 
-def _disagreements(call: Row, happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    _, policy_rows, confirmation, stands, committed_to, *stated = call
     opening = next((happened[kind] for kind in _OPENINGS if kind in happened), None)
     if opening is None:
         yield "no event says how it began"
         return
-    sealed = {name: opening.get(name) for name in _SEALED}
-    sealed["kind"] = opening.get("purpose")
-    for name, value in sealed.items():
-        if call[name] != value:
-            yield f"{name} is {call[name]!r}, and its event says {value!r}"
-    if call["policy_rows"] != orjson.dumps(opening.get("rows")).decode():
+    told = [opening.get(name) for _, name in _SEALED]
+    if stated != told:
+        for (name, _), value, sealed in zip(_SEALED, stated, told, strict=True):
+            if value != sealed:
+                yield f"{name} is {value!r}, and its event says {sealed!r}"
+    if policy_rows != orjson.dumps(opening.get("rows")).decode():
         yield "policy_rows is not what its event says"
-    if call["confirmation"] != happened.get("call.dispatched", {}).get("confirmation"):
+    if confirmation != happened.get("call.dispatched", _NOTHING).get("confirmation"):
         yield "confirmation is not what its event says"
-    last = max((kind for kind in happened if kind in _RANK), key=lambda kind: _RANK[kind])
+    last = max(_RANK.keys() & happened, key=_RANK.__getitem__)
     state = _LEAVES[last] or happened[last].get("state")
-    if call["state"] != state:
-        yield f"state is {call['state']!r}, and its events end in {state!r}"
-    ended = happened.get("call.succeeded") or happened.get("call.failed") or {}
-    if call["result_commit"] != ended.get("result_commit"):
+    if stands != state:
+        yield f"state is {stands!r}, and its events end in {state!r}"
+    if committed_to != _ended(happened).get("result_commit"):
         yield "result_commit is not what its event says"
 
 
-def _miscarried(records: Records, call_id: str, happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _ended(happened: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return happened.get("call.succeeded") or happened.get("call.failed") or _NOTHING
+
+
+def _miscarried(
+    records: Records, call_id: str, kept: Sequence[tuple[Any, ...]], happened: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     """What of the stored payloads is not what was sealed, or not what was committed to."""
     opening: Mapping[str, Any] = next((happened[kind] for kind in _OPENINGS if kind in happened), _NOTHING)
-    ended = happened.get("call.succeeded") or happened.get("call.failed") or {}
-    commits = {"result": ended.get("result_commit")}
+    commits = {"result": _ended(happened).get("result_commit")}
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
     if not opening.get("redacted"):
         commits |= {kind: opening.get(f"{kind}_commit") for kind in ("arguments", "context")}
-    for row in records.rows("SELECT kind, keys, body FROM payloads WHERE call_id = ?", (call_id,)):
+    for _, kind, keys, body in kept:
         try:
-            opened = records.vault.opened(call_id, row["kind"], row["keys"], row["body"])
+            opened = records.vault.opened(call_id, kind, keys, body)
         except (Damaged, KeyUnusable) as error:
-            yield f"its stored {row['kind']} cannot be opened: {error}"
+            yield f"its stored {kind} cannot be opened: {error}"
             continue
-        if opened and row["kind"] in commits and committed(*opened) != commits[row["kind"]]:
-            yield f"its stored {row['kind']} is not what was committed to"
+        if opened and kind in commits and committed(*opened) != commits[kind]:
+            yield f"its stored {kind} is not what was committed to"
 
 
 def _bound(records: Records, request: Row) -> bool:

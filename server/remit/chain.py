@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -59,25 +60,51 @@ class Flaw:
     what: str
 
 
-def verify(rows: Iterable[EventRow], heads: Mapping[str, tuple[int, str]]) -> Iterator[Flaw]:
-    """Every flaw in `rows` (ordered by stream, seq) against the recorded `heads` of all streams.
+#: What `verify` reads of each event, in this order: the fields of an `EventRow`.
+COLUMNS = "stream, seq, at_us, kind, tenant, call_id, body, hash"
+_NAMES = ("stream", "seq", "at_us", "kind", "tenant", "call_id")
+_sealed = itemgetter(*_NAMES)
+
+#: Where each stream ended: number and hash of its last event.
+Heads = Mapping[str, tuple[int, str]]
+
+
+def verify(
+    rows: Iterable[tuple[Any, ...]],
+    heads: Heads,
+    before: Heads | None = None,
+    *,
+    goes_on: str | None = None,
+) -> Iterator[Flaw]:
+    """Every flaw in `rows` (`COLUMNS`, ordered by stream, seq) against the recorded `heads` of the streams.
 
     Finds an edited, deleted, inserted or reordered event, a column that disagrees with the hashed body,
     a truncated stream, and a stream without a head. After a broken link the chain is taken up again from
-    the stored hash, so that one edit is reported once.
+    the stored hash, so that one edit is reported once. Where the rows are a part of all, `before` tells what
+    came before them in the stream that they begin in, and `goes_on` names the stream that does not end there.
     """
-    ends: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        seq, head = ends.get(row.stream, (0, GENESIS))
+    ends = dict(before or {})
+    stream: Any = None
+    last, head = 0, GENESIS
+    for columns in rows:  # of any types: a database file holds whatever was put into it
+        if columns[0] != stream:
+            if stream is not None:
+                ends[stream] = (last, head)
+            stream = columns[0]
+            last, head = ends.get(stream, (0, GENESIS))
         try:
-            what = _what_is_wrong(row, seq, head)
-            ends[row.stream] = (row.seq, row.hash)
+            what = _what_is_wrong(columns, last, head)
+            last = columns[1]
         except (AttributeError, TypeError, ValueError):
-            # A database file holds whatever was put into it, of any type.
             what = "it does not even have the form of an event"
-            ends[row.stream] = (seq + 1, row.hash)
+            last += 1
+        head = columns[7]
         if what:
-            yield Flaw(stream=row.stream, seq=row.seq, what=what)
+            yield Flaw(stream=stream, seq=columns[1], what=what)
+    if stream is not None:
+        ends[stream] = (last, head)
+    if goes_on is not None:
+        ends.pop(goes_on, None)
     for stream, (seq, head) in heads.items():
         found = ends.pop(stream, (0, GENESIS))
         if found[0] < seq:
@@ -92,16 +119,22 @@ def verify(rows: Iterable[EventRow], heads: Mapping[str, tuple[int, str]]) -> It
         yield Flaw(stream=stream, seq=seq, what="the stream is not registered")
 
 
-def _what_is_wrong(row: EventRow, seq: int, head: str) -> str | None:
-    """Why `row` is not the event that followed number `seq`. Raises where it is no event at all."""
-    if row.seq <= seq:
+def _what_is_wrong(columns: tuple[Any, ...], last: int, head: str) -> str | None:
+    """Why these are not those of the event that followed number `last`. Raises where they are of no event."""
+    seq, body = columns[1], columns[6]
+    if seq <= last:
         return "there is more than one event of this number"
-    if row.seq > seq + 1:
-        return f"events {seq + 1} to {row.seq - 1} are missing"
-    if link(head, row.body) != row.hash:
+    if seq > last + 1:
+        return f"events {last + 1} to {seq - 1} are missing"
+    if link(head, body) != columns[7]:
         return "the event or its hash was changed"
-    body = orjson.loads(row.body)
-    for name in ("stream", "seq", "at_us", "kind", "tenant", "call_id"):
-        if body.get(name) != getattr(row, name):
+    sealed = orjson.loads(body)
+    try:
+        if _sealed(sealed) == columns[:6]:
+            return None
+    except KeyError:
+        pass  # told below, by name
+    for name, column in zip(_NAMES, columns, strict=False):
+        if sealed.get(name) != column:
             return f"column {name} disagrees with the sealed event"
     return None

@@ -39,14 +39,14 @@ class Frontier:
         #: The roots of the complete subtrees, largest first: one for each bit that is set in `size`.
         self._complete: list[bytes] = []
 
-    def add(self, leaf: bytes) -> None:
-        """Append a leaf, given its hash."""
-        rest = self.size
+    def add(self, digest: bytes, height: int = 0) -> None:
+        """Append a leaf, given its hash, or 2^height of them, given their root, where so many begin."""
+        rest = self.size >> height
         while rest & 1:
-            leaf = sha256(b"\x01" + self._complete.pop() + leaf).digest()
+            digest = sha256(b"\x01" + self._complete.pop() + digest).digest()
             rest >>= 1
-        self._complete.append(leaf)
-        self.size += 1
+        self._complete.append(digest)
+        self.size += 1 << height
 
     def root(self) -> bytes:
         return _folded(self._complete)
@@ -164,7 +164,7 @@ def subtree_root(hashes: bytes) -> bytes:
     """The root over a power of two of hashes, such as those of a full tile."""
     row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
     while len(row) > 1:
-        row = [node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2)]
+        row = [sha256(b"\x01" + row[at] + row[at + 1]).digest() for at in range(0, len(row), 2)]
     return row[0]
 
 

@@ -90,6 +90,9 @@ class Session:
         while some := self._run(cursor.fetch(_ROWS_AT_ONCE)):
             yield from some
 
+    def tuples(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[tuple[Any, ...]]:
+        return map(tuple, self.rows(sql, values))
+
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> int:
         """How many rows it changed."""
         told = self._run(self._db.execute(_numbered(sql), *values))

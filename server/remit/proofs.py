@@ -6,12 +6,12 @@ checkpoint, and with those that were kept elsewhere: against the latter no rewri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from remit import merkle
-from remit.audit import Finding
+from remit.audit import Finding, Progress, ignored
 from remit.chain import GENESIS, EventRow, entry
 from remit.checkpoint import BadNote, Checkpoint, Verifier, open_checkpoint, read_verifier, split_notes
 from remit.errors import RemitError
@@ -126,7 +126,7 @@ def verify_log(
     records: Records,
     kept: Sequence[Checkpoint] = (),
     verifiers: Sequence[Verifier] = (),
-    progress: Callable[[], None] = lambda: None,
+    progress: Progress = ignored,
 ) -> Iterator[Finding]:
     """Every disagreement of the events with the log, and of the log with the checkpoints `kept` elsewhere.
 
@@ -150,15 +150,14 @@ def verify_log(
             )
             break
         sealed[stream] = first + count - 1
-        hashes: dict[object, Any] = {
-            row[0]: row[1]
-            for row in records.rows(
+        hashes: dict[object, Any] = dict(
+            records.tuples(
                 "SELECT seq, hash FROM events WHERE stream = ? AND seq >= ? AND seq < ?",
                 (stream, first, first + count),
             )
-        }
+        )
+        progress(count)
         for seq in range(first, first + count):
-            progress()
             if log.add(stream, seq, hashes.get(seq)):
                 yield from log.flush()
     yield from log.flush()
@@ -179,6 +178,8 @@ class _Rehashed:
             self._kept.setdefault(checkpoint.size, []).append(checkpoint)
         self._good = 0
         self._wanted = {row["size"] for row in records.rows("SELECT size FROM log_checkpoints")}
+        #: Every size at which a root is asked for.
+        self._named = self._wanted | self._kept.keys()
         #: The root at each size that some stored checkpoint names.
         self.roots: dict[int, str] = {}
 
@@ -206,8 +207,13 @@ class _Rehashed:
                     what = "it is not what was sealed" if digest else "it was taken out after it was sealed"
                     yield Finding(where=f"stream {stream}, event {seq}", what=what)
                     leaves[number] = there or leaves[number]
-        for leaf, (stream, seq, _) in zip(leaves, self._waiting, strict=True):
-            self._frontier.add(leaf)
+        sizes = range(self._frontier.size + 1, self.size + 1)
+        if len(leaves) == merkle.TILE_WIDTH and self._named.isdisjoint(sizes[:-1]):
+            steps = [(self._waiting[-1], merkle.subtree_root(b"".join(leaves)), merkle.TILE_HEIGHT)]
+        else:
+            steps = [(at, leaf, 0) for at, leaf in zip(self._waiting, leaves, strict=True)]
+        for (stream, seq, _), digest, height in steps:
+            self._frontier.add(digest, height)
             if self._frontier.size in self._wanted:
                 self.roots[self._frontier.size] = self._frontier.root().hex()
             if self._frontier.size in self._kept:

@@ -298,18 +298,21 @@ def open_records(at: Location, key: Callable[[], str | None] = _beside) -> Gener
                 f"{at} has schema {version}, and this Remit knows {HEAD}: "
                 + ("upgrade Remit" if version > HEAD else "let it serve once, which upgrades the database")
             )
-        yield Records(db, lambda: master_key(at, key(), living=True))
+        yield Records(db, lambda: master_key(at, key(), living=True), at)
 
 
 class Records:
-    def __init__(self, db: Reader, key: Callable[[], bytes]) -> None:
+    def __init__(self, db: Reader, key: Callable[[], bytes], at: Location | None = None) -> None:
         self._db = db
-        self._key = key
+        #: The master key of payloads. Raises RemitError when it cannot be read.
+        self.key = key
+        #: Where another process finds the same; None: nowhere.
+        self.at = at
 
     @cached_property
     def vault(self) -> Vault:
         """What opens payloads. Raises RemitError when its key cannot be read."""
-        return Vault(self._key(), self._one, remember=True)
+        return Vault(self.key(), self._one, remember=True)
 
     # What calls carried.
 
@@ -653,6 +656,10 @@ class Records:
     def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
         """The rows of one SELECT, read as they are asked for."""
         return self._db.rows(sql, values)
+
+    def tuples(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The same by position alone, for who reads millions."""
+        return self._db.tuples(sql, values)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
         return self._db.all(sql, values)

@@ -7,14 +7,14 @@ page that loads nothing and can be printed. What others wrote is escaped where i
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events, verify_keys
+from remit import verifying
+from remit.audit import Progress, ignored, verify_balances
 from remit.ids import first_id
-from remit.proofs import verify_log
 from remit.records import Records
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,17 +52,13 @@ def report(
     tenant: str | None,
     now_us: int,
     payloads: bool,
-    advance: Callable[[], None] = lambda: None,
+    advance: Progress = ignored,
 ) -> Report:
     """Count what happened from `from_us` to `to_us`, and verify the whole record. Reads one snapshot."""
     findings = [
         str(finding)
         for found in (
-            verify_events(records, advance),
-            verify_log(records, (), (), advance),
-            verify_calls(records, advance, payloads=payloads),
-            verify_approvals(records, payloads=payloads),
-            verify_keys(records),
+            verifying.verify(records, payloads=payloads, progress=advance),
             verify_balances(records),
         )
         for finding in found

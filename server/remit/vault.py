@@ -64,6 +64,9 @@ class Vault:
     """
 
     def __init__(self, master: bytes, find: Find, *, remember: bool) -> None:
+        from cryptography.exceptions import InvalidTag
+
+        self._not_it = (InvalidTag, TypeError, ValueError)
         self._wrapping = _cipher(_derived(master, b"wrapping"))
         self._naming = _derived(master, b"naming")
         self._find = find
@@ -76,8 +79,6 @@ class Vault:
 
     def opened(self, call_id: str, kind: str, keys: str, body: bytes) -> tuple[bytes, bytes] | None:
         """The salt and the payload; None when it is erased. Raises Damaged, KeyUnusable."""
-        from cryptography.exceptions import InvalidTag
-
         cipher = self._ciphers[keys] if keys in self._ciphers else self.cipher(keys)
         if self._remember:
             if len(self._ciphers) >= _KEPT_MAX:
@@ -87,7 +88,7 @@ class Vault:
             return None
         try:
             plain = cipher.decrypt(body[:_NONCE_BYTES], body[_NONCE_BYTES:], f"{call_id} {kind}".encode())
-        except (InvalidTag, TypeError, ValueError):
+        except self._not_it:
             raise Damaged(f"the {kind} of call {call_id} is not what was sealed") from None
         return plain[:_SALT_BYTES], plain[_SALT_BYTES:]
 
@@ -108,11 +109,9 @@ class Vault:
         return nonce + self._wrapping.encrypt(nonce, key, key_id.encode())
 
     def unwrapped(self, key_id: str, wrapped: bytes) -> bytes:
-        from cryptography.exceptions import InvalidTag
-
         try:
             return self._wrapping.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], key_id.encode())
-        except (InvalidTag, TypeError, ValueError):
+        except self._not_it:
             raise KeyUnusable(
                 "the master key is not the one that the keys of this database are wrapped with"
             ) from None

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from remit.chain import EventRow, verify
+from remit.chain import COLUMNS, verify
 from remit.database import Location, Reader, reading
 from remit.vault import Vault, master_key
 
@@ -140,12 +140,7 @@ def _lives(db: Reader) -> Iterator[str]:
 
 
 def chain_flaws(db: Reader) -> Iterator[str]:
-    rows = (
-        EventRow(**dict(row))
-        for row in db.all(
-            "SELECT stream, seq, at_us, kind, tenant, call_id, body, hash FROM events ORDER BY stream, seq"
-        )
-    )
+    rows = db.tuples(f"SELECT {COLUMNS} FROM events ORDER BY stream, seq")  # noqa: S608 - the columns are ours
     heads = {
         row["id"]: (row["last_seq"], row["head"])
         for row in db.all("SELECT id, last_seq, head FROM incarnations")

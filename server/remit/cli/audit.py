@@ -65,17 +65,10 @@ def verify(
     every policy version against its events; every stored argument and result against what was committed to.
     With --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
-    from remit.audit import (
-        Finding,
-        verify_approvals,
-        verify_calls,
-        verify_events,
-        verify_keys,
-        verify_policies,
-        verify_runs,
-    )
+    from remit import verifying
+    from remit.audit import Finding
     from remit.cli.output import progress, report
-    from remit.proofs import size_of, verify_log
+    from remit.proofs import size_of
 
     with _records(config_path, copy) as found:
         shut = locked(found)
@@ -83,15 +76,7 @@ def verify(
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
         with progress("Verifying", events + sealed + calls) as advance:
-            findings = [
-                *verify_events(found, advance),
-                *verify_log(found, kept, verifiers, advance),
-                *verify_calls(found, advance, payloads=not shut),
-                *verify_approvals(found, payloads=not shut),
-                *verify_keys(found),
-                *verify_runs(found),
-                *verify_policies(found),
-            ]
+            findings = list(verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance))
     if shut and copy is None:
         findings.append(Finding(where="master key", what=shut))
     if as_json:

@@ -146,21 +146,25 @@ def voted(vote: Vote) -> str:
     )
 
 
+def _unshown(_steps: int = 1) -> None: ...
+
+
 @contextmanager
-def progress(title: str, total: int) -> Generator[Callable[[], None]]:
-    """A bar on a terminal, nothing on a pipe; yields what to call for each step."""
+def progress(title: str, total: int) -> Generator[Callable[..., None]]:
+    """A bar on a terminal, nothing on a pipe; yields what to call for each step, or with how many."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield _unshown
         return
     from rich.progress import Progress
 
     with Progress(console=console(err=True), transient=True) as bar:
-        task, done = bar.add_task(title, total=total), 0
+        task, done, shown = bar.add_task(title, total=total), 0, 0
 
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if done % _BAR_STEP == 0:
+        def advance(steps: int = 1) -> None:
+            nonlocal done, shown
+            done += steps
+            if done - shown >= _BAR_STEP:
+                shown = done
                 bar.update(task, completed=done)
 
         yield advance

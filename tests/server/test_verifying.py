@@ -1,0 +1,71 @@
+"""Parts of a record, verified apart and by several processes, tell what the whole tells."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.server.builders import a_remit
+
+from remit import verifying
+from remit.records import open_records
+from remit.vault import key_file
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two lives of a process, of a dozen events each."""
+
+    async def written(folder: Path) -> Path:
+        for _ in range(2):
+            async with a_remit(folder) as remit:
+                for number in range(6):
+                    await remit.done("shop.buy", {"thing": f"pen-{number}", "price": 5})
+        return remit.path
+
+    return anyio.run(written, tmp_path_factory.mktemp("record"))
+
+
+def found(at: Path, *, processes: int) -> list[str]:
+    with open_records(at) as records:
+        findings = verifying.verify(records, payloads=True, processes=processes, part=5)
+        return sorted(str(finding) for finding in findings)
+
+
+def changed(record: Path, to: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(record)) as db:
+        db.execute("VACUUM INTO ?", (str(to),))
+    shutil.copy(key_file(record), key_file(to))
+    with closing(sqlite3.connect(to)) as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            db.execute(statement)
+        db.commit()
+    return to
+
+
+def test_a_sound_record_is_sound_in_parts(record: Path) -> None:
+    assert found(record, processes=2) == found(record, processes=1) == []
+
+
+def test_several_processes_find_what_one_finds_wherever_it_is(record: Path, tmp_path: Path) -> None:
+    copy = changed(
+        record,
+        tmp_path / "copy.db",
+        # The event before a part, the first of one, a gap over an edge, and the end of a stream.
+        "UPDATE events SET body = replace(body, 'tool', 'fool') WHERE seq = 4",
+        "UPDATE events SET hash = upper(hash) WHERE seq = 5",
+        "DELETE FROM events WHERE seq IN (9, 10)",
+        "DELETE FROM events WHERE rowid = (SELECT max(rowid) FROM events)",
+        "UPDATE calls SET user = 'user:mallory' WHERE id = (SELECT max(id) FROM calls)",
+        "UPDATE payloads SET body = x'00' WHERE call_id = (SELECT min(id) FROM calls)",
+    )
+    alone = found(copy, processes=1)
+    assert found(copy, processes=2) == alone
+    for what in ("hash was changed", "9 to 10 are missing", "ends early", "mallory", "cannot be opened"):
+        assert any(what in each for each in alone), what
