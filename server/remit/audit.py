@@ -333,7 +333,8 @@ def verify_balances(records: Records) -> Iterator[Finding]:
     for row in records.rows(
         "SELECT holds.call_id, holds.account, calls.state FROM holds"
         " LEFT JOIN calls ON calls.id = holds.call_id"
-        " WHERE holds.state = 'held' AND COALESCE(calls.state, '') NOT IN ('dispatched', 'in_doubt')"
+        " WHERE holds.state = 'held'"
+        " AND COALESCE(calls.state, '') NOT IN ('scheduled', 'dispatched', 'in_doubt')"
     ):
         yield Finding(
             where=f"call {row['call_id']}", what=f"it is {row['state']}, and still holds {row['account']}"
@@ -386,7 +387,8 @@ def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, An
                 yield f"{name} is {value!r}, and its event says {sealed!r}"
     if policy_rows != orjson.dumps(opening.get("rows")).decode():
         yield "policy_rows is not what its event says"
-    if confirmation != happened.get("call.dispatched", _NOTHING).get("confirmation"):
+    let_in = happened.get("call.scheduled") or happened.get("call.dispatched") or _NOTHING
+    if confirmation != let_in.get("confirmation"):
         yield "confirmation is not what its event says"
     last = max(_RANK.keys() & happened, key=_RANK.__getitem__)
     state = _LEAVES[last] or happened[last].get("state")

@@ -66,13 +66,22 @@ def _applied(
             unit=budget.unit,
             amount=amounts[budget.unit],
             limit=budget.limit,
-            label=f"{budget.unit} of this {budget.scope} per {budget.window}"
-            if budget.window != "total"
-            else f"total {budget.unit} of this {budget.scope}",
+            label=_label(budget.scope, budget.unit, budget.window),
             on_exceed=budget.on_exceed,
+            wait_s=budget.wait,
             warn_from=budget.limit * budget.warn_at // 100,
         )
     return tuple(found[account] for account in sorted(found))
+
+
+def label_of(account: str) -> str:
+    """What an account is, as agents are told."""
+    scope, _, rest = account.partition(":")
+    return _label(scope, *rest.rsplit(":", 2)[1:])
+
+
+def _label(scope: str, unit: str, window: str) -> str:
+    return f"total {unit} of this {scope}" if window == "total" else f"{unit} of this {scope} per {window}"
 
 
 def window(kind: str, zone: str, at_us: int) -> tuple[int, int | None]:

@@ -231,7 +231,7 @@ def _tool(settings: Config, source: str, name: str, own_name: str, definition: J
     shown = {**definition, "name": name}
     if rules.description is not None:
         shown["description"] = rules.description
-    if Effect.DEFERRED in (rules.effect, *(refined.effect for refined in rules.when)):
+    if _may_wait(settings, rules):
         shown.pop("outputSchema", None)  # the answer to a call that is held back cannot have that form
     return _made(
         settings,
@@ -245,6 +245,15 @@ def _tool(settings: Config, source: str, name: str, own_name: str, definition: J
         problem=checker(schema),  # pyright: ignore[reportUnknownArgumentType] - JSON of the source
         header_schema=schema if b'"x-mcp-header"' in orjson.dumps(schema) else None,  # pyright: ignore[reportUnknownArgumentType] - JSON of the source
     )
+
+
+def _may_wait(settings: Config, rules: ToolRules) -> bool:
+    """Whether calls of the tool may be held back: by its effect, or by a budget."""
+    deferring = any(
+        budget.on_exceed == "defer" and budget.unit in (CALLS, *rules.price) for budget in settings.budgets
+    )
+    effects = (rules.effect, *(refined.effect for refined in rules.when))
+    return Effect.DEFERRED in effects or (deferring and set(effects) != {Effect.READ})
 
 
 def _operation(settings: Config, source: str, name: str, operation: Operation) -> Tool:

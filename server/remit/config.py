@@ -651,9 +651,11 @@ class Budget(Strict):
     limit: Amount
     #: Time zone of hour, day and month windows.
     zone: Zone = "UTC"
-    #: What becomes of a call that goes beyond the limit: it is refused, it needs a person, or it runs and the
-    #: excess is recorded.
-    on_exceed: Literal["deny", "approve", "observe"] = "deny"
+    #: What becomes of a call that goes beyond the limit: it is refused, it needs a person, it waits until the
+    #: limit can take it, or it runs and the excess is recorded.
+    on_exceed: Literal["deny", "approve", "defer", "observe"] = "deny"
+    #: With `defer`: a call that has waited this long is called off.
+    wait: Duration = 31 * 86400
     #: From this share of the limit on (percent), each receipt tells the agent that the limit comes near.
     warn_at: Annotated[int, Field(strict=True, ge=1, le=100)] = 80
 

@@ -1,13 +1,60 @@
 """Calls that are held back: let in with all that goes with them, and sent later, or called off before.
 
-The two ends race on one row: whichever transaction changes its state first has it, in whatever process. What
-is here runs inside the journal's transactions; when they are sent is `due.py`.
+A call is held back for a while by its tool's effect, or until a budget can take it that cannot now; nothing
+is held for the latter. The two ends race on one row: whichever transaction changes its state first has it,
+in whatever process. What is here runs inside the journal's transactions; when they are sent is `due.py`.
 """
 
 from __future__ import annotations
 
 from remit import balances
+from remit.config import Effect
 from remit.ledger import Ledger
+from remit.model import Call, Charge, UndoPlan
+
+#: Most calls that wait for one account.
+_WAITING_MAX = 1000
+
+
+def can_wait(ledger: Ledger, call: Call, charge: Charge) -> bool:
+    """Whether a call that this account cannot take may wait for it. Somebody must want it done later, too."""
+    if charge.on_exceed != "defer" or call.kind != "call" or call.tool.effect is Effect.READ:
+        return False
+    if call.waited:
+        return True
+    ledger.write_out()  # others may have begun to wait in this very transaction
+    row = ledger.one(
+        "SELECT COUNT(*) AS waiting FROM calls WHERE state = 'scheduled' AND waits_for = ?", (charge.account,)
+    )
+    return row is not None and row["waiting"] < _WAITING_MAX
+
+
+def due_us(call: Call, charge: Charge, now_us: int) -> int:
+    """When a call that waits for this account is looked at again: when it is new, or the wait is over."""
+    until_us = waits_until_us(call, charge, now_us)
+    if charge.window_end_us is None:
+        return until_us
+    return min(until_us, max(charge.window_end_us, now_us + call.tool.hold_back_s * 1_000_000))
+
+
+def waits_until_us(call: Call, charge: Charge, now_us: int) -> int:
+    """When a call that waits for this account is called off."""
+    return (call.scheduled_us or now_us) + charge.wait_s * 1_000_000
+
+
+def wait_on(ledger: Ledger, call: Call, charge: Charge) -> int | None:
+    """Wait for this account, from now on; return until when. None: it is not held back any more."""
+    until_us = due_us(call, charge, ledger.now_us)
+    waits = ledger.execute(
+        "UPDATE calls SET due_us = ?, waits_for = ? WHERE id = ? AND state = 'scheduled'",
+        (until_us, charge.account, call.id),
+    )
+    return until_us if waits == 1 else None
+
+
+def calling_off(call: Call, until_us: int) -> UndoPlan:
+    """The way back of a call that has not been sent."""
+    return UndoPlan(tool=call.tool.name, resource=None, expires_us=until_us)
 
 
 def let_out(ledger: Ledger, call_id: str, deadline_us: int) -> bool:

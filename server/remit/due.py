@@ -1,5 +1,8 @@
 """Sending what was held back, once its time has come: each call once, decided anew, by whoever is first.
 
+A call that waits for a budget is sent as soon as that can take it: when the window turns, when the budget
+was raised, or when others gave back. Of those that wait for one account, the first is looked at first.
+
 A call whose tool is not there just now waits on. One that may not be made any more is called off, with the
 reason on its record. The application runs this for each server.
 """
@@ -12,12 +15,13 @@ from dataclasses import replace
 import anyio
 
 from remit import confirmations
+from remit.budgets import charges
 from remit.calls import recorded_call
 from remit.effects import as_called
 from remit.errors import StoreUnavailable
 from remit.model import Call, Confirmation, Recorded, Remedy, Tool, Verdict
-from remit.pipeline import Services, govern
-from remit_rbac import Rung
+from remit.pipeline import Services, estimates_of, govern
+from remit_rbac import EvaluationError, Rung
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 8
@@ -45,7 +49,7 @@ async def send_due(on: Services) -> int:
 
 async def _send(found: Recorded, on: Services) -> None:
     tool = on.catalog.tools.get(found.tool)
-    if tool is None:
+    if tool is None or not await _is_time(found, tool, on):
         return
     if found.arguments is None:
         call = _again(replace(found, arguments=b"{}"), tool, on)
@@ -56,6 +60,20 @@ async def _send(found: Recorded, on: Services) -> None:
         await govern(_again(found, tool, on), on)
 
 
+async def _is_time(found: Recorded, tool: Tool, on: Services) -> bool:
+    """Whether the call is due; one that waits for a budget also when that can take it now."""
+    now = on.clock()
+    if found.due_us is None or found.due_us <= now:
+        return True
+    if found.arguments is None or now < found.received_us + tool.hold_back_s * 1_000_000:
+        return False
+    call = _again(found, tool, on)
+    try:
+        return await on.journal.can_take(charges(on.config.budgets, call, estimates_of(call), now))
+    except EvaluationError:
+        return True  # it has no price any more, and is refused
+
+
 def _again(found: Recorded, tool: Tool, on: Services) -> Call:
     """The call as it was let in, to be decided at the time that it is now."""
     call = recorded_call(found, tool)
@@ -64,6 +82,7 @@ def _again(found: Recorded, tool: Tool, on: Services) -> Call:
         tool=as_called(tool, call.arguments),
         received_us=on.clock(),
         scheduled_us=found.received_us,
+        waited=found.waits_for is not None,
     )
     if found.confirmation is None:
         return call

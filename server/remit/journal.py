@@ -67,9 +67,13 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waits:
-    """The call is let in and held back: it is sent at `due_us`, unless it is called off."""
+    """The call is let in and held back: it is sent at `due_us`, unless it is called off.
+
+    With `waits_for`, the account that cannot take it now, it is looked at again then, if not before.
+    """
 
     due_us: int
+    waits_for: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -94,8 +98,8 @@ class Repeated:
     call_id: str
     state: str
     reply: Reply | None
-    #: When it is sent, while it is held back.
-    due_us: int | None = None
+    #: What it waits for, while it is held back.
+    waits: Waits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,8 @@ class Undoable:
     run: str
     tool: str
     effect: str
+    #: It has not been sent yet: taking it back is calling it off.
+    waits: bool
     #: None when erased, or no longer kept; so are `result`, `before` and `after` then.
     arguments: Json | None
     state: str
@@ -304,7 +310,8 @@ class Journal:
         says that the policy `in_force` is no longer the verdict's, or that the run is no longer the one that
         was decided by, `run`, in what counts of it (`of_run`).
 
-        A call of a deferred tool is let in to wait, with all that goes with it; `let_out` sends it.
+        A call of a deferred tool is let in to wait, with all that goes with it; so is one that a budget
+        defers, with nothing held. `let_out` sends it.
         """
 
         def change() -> Admitted | Repeated | Moved | Waits | Verdict:
@@ -313,37 +320,45 @@ class Journal:
                 return other
             if earlier := self._earlier(call, now):
                 return earlier
-            if refusal := self._short(call, verdict, charges, now, agreed=approved is not None):
-                return refusal
+            late = self._short(call, verdict, charges, now, agreed=approved is not None)
+            if isinstance(late, Verdict):
+                return late
             if call.undoing and (
                 refusal := self._undo_blocked(call, verdict, now, forced=call.undoing.forced)
             ):
                 return refusal
             if call.confirmation and (refusal := self._spent(call.confirmation, verdict)):
                 return refusal
-            waits = call.is_held_back
-            due_us = now + call.tool.hold_back_s * 1_000_000 if waits else None
-            deadline_us = None if waits else now + call.tool.timeout_s * 1_000_000
+            waits: Waits | None = None
+            deadline_us: int | None = None
+            to_hold, way_back = charges, plan
+            if late:
+                waits = Waits(due_us=deferred.due_us(call, late, now), waits_for=late.account)
+                to_hold, way_back = (), deferred.calling_off(call, deferred.waits_until_us(call, late, now))
+            elif call.is_held_back:
+                waits = Waits(due_us=now + call.tool.hold_back_s * 1_000_000)
+            else:
+                deadline_us = now + call.tool.timeout_s * 1_000_000
             sealed: Json = {}
             if approved is None:
                 state = "scheduled" if waits else "dispatched"
                 sealed = self._insert_call(
-                    call, verdict, saw, state=state, due_us=due_us, deadline_us=deadline_us
+                    call, verdict, saw, state=state, waits=waits, deadline_us=deadline_us
                 )
-            elif refusal := self._use_approval(call, approved, verdict, due_us, deadline_us, now):
+            elif refusal := self._use_approval(call, approved, verdict, waits, deadline_us, now):
                 return refusal
             elif saw and saw.reads:
                 sealed = {"facts": saw.reads}
             if call.kind == "call" and not waits:
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
-            for charge in charges:
+            for charge in to_hold:
                 balances.hold(self._ledger, call_id, charge)
-            if plan:
-                self._ledger.insert("undos", _undo_row(call_id, plan, "ready" if waits else "registered"))
+            if way_back:
+                self._ledger.insert("undos", _undo_row(call_id, way_back, "ready" if waits else "registered"))
             if touches is not None and not waits:
                 self._ledger.insert("touches", (touches, call_id))
-            if before is not None:
+            if before is not None and not waits:
                 self._sealer.keep(self._seal(call), call_id, "before", before)
             if call.kind == "undo":
                 self._ledger.execute(
@@ -356,19 +371,17 @@ class Journal:
                 call_id=call_id,
                 approval_id=approved.approval_id if approved else None,
                 confirmation=call.confirmation.id if call.confirmation else None,
-                **({"due_us": due_us} if waits else {"deadline_us": deadline_us}),
-                holds=[
-                    {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
-                    for charge in charges
-                ],
-                undo={"tool": plan.tool, "expires_us": plan.expires_us} if plan else None,
+                **({"due_us": waits.due_us} if waits else {"deadline_us": deadline_us}),
+                **({"waits_for": late.account} if late else {}),
+                holds=_held(to_hold),
+                undo={"tool": way_back.tool, "expires_us": way_back.expires_us} if way_back else None,
                 **({"forced": True} if call.undoing and call.undoing.forced else {}),
                 **sealed,
                 **_decision(verdict),
             )
-            warnings = balances.near(self._ledger, charges)
-            if due_us is not None:
-                return Waits(due_us=due_us, warnings=warnings)
+            warnings = balances.near(self._ledger, to_hold)
+            if waits:
+                return replace(waits, warnings=warnings)
             assert deadline_us is not None  # noqa: S101 - it waits, or it has a deadline
             return Admitted(deadline_us=deadline_us, warnings=warnings)
 
@@ -382,20 +395,30 @@ class Journal:
         *,
         stopped: Callable[[Call, frozenset[Switch]], Verdict | None],
         in_force: Callable[[], str],
+        plan: UndoPlan | None = None,
         touches: str | None = None,
+        before: bytes | None = None,
         run: Run | None = None,
         of_run: Callable[[Run], Run] | None = None,
-    ) -> Admitted | Repeated | Moved | Verdict:
+    ) -> Admitted | Repeated | Moved | Waits | Verdict:
         """Let a call out that was held back, as `admit` does: once, whoever else tries it or cancels it.
 
-        What was held for it stays held; what it pays from must not be overdrawn by now.
+        What was held for it stays held; what it pays from must not be overdrawn by now. What has waited for a
+        budget is held now, or waits on.
         """
 
-        def change() -> Admitted | Repeated | Moved | Verdict:
+        def change() -> Admitted | Repeated | Moved | Waits | Verdict:
             now = self._ledger.now_us
             if other := self._otherwise(call, verdict, stopped, in_force, run, of_run):
                 return other
-            for charge in charges:
+            late = None
+            if call.waited:
+                late = self._short(call, verdict, charges, now, agreed=verdict.rung is Rung.APPROVE)
+            if isinstance(late, Verdict):
+                return late
+            if late:
+                return self._wait_on(call, late)
+            for charge in () if call.waited else charges:
                 if charge.on_exceed == "deny" and balances.left(self._ledger, charge) < 0:
                     return _no(
                         "budget_exhausted",
@@ -408,8 +431,22 @@ class Journal:
             runs.let_out(self._ledger, call)
             if touches is not None:
                 self._ledger.insert("touches", (touches, call.id))
-            self._event("call.dispatched", call, deadline_us=deadline_us, **_decision(verdict))
-            return Admitted(deadline_us=deadline_us)
+            warnings: tuple[str, ...] = ()
+            more: Json = {}
+            if call.waited:
+                for charge in charges:
+                    balances.hold(self._ledger, call.id, charge)
+                warnings = balances.near(self._ledger, charges)
+                way_back = plan if call.tool.effect is not Effect.DEFERRED else None
+                if way_back:
+                    self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
+                    self._ledger.insert("undos", _undo_row(call.id, way_back, "registered"))
+                if before is not None:
+                    self._sealer.keep(self._seal(call), call.id, "before", before)
+                undo = {"tool": way_back.tool, "expires_us": way_back.expires_us} if way_back else None
+                more = {"holds": _held(charges), "undo": undo}
+            self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
+            return Admitted(deadline_us=deadline_us, warnings=warnings)
 
         return await self._write(change)
 
@@ -442,14 +479,28 @@ class Journal:
         return await self._write(change)
 
     async def due(self, *, limit: int) -> list[Recorded]:
-        """The calls whose time has come, the first ones first."""
+        """The calls whose time has come, the first ones first; and the first that waits for each account."""
 
         def change() -> list[Recorded]:
             rows = self._ledger.all(
-                "SELECT * FROM calls WHERE state = 'scheduled' AND due_us <= ? ORDER BY due_us LIMIT ?",
+                "SELECT * FROM calls WHERE state = 'scheduled' AND due_us <= ? ORDER BY due_us, id LIMIT ?",
                 (self._ledger.now_us, limit),
             )
-            return [self._recorded(row) for row in rows]
+            waiting = self._ledger.all(
+                "SELECT * FROM calls WHERE due_us > ? AND id IN (SELECT MIN(id) FROM calls"
+                " WHERE state = 'scheduled' AND waits_for IS NOT NULL GROUP BY waits_for)",
+                (self._ledger.now_us,),
+            )
+            return [self._recorded(row) for row in (*rows, *waiting)]
+
+        return await self._writer.write(change, durable=False)
+
+    async def can_take(self, charges: Sequence[Charge]) -> bool:
+        """Whether the accounts for which calls may wait can take these charges now."""
+        waited_for = [charge for charge in charges if charge.on_exceed == "defer"]
+
+        def change() -> bool:
+            return balances.too_small(self._ledger, waited_for) is None
 
         return await self._writer.write(change, durable=False)
 
@@ -1032,6 +1083,7 @@ class Journal:
                 run=row["run"],
                 tool=row["tool"],
                 effect=row["effect"],
+                waits=row["state"] == "scheduled",
                 arguments=kept["arguments"],
                 state=row["undo_state"],
                 undo_tool=row["undo_tool"],
@@ -1287,8 +1339,14 @@ class Journal:
                 " AND approvals.expires_us > ?",
                 (tenant, agent, now),
             )
+            held_back = self._ledger.all(
+                "SELECT id AS call_id, tool, due_us, waits_for FROM calls WHERE state = 'scheduled'"
+                " AND tenant = ? AND agent = ? ORDER BY due_us LIMIT 100",
+                (tenant, agent),
+            )
             return {
                 "pending_approvals": [dict(row) for row in open_requests],
+                "held_back": [dict(row) for row in held_back],
                 "budgets": [
                     {
                         "budget": account.label,
@@ -1345,7 +1403,7 @@ class Journal:
 
     def _earlier(self, call: Call, now: int) -> Repeated | Verdict | None:
         """An equal call that was admitted before, so that the same effect is never sent twice."""
-        columns = "SELECT calls.id, calls.state, calls.fingerprint, calls.due_us FROM calls "
+        columns = "SELECT id, state, fingerprint, due_us, waits_for FROM calls "
         row: Row | None = None
         key = _key(call)
         if key is not None or call.tool.repeat_window_s:
@@ -1374,9 +1432,13 @@ class Journal:
         if row is None:
             return None
         answer = self._carried(row["id"], "result") if row["state"] in ("succeeded", "failed") else None
-        due_us = row["due_us"] if row["state"] == "scheduled" else None
-        reply = _reply(answer) if answer else None
-        return Repeated(call_id=row["id"], state=row["state"], reply=reply, due_us=due_us)
+        waits = row["state"] == "scheduled"
+        return Repeated(
+            call_id=row["id"],
+            state=row["state"],
+            reply=_reply(answer) if answer else None,
+            waits=Waits(due_us=row["due_us"], waits_for=row["waits_for"]) if waits else None,
+        )
 
     def _left(self, row: Row, left: dict[str, Any] | None) -> Json | None:
         """What a call left behind, by the version that it has by now."""
@@ -1447,6 +1509,8 @@ class Journal:
             trace_id=row["trace_id"],
             tool_digest=row["tool_digest"],
             confirmation=row["confirmation"],
+            due_us=row["due_us"],
+            waits_for=row["waits_for"],
         )
 
     def _refund(self, call_id: str) -> list[Json]:
@@ -1457,22 +1521,37 @@ class Journal:
 
     def _short(
         self, call: Call, verdict: Verdict, charges: Sequence[Charge], now: int, *, agreed: bool
-    ) -> Verdict | None:
+    ) -> Verdict | Charge | None:
         """The refusal when an account cannot take its hold, or the word that people must agree (`agreed`).
 
-        An empty budget never stands in the way of an undo.
+        A charge: the call can wait until its account takes it. An empty budget never stands in the way of an
+        undo.
         """
         if call.kind in ("undo", "verify", "after"):
             return None
         strict = [
             charge
             for charge in charges
-            if charge.on_exceed == "deny" or (charge.on_exceed == "approve" and not agreed)
+            if charge.on_exceed in ("deny", "defer") or (charge.on_exceed == "approve" and not agreed)
         ]
-        short = balances.too_small(self._ledger, strict)
-        if short is None:
+        if balances.too_small(self._ledger, strict) is None:
             return None
+        # What cannot be made at all is not put to people, and what people must agree to does not wait before.
+        ranked = sorted(strict, key=lambda charge: ("deny", "approve", "defer").index(charge.on_exceed))
+        short = balances.too_small(self._ledger, ranked)
+        assert short is not None  # noqa: S101 - it is the same charges
         charge, account = short
+        redacts = any(duty.name == "redact" for duty in verdict.duties)
+        if deferred.can_wait(self._ledger, call, charge) and not redacts:
+            if now < deferred.waits_until_us(call, charge, now):
+                return charge
+            return replace(
+                verdict,
+                rung=Rung.DENY,
+                code="waited_too_long",
+                reason=f"The budget for {charge.label} could not take this call in all the time it waited.",
+                remedy=Remedy.ASK,
+            )
         if charge.on_exceed == "approve":
             return replace(
                 verdict,
@@ -1491,6 +1570,14 @@ class Journal:
             f"{max(0, account.left)} of {account.limit_amount} are left.{when}",
             remedy=Remedy.WAIT if until else Remedy.ASK,
         )
+
+    def _wait_on(self, call: Call, charge: Charge) -> Waits | Repeated:
+        """Have a call that has waited for a budget wait on."""
+        due_us = deferred.wait_on(self._ledger, call, charge)
+        if due_us is None:
+            return Repeated(call_id=call.id, state="dispatched", reply=None)
+        self._event("call.postponed", call, due_us=due_us, waits_for=charge.account)
+        return Waits(due_us=due_us, waits_for=charge.account)
 
     def _spent(self, confirmation: Confirmation, verdict: Verdict) -> Verdict | None:
         """The refusal when the user's word was good for another call, or is too old by now."""
@@ -1512,7 +1599,7 @@ class Journal:
         call: Call,
         approved: Approved,
         verdict: Verdict,
-        due_us: int | None,
+        waits: Waits | None,
         deadline_us: int | None,
         now: int,
     ) -> Verdict | None:
@@ -1529,12 +1616,13 @@ class Journal:
                 remedy=Remedy.ASK,
             )
         self._ledger.execute(
-            "UPDATE calls SET state = ?, dispatched_us = ?, due_us = ?, deadline_us = ?, incarnation = ?,"
-            " client_key = ?, confirmation = ? WHERE id = ?",
+            "UPDATE calls SET state = ?, dispatched_us = ?, due_us = ?, waits_for = ?, deadline_us = ?,"
+            " incarnation = ?, client_key = ?, confirmation = ? WHERE id = ?",
             (
-                "dispatched" if due_us is None else "scheduled",
-                now if due_us is None else None,
-                due_us,
+                "scheduled" if waits else "dispatched",
+                None if waits else now,
+                waits and waits.due_us,
+                waits and waits.waits_for,
                 deadline_us,
                 self._ledger.stream,
                 _key(call),
@@ -1601,7 +1689,7 @@ class Journal:
         *,
         state: str,
         approval_id: str | None = None,
-        due_us: int | None = None,
+        waits: Waits | None = None,
         deadline_us: int | None = None,
         finished: bool = False,
     ) -> Json:
@@ -1652,7 +1740,8 @@ class Journal:
                 self._ledger.stream,
                 call.received_us,
                 now if state == "dispatched" else None,
-                due_us,
+                waits and waits.due_us,
+                waits and waits.waits_for,
                 deadline_us,
                 now if finished else None,
                 None,
@@ -1809,6 +1898,13 @@ def _no(code: str, reason: str, remedy: Remedy) -> Verdict:
 def _key(call: Call) -> str | None:
     """The key under which the call is not made twice; reading twice does no harm."""
     return None if call.tool.effect is Effect.READ else call.client_key
+
+
+def _held(charges: Sequence[Charge]) -> list[Json]:
+    return [
+        {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
+        for charge in charges
+    ]
 
 
 def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:

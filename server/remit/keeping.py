@@ -35,7 +35,7 @@ Kind = Literal["payloads", "images"]
 _SLICE = 200
 #: Between two of them.
 _PAUSE_S = 0.02
-_OPEN = "('dispatched', 'awaiting_approval', 'in_doubt')"
+_OPEN = "('dispatched', 'awaiting_approval', 'scheduled', 'in_doubt')"
 #: The states of a way back that may still be taken.
 _NEEDED = "('registered', 'ready', 'running', 'indeterminate')"
 

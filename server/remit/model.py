@@ -218,6 +218,8 @@ class Call:
     subjects: tuple[str, ...] = ()
     #: When it was let in, of a deferred call whose time has come (see `deferred.py`).
     scheduled_us: int | None = None
+    #: It has waited for a budget: nothing is held for it.
+    waited: bool = False
 
     @property
     def is_held_back(self) -> bool:
@@ -249,6 +251,9 @@ class Recorded:
     tool_digest: str
     #: The user's word that was given for it.
     confirmation: str | None
+    #: When it is looked at again, while it is held back; and the account that it waits for, if it does.
+    due_us: int | None
+    waits_for: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +284,9 @@ class Charge:
     #: For the agent: what this account is, for example "your calls per minute".
     label: str
     #: What becomes of a call that the account cannot take.
-    on_exceed: Literal["deny", "approve", "observe"] = "deny"
+    on_exceed: Literal["deny", "approve", "defer", "observe"] = "deny"
+    #: How long a call may wait for it, where it does.
+    wait_s: int = 0
     #: From this amount on, agents are told that the limit comes near; None: never.
     warn_from: int | None = None
 
@@ -377,6 +384,8 @@ class Scheduled:
 
     call_id: str
     due_us: int
+    #: The account that cannot take it now: it waits until it can, and is looked at again at `due_us`.
+    waits_for: str | None = None
     #: What is held for it, by unit.
     cost: Mapping[str, int] = field(default_factory=dict[str, int])
     warnings: tuple[str, ...] = ()

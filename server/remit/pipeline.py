@@ -237,7 +237,9 @@ async def _in_four_steps(
                 decision.charges,
                 stopped=stopped,
                 in_force=lambda: on.policy.version,
+                plan=decision.plan,
                 touches=decision.touches,
+                before=before.body if before else None,
                 run=decision.run,
                 of_run=_of_run(call, on) if decision.run else None,
             )
@@ -253,6 +255,8 @@ async def _in_four_steps(
         return Refused(call_id=call.id, verdict=admitted)
     if isinstance(admitted, Repeated):
         return await _repeat(call, admitted, on)
+    if isinstance(admitted, Waits) and admitted.waits_for:
+        return Scheduled(call_id=call_id, due_us=admitted.due_us, waits_for=admitted.waits_for)
     telemetry.held(decision.charges)
     if isinstance(admitted, Waits):
         return Scheduled(
@@ -349,7 +353,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
     return Decision(
         verdict=verdict,
         estimates=estimates,
-        charges=charges(on.config.budgets, call, estimates, call.scheduled_us or call.received_us),
+        charges=charges(on.config.budgets, call, estimates, _paid_at(call)),
         plan=plan,
         touches=touches,
         context=context if call.kind == "call" else None,
@@ -357,6 +361,11 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         run=run,
         lacks_facts=facts is None and bool(call.tool.facts) and call.kind == "call",
     )
+
+
+def _paid_at(call: Call) -> int:
+    """The time whose windows a call pays in: that at which its cost was held."""
+    return call.received_us if call.waited or call.scheduled_us is None else call.scheduled_us
 
 
 def _to_confirm(verdict: Verdict) -> bool:
@@ -579,8 +588,9 @@ async def _doubt(call: Call, call_id: str, code: str, message: str, on: Services
 
 async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
     """Answer a call that was let out before from its record; never send it again."""
-    if earlier.due_us is not None:
-        return Scheduled(call_id=earlier.call_id, due_us=earlier.due_us)
+    if earlier.waits is not None:
+        waits = earlier.waits
+        return Scheduled(call_id=earlier.call_id, due_us=waits.due_us, waits_for=waits.waits_for)
     if earlier.reply is not None:
         return Done(call_id=earlier.call_id, reply=earlier.reply, cost={}, undo=None, repeated=True)
     verdict = {"in_doubt": refusals.IN_DOUBT, "dispatched": refusals.UNDER_WAY}.get(
@@ -835,6 +845,8 @@ def own_read(
         arguments_json=orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS),
         fingerprint=fingerprint_of(on.secret, call.principal, tool.name, arguments),
         received_us=now,
+        scheduled_us=None,
+        waited=False,
         client_key=None,
         claim={},
         confirmation=None,

@@ -62,8 +62,10 @@ class CallRecord:
     incarnation: str
     created_us: int
     dispatched_us: int | None
-    #: Of a call that is held back: when it is sent.
+    #: Of a call that is held back: when it is sent, or looked at again.
     due_us: int | None
+    #: The account that it waits, or waited, for.
+    waits_for: str | None
     deadline_us: int | None
     finished_us: int | None
     result_commit: str | None

@@ -129,8 +129,10 @@ calls = Table(
     Column("incarnation", String(36), nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("dispatched_us", BigInteger),
-    # Of a call that is held back: when it is sent.
+    # Of a call that is held back: when it is sent, or looked at again.
     Column("due_us", BigInteger),
+    # Of a call that waits for a budget: the account that cannot take it.
+    Column("waits_for", String(320)),
     Column("deadline_us", BigInteger),
     Column("finished_us", BigInteger),
     Column("result_commit", String(64)),
@@ -163,6 +165,7 @@ calls = Table(
     Index("uq_calls_confirmation", "confirmation", unique=True, **_where("confirmation IS NOT NULL")),
     Index("ix_calls_open", "incarnation", **_where("state = 'dispatched'")),
     Index("ix_calls_due", "due_us", **_where("state = 'scheduled'")),
+    Index("ix_calls_waits_for", "waits_for", "id", **_where("state = 'scheduled' AND waits_for IS NOT NULL")),
     Index("ix_calls_in_doubt", "fingerprint", **_where("state = 'in_doubt'")),
     Index("ix_calls_refused", "created_us", **_where("verdict <> 'execute'")),
     sqlite_with_rowid=False,

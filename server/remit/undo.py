@@ -51,7 +51,8 @@ def _concerns(entry: Undoable, principal: Principal) -> bool:
 def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
     """The call that takes this one back. Raises WrongState as `prepare` does."""
     original = on.catalog.tools.get(entry.tool)
-    if original and entry.effect == Effect.DEFERRED and entry.arguments is not None:
+    waits = entry.waits or entry.effect == Effect.DEFERRED
+    if original and waits and entry.arguments is not None:
         return new_call(
             tool=original,
             arguments=entry.arguments,

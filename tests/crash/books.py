@@ -24,7 +24,10 @@ from remit.vault import Vault, master_key
 #: Which event may follow which in the life of one call; a life ends anywhere where its state says so.
 _NEXT: dict[str, frozenset[str]] = {
     "": frozenset({"call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched"}),
-    "call.scheduled": frozenset({"call.cancelled", "call.dispatched"}),
+    **dict.fromkeys(
+        ("call.scheduled", "call.postponed"),
+        frozenset({"call.postponed", "call.cancelled", "call.dispatched"}),
+    ),
     "call.cancelled": frozenset(),
     "call.denied": frozenset(),
     "call.awaiting_approval": frozenset(
@@ -55,7 +58,7 @@ _LAST = {
     "rejected": {"approval.reject"},
     "expired": {"approval.expired"},
     "withdrawn": {"approval.withdrawn"},
-    "scheduled": {"call.scheduled"},
+    "scheduled": {"call.scheduled", "call.postponed"},
     "cancelled": {"call.cancelled"},
     "dispatched": {"call.dispatched"},
     "succeeded": {"call.succeeded", "call.resolved"},

@@ -22,6 +22,7 @@ from tests.server.builders import Clock, ScriptedSource, a_config, a_database, r
 
 from remit.app import App
 from remit.config_file import Loaded
+from remit.database import Location
 from remit.front.serving import serve_http
 from remit.identity import mint_key
 from remit.pipeline import Services
@@ -38,7 +39,7 @@ class Served:
     on: Services
     url: str
     clock: Clock
-    path: Path
+    path: Location
 
     async def key(self, agent: str = "agent:bot", user: str = "user:ann", tenant: str = "acme") -> str:
         record, plaintext = mint_key(
@@ -129,13 +130,15 @@ async def served(
         with anyio.fail_after(20):
             await up.wait()
         try:
-            yield Served(app=app, on=await app.services(), url=urls[0], clock=clock, path=config.store.path)
+            yield Served(
+                app=app, on=await app.services(), url=urls[0], clock=clock, path=config.store.location
+            )
         finally:
             # As an operator stops it; its own handler is in place while it serves.
             signal.raise_signal(signal.SIGTERM)
             with anyio.CancelScope(shield=True), anyio.fail_after(20):
                 await down.wait()
-    found_flaws = books.flaws(config.store.path)
+    found_flaws = books.flaws(config.store.location)
     assert not found_flaws, found_flaws
 
 

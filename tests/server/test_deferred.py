@@ -19,6 +19,7 @@ from tests.server.builders import (
     tools,
 )
 
+from remit.audit import verify_balances, verify_calls
 from remit.due import send_due
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
@@ -76,6 +77,13 @@ async def test_a_call_is_held_back_and_sent_once_when_its_time_has_come(tmp_path
         assert (remit.state(call_id), held(remit)) == ("succeeded", (0, 3))
         assert remit.events(call_id) == ["call.scheduled", "call.dispatched", "call.succeeded"]
         assert remit.record(call_id)["effect"] == "deferred"
+
+
+async def test_while_a_call_is_held_back_its_books_balance(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        await scheduled(remit)
+        with open_records(remit.path) as records:
+            assert list(verify_calls(records)) == list(verify_balances(records)) == []
 
 
 async def test_the_agent_is_told_until_when_and_how_it_is_called_off(tmp_path: Path) -> None:
@@ -267,6 +275,21 @@ async def test_what_needs_people_only_by_then_is_called_off(tmp_path: Path) -> N
         remit.use_policy(ASKS)
         await later(remit)
         assert (remit.state(call_id), why(remit, call_id)) == ("cancelled", "approval_lost")
+
+
+async def test_its_facts_are_looked_up_again_when_it_is_sent(tmp_path: Path) -> None:
+    stock = {"stock": {"call": "shop.look", "args": {"thing": "args.text"}}}
+    rules = tools(send={"effect": "deferred", "hold_back": "10m", "facts": stock, "price": {"usd": 1}})
+    some_left = MAY_UNDO.replace(SENDS, "shop.send, execute, r.ctx.facts.stock.left > 0")
+    async with deferring(tmp_path, some_left, rules) as remit:
+        for left in (1, 0):
+            remit.source.on["look"] = {"left": 1}
+            call_id = await scheduled(remit)
+            remit.source.on["look"] = {"left": left}
+            await later(remit)
+            assert remit.state(call_id) == ("succeeded" if left else "cancelled")
+        with open_records(remit.path) as records:
+            assert list(verify_calls(records)) == list(verify_balances(records)) == []
 
 
 async def test_what_must_not_be_stored_cannot_be_held_back(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
     yield "call", call.id if call.kind == "call" else f"{call.id}, {call.kind} of {call.of_call}"
     yield "who", f"{call.agent} for {call.user}, tenant {call.tenant}, run {call.run} (by {call.auth})"
     yield "when", _times(call)
+    if call.waits_for and call.state == "scheduled":
+        yield "waits for", call.waits_for
     yield "tool", f"{call.tool}, {call.effect}, source {call.source}, definition {call.tool_digest[:12]}"
     yield "verdict", f"{call.verdict} ({call.code}): {call.reason}"
     for row in call.policy_rows:

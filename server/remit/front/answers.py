@@ -14,6 +14,7 @@ from typing import Any
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 
+from remit.budgets import label_of
 from remit.confirmations import KEY
 from remit.model import Call, Done, Failed, InDoubt, Outcome, Pending, Refused, Remedy, Scheduled, Unconfirmed
 from remit.notices import Notice
@@ -137,9 +138,19 @@ def _scheduled(call: Call, outcome: Scheduled) -> dict[str, Any]:
     }
     if outcome.warnings:
         receipt["warnings"] = list(outcome.warnings)
+    held_back = (
+        f"Accepted, and held back: it will be done at {due}, and nothing has been done yet. Until then"
+    )
+    if outcome.waits_for:
+        budget = label_of(outcome.waits_for)
+        receipt["waits_for"] = budget
+        held_back = (
+            f"Accepted, and it waits: the budget for {budget} cannot take it now. It is decided again, and "
+            f"done, once the budget can take it; that is looked at again at {due} at the latest. Nothing has "
+            "been done yet. Until it is,"
+        )
     text = (
-        f"Accepted, and held back: it will be done at {due}, and nothing has been done yet. Until then it "
-        f"can be called off with remit.undo, call_id {outcome.call_id}. Do not send it again."
+        f"{held_back} it can be called off with remit.undo, call_id {outcome.call_id}. Do not send it again."
     )
     return {
         "resultType": "complete",
