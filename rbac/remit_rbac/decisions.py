@@ -111,6 +111,8 @@ class Answer:
     allowed: bool
     rows: tuple[Row, ...]
     errors: tuple[RowError, ...]
+    #: What goes with an undo. What a call owes depends on both its subjects: `Decision`.
+    duties: tuple[Duty, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from remit_rbac.problems import Problem
 from remit_rbac.syntax import parse
 
 ACTIONS = ("execute", "recommend", "advise", "approve", "undo", "list")
-#: Those by which a call is made: duties go with these.
+#: Those by which a call is made. A duty goes with these, and approvals also with an undo.
 _CALLING = ACTIONS[:3]
 #: The columns of each row type. The model must define them so.
 COLUMNS = {
@@ -53,9 +53,15 @@ _TOOL = rf"{_WORD}(?:\.{_WORD})+"
 
 _OWED = _form(
     "bad-action",
-    "|".join((r"\*", *_CALLING)),
-    f"a duty goes with {', '.join(_CALLING)} or * for all three",
-    "nothing else owes one: of an undo, an approval or a list, rows of p say who may",
+    "|".join((r"\*", *_CALLING, "undo")),
+    f"a duty goes with {', '.join(_CALLING)}, * for all three, or undo",
+    "nothing else owes one: of an approval or a list, rows of p say who may",
+)
+_OWED_BY_UNDO = _form(
+    "bad-duty",
+    "approvals=[1-9][0-9]?",
+    "an undo owes nothing but approvals",
+    "for example approvals=1; what else it is to be held to, rows of p can ask for",
 )
 _FORMS = {
     "sub": _form(
@@ -196,8 +202,11 @@ def compile_condition(text: str) -> Expression | None:
 
 
 def _misfit(line: Line, number: int, column: str) -> Problem | None:
-    form = _OWED if (line.ptype, column) == ("p2", "act") else _FORMS[column]
-    text = line.values[number]
+    form, text = _FORMS[column], line.values[number]
+    if (line.ptype, column) == ("p2", "act"):
+        form = _OWED
+    elif column == "duty" and line.values[4] == "undo":
+        form = _OWED_BY_UNDO
     if not text:
         return line.problem(
             "empty-column",

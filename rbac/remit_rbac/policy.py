@@ -113,7 +113,26 @@ class Policy:
         errors: list[RowError] = []
         verdict = plan.judge(record, errors)
         rules = verdict.denied_by or verdict.allowed_by
-        return Answer(allowed=verdict.allowed, rows=tuple([rule.row for rule in rules]), errors=tuple(errors))
+        owes = act == "undo" and verdict.allowed
+        return Answer(
+            allowed=verdict.allowed,
+            rows=tuple([rule.row for rule in rules]),
+            duties=self.undo_duties(subject, tenant, tool, args, ctx) if owes else (),
+            errors=tuple(errors),
+        )
+
+    def undo_duties(
+        self, subject: str, tenant: str, tool: str, args: Mapping[str, Any], ctx: Mapping[str, Any]
+    ) -> tuple[Duty, ...]:
+        """What goes with an undo by one subject. Rows for all actions are about calls."""
+        record = {"dom": tenant, "tool": tool, "args": args, "ctx": ctx}
+        found = [
+            (subject, rule, _duty(rule))
+            for rule in self._find("p2", subject, tenant, tool, "undo")
+            if rule.values[3] == "undo"
+        ]
+        duties = Duties("undo", tuple(found))
+        return duties.named(duties.due(record, []))
 
     def visible(self, tenant: str, agent: str, user: str, tool: str) -> bool:
         """Whether any arguments at all could give a rung above DENY. Looks at none.

@@ -97,7 +97,13 @@ class StockPolicy:
         errors: list[RowError] = []
         verdict = self._judge(subject, tenant, tool, act, args, ctx, errors)
         rules = verdict.denied_by or verdict.allowed_by
-        return Answer(allowed=verdict.allowed, rows=tuple(rule.row for rule in rules), errors=tuple(errors))
+        owes = act == "undo" and verdict.allowed
+        return Answer(
+            allowed=verdict.allowed,
+            rows=tuple(rule.row for rule in rules),
+            duties=self._policy.undo_duties(subject, tenant, tool, args, ctx) if owes else (),
+            errors=tuple(errors),
+        )
 
     def approvers(
         self,

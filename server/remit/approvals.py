@@ -42,9 +42,8 @@ class Request:
     tenant: str
     agent: str
     user: str
-    tool: str
-    arguments: Json
-    context: Json
+    #: What the people who are asked see.
+    shown: Json
 
 
 async def ask(
@@ -138,14 +137,15 @@ async def answer(
     """Record one person's vote; return the request's state. Raises NotAllowed, UnknownRecord, WrongState."""
     if user == request.user:
         raise NotAllowed("who asked cannot approve: somebody else must decide this")
+    about = request.shown.get("takes_back") or request.shown
     if user not in on.policy.approvers(
         request.tenant,
-        request.tool,
-        request.arguments,
-        at_vote(request.context, on.clock(), on.config),
+        about["tool"],
+        about["arguments"],
+        at_vote(request.shown["context"], on.clock(), on.config),
         exclude=(request.agent, request.user),
     ):
-        raise NotAllowed(f"policy does not let {user} decide this: an approver of {request.tool} must")
+        raise NotAllowed(f"policy does not let {user} decide this: an approver of {about['tool']} must")
     return await on.journal.vote(
         request.id, user=user, vote=vote, comment=comment, use_within_s=on.config.approvals.use_within
     )
@@ -176,6 +176,13 @@ def _shown(
     secret: bytes,
 ) -> dict[str, Any]:
     """Everything an approver decides on, from typed fields only; the agent's own words come last."""
+    takes_back = call.undoing and {
+        "call_id": call.of_call,
+        "tool": call.undoing.tool.name,
+        "arguments": call.undoing.arguments,
+        "residue": call.undoing.residue,
+        "forced": call.undoing.forced,
+    }
     return {
         "agent": call.principal.agent,
         "user": call.principal.user,
@@ -185,6 +192,7 @@ def _shown(
         "arguments": orjson.loads(call.arguments_json),
         "effect": call.tool.effect.value,
         "undo": {"tool": plan.tool, "residue": plan.residue} if plan else None,
+        "takes_back": takes_back,
         "cost": cost,
         "why_asked": verdict.reason,
         "policy_version": verdict.policy_version,

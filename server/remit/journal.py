@@ -117,6 +117,7 @@ class Approved:
 
     call_id: str
     approval_id: str
+    asked_us: int
     voters: tuple[str, ...]
 
 
@@ -227,19 +228,25 @@ class Journal:
             now = self._ledger.now_us
             self._ledger.write_out()
             row = self._ledger.one(
-                "SELECT id, call_id, state, expires_us, decided_us FROM approvals WHERE fingerprint = ?"
-                " AND binding = ? ORDER BY created_us DESC LIMIT 1",
+                "SELECT * FROM approvals WHERE fingerprint = ? AND binding = ?"
+                " ORDER BY created_us DESC LIMIT 1",
                 (call.fingerprint, binding),
             )
-            if row and row["state"] == "pending" and row["expires_us"] > now:
+            state = row["state"] if row and row["expires_us"] > now else None
+            if call.undoing:
+                asked_us = row["created_us"] if row and state in ("pending", "approved") else now
+                if refusal := self._undo_blocked(call, verdict, asked_us, asking=True):
+                    return refusal
+            if row and state == "pending":
                 return Waiting(call_id=row["call_id"], approval_id=row["id"], expires_us=row["expires_us"])
-            if row and row["state"] == "approved" and row["expires_us"] > now:
+            if row and state == "approved":
                 voters = self._ledger.all(
                     "SELECT \"user\" FROM votes WHERE approval_id = ? AND vote = 'approve'", (row["id"],)
                 )
                 return Approved(
                     call_id=row["call_id"],
                     approval_id=row["id"],
+                    asked_us=row["created_us"],
                     voters=tuple(voter["user"] for voter in voters),
                 )
             if row and row["state"] == "rejected" and row["decided_us"] + _REJECTION_HOLDS_US > now:
@@ -324,7 +331,7 @@ class Journal:
             if isinstance(late, Verdict):
                 return late
             if call.undoing and (
-                refusal := self._undo_blocked(call, verdict, now, forced=call.undoing.forced)
+                refusal := self._undo_blocked(call, verdict, approved.asked_us if approved else now)
             ):
                 return refusal
             if call.confirmation and (refusal := self._spent(call.confirmation, verdict)):
@@ -450,7 +457,7 @@ class Journal:
 
         return await self._write(change)
 
-    async def cancel(self, call: Call, verdict: Verdict) -> str | Verdict:
+    async def cancel(self, call: Call, verdict: Verdict, approved: Approved | None) -> str | Verdict:
         """Call off the call that `call` takes back, if it has not been sent; both are one record then.
 
         Returns the event that says so (`chain.entry`), or the refusal when it is too late.
@@ -459,21 +466,35 @@ class Journal:
         def change() -> str | Verdict:
             ledger = self._ledger
             ledger.write_out()  # it may have been let in in this very transaction
-            why = f"{call.principal.user} took it back, call {call.id}"
-            if not deferred.call_off(ledger, call.of_call or "", ("cancelled", why), undo_call=call.id):
-                blocked = self._undo_blocked(call, verdict, ledger.now_us, forced=True)
+            held = ledger.one("SELECT 1 FROM calls WHERE id = ? AND state = 'scheduled'", (call.of_call,))
+            if held is None:
+                blocked = self._undo_blocked(call, verdict, ledger.now_us)
                 if blocked and blocked.code == "undo_used":
                     return blocked
                 reason = "That call was held back, and has been sent or called off by now."
                 return replace(verdict, rung=Rung.DENY, code="undo_expired", reason=reason)
-            self._event("call.cancelled", call, call_id=call.of_call, by_call=call.id)
-            sealed = self._insert_call(call, verdict, None, state="dispatched")
-            self._event("call.dispatched", call, **sealed, **_decision(verdict))
+            sealed: Json = {}
+            call_id = approved.call_id if approved else call.id
+            if approved is None:
+                sealed = self._insert_call(call, verdict, None, state="dispatched")
+            elif refusal := self._use_approval(call, approved, verdict, None, None, ledger.now_us):
+                return refusal
+            why = f"{call.principal.user} took it back, call {call_id}"
+            deferred.call_off(ledger, call.of_call or "", ("cancelled", why), undo_call=call_id)
+            self._event("call.cancelled", call, call_id=call.of_call, by_call=call_id)
+            self._event(
+                "call.dispatched",
+                call,
+                call_id=call_id,
+                approval_id=approved.approval_id if approved else None,
+                **sealed,
+                **_decision(verdict),
+            )
             ledger.write_out()
             ledger.execute(
-                "UPDATE calls SET state = 'succeeded', finished_us = ? WHERE id = ?", (ledger.now_us, call.id)
+                "UPDATE calls SET state = 'succeeded', finished_us = ? WHERE id = ?", (ledger.now_us, call_id)
             )
-            self._event("call.succeeded", call, undo="done")
+            self._event("call.succeeded", call, call_id=call_id, undo="done")
             return entry(ledger.stream, *ledger.position)
 
         return await self._write(change)
@@ -1310,10 +1331,9 @@ class Journal:
 
     async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """The refusal that this undo would meet if it were let out now."""
-        forced = call.undoing is not None and call.undoing.forced
 
         def change() -> Verdict | None:
-            return self._undo_blocked(call, verdict, self._ledger.now_us, forced=forced)
+            return self._undo_blocked(call, verdict, self._ledger.now_us)
 
         return await self._writer.write(change, durable=False)
 
@@ -1632,8 +1652,15 @@ class Journal:
         )
         return None
 
-    def _undo_blocked(self, call: Call, verdict: Verdict, now: int, *, forced: bool) -> Verdict | None:
-        """Why the call that `call` would take back cannot be taken back (any more)."""
+    def _undo_blocked(
+        self, call: Call, verdict: Verdict, asked_us: int, *, asking: bool = False
+    ) -> Verdict | None:
+        """Why the call that `call` would take back cannot be taken back (any more).
+
+        `asked_us` is when that was asked for. When people are only being asked (`asking`), what waits to be
+        taken back itself is no conflict: both may go, in their order, once people have agreed.
+        """
+        insisted = call.undoing is not None and (call.undoing.forced or call.undoing.cancels)
         self._ledger.write_out()  # a call on the same thing may have been let out in this very transaction
         row = self._ledger.one("SELECT * FROM undos WHERE call_id = ?", (call.of_call,))
         reason: str | None = None
@@ -1643,17 +1670,17 @@ class Journal:
         elif row["state"] != "ready":
             reason = f"The undo of that call is already {row['state']}: it runs at most once."
             code = "undo_used"
-        elif row["expires_us"] <= now:
+        elif row["expires_us"] <= asked_us:
             reason = "The time in which that call could be undone is over."
             code = "undo_expired"
-        elif not forced and self._changed_since(row, call.principal.tenant):
+        elif not insisted and self._changed_since(row, call.principal.tenant, asking=asking):
             reason = "Something has changed the same thing since: undo that first, or ask a person."
             code = "undo_conflict"
         if reason is None:
             return None
         return replace(verdict, rung=Rung.DENY, code=code, reason=reason, remedy=Remedy.STOP)
 
-    def _changed_since(self, undo: Row, tenant: str) -> bool:
+    def _changed_since(self, undo: Row, tenant: str, *, asking: bool = False) -> bool:
         """Whether a later call touched the same thing, or may have, and stays.
 
         Or an earlier one was taken back from under this one, as people can insist: where only values tell,
@@ -1670,8 +1697,10 @@ class Journal:
             " AND CASE WHEN (t.dispatched_us, t.id) > (o.dispatched_us, o.id)"
             " THEN t.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(undos.state, '') <> 'done'"
             " ELSE ? AND back.state IN ('dispatched', 'in_doubt', 'succeeded')"
-            " AND (back.dispatched_us, back.id) > (o.dispatched_us, o.id) END LIMIT 1",
-            (undo["call_id"], *names, undo["best_effort"]),
+            " AND (back.dispatched_us, back.id) > (o.dispatched_us, o.id) END"
+            " AND NOT (? AND EXISTS (SELECT 1 FROM calls AS asked WHERE asked.of_call = t.id"
+            " AND asked.kind = 'undo' AND asked.state = 'awaiting_approval')) LIMIT 1",
+            (undo["call_id"], *names, undo["best_effort"], asking),
         )
         return found is not None
 

@@ -175,7 +175,7 @@ async def _in_four_steps(
     with telemetry.stage("decide", call):
         decision = decided or await _decided(call, on)
     verdict = decision.verdict
-    first = decided is None and attempts == _ATTEMPTS
+    first = decided is None and attempts == _ATTEMPTS and call.kind == "call"
     if on.shadow is not None and first and decision.context is not None and verdict.policy_version:
         on.shadow(call, decision.context, on.policy)
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
@@ -206,7 +206,7 @@ async def _in_four_steps(
         call = replace(call, confirmation=answer)
         return await _in_four_steps(call, None, on, caller, asking, attempts - 1)
     if call.undoing and call.undoing.cancels:
-        return await _call_off(call, verdict, on)
+        return await _call_off(call, verdict, approved, on)
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
@@ -356,7 +356,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         charges=charges(on.config.budgets, call, estimates, _paid_at(call)),
         plan=plan,
         touches=touches,
-        context=context if call.kind == "call" else None,
+        context=context if call.kind == "call" or verdict.rung is Rung.APPROVE else None,
         facts=facts,
         run=run,
         lacks_facts=facts is None and bool(call.tool.facts) and call.kind == "call",
@@ -524,9 +524,9 @@ async def _settle(
         left = await _look(call.tool.after, read, on)
     undo_state: UndoEnd | None = None
     if call.undoing is not None:
-        undo_state = "failed" if failed else await took_hold(call, roots, on)
+        undo_state = "failed" if failed else await took_hold(call, call_id, roots, on)
         if undo_state == "done" and call.undoing.tool.after and call.undoing.tool.after.etag:
-            left, _ = await _still_as_left(call, call.undoing, decision.verdict, on)
+            left, _ = await _still_as_left(call, call_id, call.undoing, decision.verdict, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
     event = await on.journal.settle(
         call,
@@ -603,14 +603,15 @@ async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
 # The way back.
 
 
-async def _call_off(call: Call, verdict: Verdict, on: Services) -> Outcome:
+async def _call_off(call: Call, verdict: Verdict, approved: Approved | None, on: Services) -> Outcome:
     """Take back what has not been sent yet; that is one transaction, and nothing leaves."""
-    cancelled = await on.journal.cancel(call, verdict)
+    cancelled = await on.journal.cancel(call, verdict, approved)
     if isinstance(cancelled, Verdict):
         await on.journal.refuse(call, cancelled)
         return Refused(call_id=call.id, verdict=cancelled)
     undone = {"state": "done", "residue": None}
-    return Done(call_id=call.id, reply=Reply(body={}), cost={}, undo=None, event=cancelled, undone=undone)
+    call_id = approved.call_id if approved else call.id
+    return Done(call_id=call_id, reply=Reply(body={}), cost={}, undo=None, event=cancelled, undone=undone)
 
 
 def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | None, str | None]:
@@ -669,7 +670,7 @@ async def _capture(
     For an undo also the refusal when it is not what the call that it takes back has left.
     """
     if call.undoing is not None:
-        return await _still_as_left(call, call.undoing, decision.verdict, on)
+        return await _still_as_left(call, call_id, call.undoing, decision.verdict, on)
     image = call.tool.before
     if image is None or call.kind != "call":
         return None, None
@@ -691,14 +692,14 @@ async def _capture(
 
 
 async def _still_as_left(
-    call: Call, undoing: Undoing, verdict: Verdict, on: Services
+    call: Call, call_id: str, undoing: Undoing, verdict: Verdict, on: Services
 ) -> tuple[Seen | None, Verdict | None]:
     """What is there of what the call changed; and the refusal to replace it, unless a person insists."""
     image = undoing.tool.after
     if image is None:
         return None, None
     roots = {"args": undoing.arguments, "result": undoing.result, "before": undoing.before}
-    now = await _look(image, own_read(call, call.id, image.lookup, roots, "after", on), on)
+    now = await _look(image, own_read(call, call_id, image.lookup, roots, "after", on), on)
     return now, None if undoing.forced else conflict(undoing, now, verdict)
 
 
@@ -715,7 +716,7 @@ async def obstacle(call: Call, verdict: Verdict, on: Services) -> Verdict | None
         return None
     if refusal := await on.journal.undo_obstacle(call, verdict):
         return refusal
-    return (await _still_as_left(call, call.undoing, verdict, on))[1]
+    return (await _still_as_left(call, call.id, call.undoing, verdict, on))[1]
 
 
 async def _look(image: Image, read: Call | None, on: Services) -> Seen | None:
@@ -723,8 +724,11 @@ async def _look(image: Image, read: Call | None, on: Services) -> Seen | None:
     return seen(image, result_of(done.reply)[0]) if done else None
 
 
-async def took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoEnd:
-    """Whether the world shows that the undo worked; without a declared proof, the source's word counts."""
+async def took_hold(call: Call, call_id: str, roots: Mapping[str, Any], on: Services) -> UndoEnd:
+    """Whether the world shows that the undo recorded as `call_id` worked.
+
+    Without a declared proof, the source's word counts.
+    """
     assert call.undoing is not None  # noqa: S101 - an undo call is built with it
     rule = call.undoing.tool.undo
     if rule is None or rule.verify is None or rule.expect is None:
@@ -735,7 +739,7 @@ async def took_hold(call: Call, roots: Mapping[str, Any], on: Services) -> UndoE
         "before": call.undoing.before,
         "original": call.undoing.result,
     }
-    done = await answered(own_read(call, call.id, rule.verify, mine, "verify", on), on)
+    done = await answered(own_read(call, call_id, rule.verify, mine, "verify", on), on)
     if done is None:
         return "indeterminate"
     try:

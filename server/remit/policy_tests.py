@@ -124,8 +124,9 @@ class Case(Strict):
         if not asked:
             forms = "allow or deny" if self.action else "execute, approve, advise or deny"
             raise ValueError(f"the verdict of this question is {forms}")
-        if self.action and self.expect.model_fields_set - {"verdict"}:
-            raise ValueError("with action only a verdict is expected: allow or deny")
+        told = {"verdict", "duties"} if self.action == "undo" else {"verdict"}
+        if self.action and self.expect.model_fields_set - told:
+            raise ValueError("with action only a verdict is expected: allow or deny; of undo also duties")
         return self
 
 
@@ -368,16 +369,20 @@ def _subject_outcome(test: PolicyTest, asker: Asker) -> tuple[Outcome, set[Row]]
     rules = found.denied_by or found.allowed_by
     errors = [f"{each.rule.row}: {each.error}" for each in found.asked if each.error]
     verdict = "allow" if found.allowed else "deny"
+    owed = asker.policy.allowed(
+        subject, question.tenant, question.tool, action, question.args, context
+    ).duties
+    duties = tuple(map(str, owed))
     outcome = Outcome(
         test=test,
         verdict=verdict,
         code="",
         approvers=(),
-        duties=(),
-        differences=tuple(_differences(test.expected, {"verdict": verdict})),
+        duties=duties,
+        differences=tuple(_differences(test.expected, {"verdict": verdict, "duties": duties})),
         rows=(*(str(rule.row) for rule in rules), *errors),
     )
-    return outcome, {rule.row for rule in found.exercised}
+    return outcome, {rule.row for rule in found.exercised} | {duty.row for duty in owed}
 
 
 def _differences(expected: Expected, found: Mapping[str, str | tuple[str, ...]]) -> Iterator[str]:

@@ -153,7 +153,7 @@ async def _probe_undo(found: Recorded, on: Services) -> Finding:
     rule = call.undoing and call.undoing.tool.undo
     if rule is None or rule.verify is None:
         return _unsure(found, f"{entry.tool} does not say how its undo is proved (undo: verify)")
-    if await took_hold(call, {"args": call.arguments}, on) != "done":
+    if await took_hold(call, call.id, {"args": call.arguments}, on) != "done":
         return _unsure(found, f"{rule.verify.tool} does not show that it worked")
     if await on.journal.changed_since(entry.call_id, entry.tenant):
         return _unsure(found, f"what {rule.verify.tool} shows may be what a later call did to the same thing")

@@ -166,7 +166,7 @@ def _ended(step: Step, outcome: Outcome) -> Step:
         case Scheduled():
             part, why = "waits", "It is held back itself."
         case Pending():
-            part, why = "waits", f"A person must agree first: request {outcome.approval_id}."
+            part, why = "waits", f"People must agree first: request {outcome.approval_id}."
         case Unconfirmed():
             part, why = "waits", outcome.verdict.reason
         case Refused():

@@ -275,20 +275,17 @@ class Remit:
     async def vote(self, approval_id: str, user: str = "user:bea", vote: Any = "approve") -> str:
         """Vote as a person would: through the check of who may."""
         (row,) = self.rows(
-            "SELECT a.id, a.call_id, c.tenant, c.agent, c.user, c.tool FROM approvals a"
+            "SELECT a.id, a.call_id, c.tenant, c.agent, c.user FROM approvals a"
             " JOIN calls c ON c.id = a.call_id WHERE a.id = ?",
             approval_id,
         )
-        shown = self.carried(row["call_id"], "shown")
         request = approvals.Request(
             id=row["id"],
             call_id=row["call_id"],
             tenant=row["tenant"],
             agent=row["agent"],
             user=row["user"],
-            tool=row["tool"],
-            arguments=shown["arguments"],
-            context=shown["context"],
+            shown=self.carried(row["call_id"], "shown"),
         )
         return await approvals.answer(request, user=user, vote=vote, comment="", on=self.on)
 

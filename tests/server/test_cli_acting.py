@@ -159,6 +159,46 @@ def test_who_may_not_undo_is_refused(remit: Terminal, story: Story) -> None:
     assert order_status(remit, "ord-1001") == "refunded"
 
 
+def test_an_undo_that_people_must_agree_to_waits_for_them(remit: Terminal, story: Story) -> None:
+    with (remit.folder / "policy.csv").open("a") as policy:
+        policy.write(
+            "p2, *, acme, acme.refund, undo, r.args.amount_minor > 1000, approvals=1\n"
+            "g, user:tom, role:refund_supervisor, acme\n"
+        )
+    planned = remit("undo", story.refund, "--dry-run")
+    assert planned.code == 1
+    assert "first  1 must agree (remit approvals)\n" in planned.out
+    waits = remit("undo", story.refund)
+    assert waits.code == 1
+    assert waits.out.startswith("Waits for people to agree: request ")
+    (request,) = [each for each in remit.json("approvals", "list") if each["id"] != story.approval]
+    shown = remit("approvals", "show", request["id"]).out
+    assert f"takes back  acme.refund, call {story.refund}" in shown
+    assert '"amount_minor": 8000' in shown
+    own = remit("approvals", "approve", request["id"])
+    assert (own.code, own.err) == (1, "remit: who asked cannot approve: somebody else must decide this\n")
+    agreed = remit("approvals", "approve", request["id"], "--as", "user:tom")
+    assert agreed.out == (
+        f"Approved by user:tom. Call {story.refund} is taken back when who asked for that does so again.\n"
+    )
+    assert order_status(remit, "ord-1001") == "refunded"
+    assert remit("undo", story.refund).out == "Undone.\n"
+    assert order_status(remit, "ord-1001") == "paid"
+    assert remit("audit", "verify").code == remit("budget", "verify").code == 0
+
+
+def test_people_may_refuse_an_undo(remit: Terminal, story: Story) -> None:
+    with (remit.folder / "policy.csv").open("a") as policy:
+        policy.write("p2, user:sue, acme, acme.refund, undo, 1 == 1, approvals=1\n")
+        policy.write("g, user:tom, role:refund_supervisor, acme\n")
+    remit("undo", story.refund)
+    (request,) = [each for each in remit.json("approvals", "list") if each["id"] != story.approval]
+    refused = remit("approvals", "deny", request["id"], "--as", "user:tom")
+    assert refused.out == f"Refused by user:tom. Call {story.refund} is not taken back.\n"
+    assert "refused it" in remit("undo", story.refund).out
+    assert order_status(remit, "ord-1001") == "refunded"
+
+
 def test_a_conflict_needs_force(remit: Terminal) -> None:
     async def twice() -> str:
         async with serving(remit.config) as on:

@@ -23,7 +23,9 @@ from tests.server.builders import (
 )
 from tests.server.fronts import ERAS, Served, names, served, texts
 
+from remit import approvals
 from remit.front.server import Front
+from remit.records import open_records
 from remit_adapters.base import AdapterError, Caller, Event, Offer, Reply, Request
 
 VERDICT, RECEIPT = "dev.remit/verdict", "dev.remit/receipt"
@@ -617,6 +619,45 @@ async def test_an_agent_takes_its_own_call_back_and_nobody_elses(
         again = await mine.call_tool("remit.undo", {"call_id": call_id})
         assert again.is_error
         assert "at most once" in texts(again)
+        assert len(shop.effects("give_back")) == 1
+
+
+async def test_an_undo_that_people_must_agree_to_waits_and_runs_when_it_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, era: str
+) -> None:
+    shop = ScriptedSource()
+    shop.on["buy"] = {"order": "o-1"}
+    asking = POLICY + "p2, *, acme, shop.buy, undo, 1 == 1, approvals=1\n"
+    async with (
+        served(tmp_path, monkeypatch, shop, policy=asking) as remit,
+        remit.client(era) as client,
+    ):
+        bought = await client.call_tool("shop.buy", {"thing": "pen", "price": 5})
+        assert bought.meta is not None
+        wanted = {"call_id": bought.meta[RECEIPT]["call_id"]}
+        waits = await client.call_tool("remit.undo", wanted)
+        assert waits.is_error
+        assert waits.meta is not None
+        told = waits.meta[VERDICT]
+        assert (told["verdict"], told["code"], told["remedy"]) == ("approve", "pending_approval", "wait")
+        status = await client.call_tool("remit.status", {})
+        assert status.structured_content is not None
+        assert status.structured_content["pending_approvals"][0]["id"] == told["approval_id"]
+        with open_records(remit.path) as records:
+            asked = records.approval(told["approval_id"])
+        request = approvals.Request(
+            id=asked.id,
+            call_id=asked.call_id,
+            tenant=asked.tenant,
+            agent=asked.agent,
+            user=asked.user,
+            shown=asked.shown,
+        )
+        await approvals.answer(request, user="user:bea", vote="approve", comment="", on=remit.on)
+        undone = await client.call_tool("remit.undo", wanted)
+        assert undone.structured_content is not None
+        assert undone.structured_content["by_call"] == told["call_id"]
+        assert (await client.call_tool("remit.undo", wanted)).is_error
         assert len(shop.effects("give_back")) == 1
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import POLICY, Gate, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.builders import POLICY, Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
 
+from remit.approvals import NotAllowed
+from remit.due import send_due
 from remit.errors import UnknownRecord, WrongState
-from remit.model import Done, Failed, InDoubt, Outcome, Refused
+from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused
 from remit.undo import undo
 from remit_adapters.base import AdapterError, Reply
 
@@ -435,3 +437,177 @@ async def test_an_undo_is_paid_for_like_any_call(tmp_path: Path) -> None:
     async with a_remit(tmp_path, budgets=budgets) as remit:
         await taken_back(remit, await bought(remit))
         assert remit.one("SELECT held, posted FROM accounts") == {"held": 0, "posted": 2}
+
+
+# Approvals.
+
+#: Whoever buys may take it back; what cost more than 5 only when a boss agrees.
+ASKING = POLICY + "p2, *, acme, shop.*, undo, r.args.price > 4, approvals=1\n"
+TWO = POLICY + "p2, *, acme, shop.*, undo, 1 == 1, approvals=2\n"
+
+
+async def asked(remit: Remit, call_id: str, agent: str = "agent:bot", **more: Any) -> Pending:
+    outcome = await taken_back(remit, call_id, agent, **more)
+    assert isinstance(outcome, Pending), outcome
+    return outcome
+
+
+async def test_an_undo_waits_for_people_and_runs_once_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        call_id = await bought(remit)
+        waits = await asked(remit, call_id)
+        assert (await asked(remit, call_id)).approval_id == waits.approval_id
+        assert remit.source.effects("give_back") == []
+        shown = remit.carried(waits.call_id, "shown")
+        assert (shown["tool"], shown["arguments"]) == ("shop.give_back", {"order": "o-1"})
+        assert shown["takes_back"]["call_id"] == call_id
+        assert shown["takes_back"]["arguments"] == PEN
+        await remit.vote(waits.approval_id)
+        outcomes = await asyncio.gather(*(taken_back(remit, call_id) for _ in range(5)))
+        assert Counter(type(outcome) for outcome in outcomes) == {Done: 1, Refused: 4}
+        assert len(remit.source.effects("give_back")) == 1
+        record = remit.record(waits.call_id)
+        assert (record["kind"], record["of_call"], record["state"]) == ("undo", call_id, "succeeded")
+        assert remit.one("SELECT * FROM undos")["undo_call"] == waits.call_id
+
+
+async def test_the_condition_of_the_duty_is_asked_of_the_call_that_is_taken_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        cheap = await bought(remit, {"thing": "pin", "price": 4})
+        assert isinstance(await taken_back(remit, cheap), Done)
+
+
+async def test_who_asked_for_an_undo_does_not_agree_to_it(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=TWO) as remit:
+        call_id = await bought(remit)
+        # The bosses are two, and one of them asks.
+        lonely = await taken_back(remit, call_id, "agent:remit-cli", user="user:bea", auth="local")
+        assert isinstance(lonely, Refused)
+        assert lonely.verdict.code == "no_approver"
+        remit.use_policy(ASKING)
+        waits = await asked(remit, call_id, "agent:remit-cli", user="user:bea", auth="local")
+        for user in ("user:bea", "user:ann"):
+            with pytest.raises(NotAllowed):
+                await remit.vote(waits.approval_id, user)
+        assert await remit.vote(waits.approval_id, "user:cyd") == "approved"
+
+
+async def test_as_many_must_agree_as_the_duty_says(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=TWO) as remit:
+        call_id = await bought(remit)
+        waits = await asked(remit, call_id)
+        assert await remit.vote(waits.approval_id, "user:bea") == "pending"
+        await asked(remit, call_id)
+        await remit.vote(waits.approval_id, "user:cyd")
+        assert isinstance(await taken_back(remit, call_id), Done)
+
+
+async def test_a_refusal_of_people_holds_and_leaves_the_way_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        call_id = await bought(remit)
+        waits = await asked(remit, call_id)
+        await remit.vote(waits.approval_id, vote="reject")
+        refused = await taken_back(remit, call_id)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "approval_rejected"
+        assert undo_state(remit, call_id) == "ready"
+
+
+async def test_an_undo_asked_for_in_time_runs_although_its_time_ends_while_it_waits(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING, tools=VERIFIED) as remit:
+        remit.source.on["look"] = {"owner": "shop"}
+        asked_for, late = await bought(remit), await bought(remit, {"thing": "cup", "price": 5})
+        remit.clock.advance(s=3590)
+        waits = await asked(remit, asked_for)
+        remit.clock.advance(s=20)
+        refused = await taken_back(remit, late)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_expired"
+        await remit.vote(waits.approval_id)
+        done = await taken_back(remit, asked_for)
+        assert isinstance(done, Done)
+        assert done.undone["state"] == "done"
+        # The read that proves it serves the undo that people saw.
+        assert remit.one("SELECT of_call FROM calls WHERE kind = 'verify'")["of_call"] == waits.call_id
+
+
+async def test_nobody_is_asked_about_an_undo_that_cannot_be(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        first = await bought(remit)
+        await bought(remit, order="o-2")
+        refused = await taken_back(remit, first)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_conflict"
+        assert remit.rows("SELECT * FROM approvals") == []
+
+
+async def test_a_change_while_people_think_is_a_conflict_when_the_undo_would_run(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        call_id = await bought(remit)
+        waits = await asked(remit, call_id)
+        await bought(remit, {"thing": "pen", "price": 4}, order="o-2")
+        await remit.vote(waits.approval_id)
+        refused = await taken_back(remit, call_id)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_conflict"
+        assert remit.source.effects("give_back") == []
+
+
+async def test_two_who_ask_for_the_same_undo_take_it_back_once(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        call_id = await bought(remit)
+        by_agent = await asked(remit, call_id)
+        by_boss = await asked(remit, call_id, "agent:remit-cli", user="user:cyd", auth="local")
+        assert by_agent.approval_id != by_boss.approval_id
+        await remit.vote(by_agent.approval_id)
+        await remit.vote(by_boss.approval_id)
+        assert isinstance(await taken_back(remit, call_id), Done)
+        refused = await taken_back(remit, call_id, "agent:remit-cli", user="user:cyd", auth="local")
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_used"
+
+
+async def test_what_waits_for_people_outlives_the_process(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ASKING) as remit:
+        call_id = await bought(remit)
+        waits = await asked(remit, call_id)
+        remit.die()
+    async with a_remit(tmp_path, policy=ASKING, clock=Clock(remit.clock() + 60_000_000)) as remit:
+        await remit.vote(waits.approval_id)
+        remit.source.on["give_back"] = Gate()
+        with anyio.move_on_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(taken_back, remit, call_id)
+                await remit.source.reached(1)
+                remit.die()
+                tasks.cancel_scope.cancel()
+    async with a_remit(tmp_path, policy=ASKING, clock=Clock(remit.clock() + 60_000_000)) as remit:
+        # It was sent, and nobody knows what became of it: it is not sent again.
+        assert undo_state(remit, call_id) == "indeterminate"
+        assert remit.state(waits.call_id) == "in_doubt"
+        refused = await taken_back(remit, call_id)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_used"
+        assert remit.source.effects("give_back") == []
+
+
+async def test_calling_off_what_is_held_back_waits_for_people_too(tmp_path: Path) -> None:
+    held_back = tools(send={"effect": "deferred", "hold_back": "10m"})
+    policy = (
+        POLICY
+        + "p, role:clerk, acme, shop.send, undo, 1 == 1, allow\n"
+        + "p, role:boss, acme, shop.send, approve, 1 == 1, allow\n"
+        + "p2, *, acme, shop.send, undo, 1 == 1, approvals=1\n"
+    )
+    async with a_remit(tmp_path, policy=policy, tools=held_back) as remit:
+        called_off, sent = [(await remit.call("shop.send", {"text": text})).call_id for text in "ab"]
+        waits, too_late = await asked(remit, called_off), await asked(remit, sent)
+        await remit.vote(waits.approval_id)
+        assert isinstance(await taken_back(remit, called_off), Done)
+        assert (remit.state(called_off), remit.state(waits.call_id)) == ("cancelled", "succeeded")
+        # People take their time, and the other call does not wait for them.
+        remit.clock.advance(s=601)
+        assert await send_due(remit.on) == 1
+        await remit.vote(too_late.approval_id)
+        assert isinstance(await taken_back(remit, sent), Refused)
+        assert len(remit.source.effects("send")) == 1

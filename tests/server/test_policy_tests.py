@@ -262,6 +262,39 @@ def test_who_can_lists_who_may_do_one_thing_alone(acme: Terminal) -> None:
     assert who("undo") == ["agent:support-bot", "user:alice", "user:sue"]
 
 
+def test_what_an_undo_owes_is_asked_and_tested(acme: Terminal) -> None:
+    row = "p2, role:support, acme, acme.refund, undo, r.args.amount_minor > 1000, approvals=2"
+    more(acme, row)
+    support = {"subject": "agent:support-bot", "action": "undo"}
+    owed = {"verdict": "allow", "duties": ["approvals=2"]}
+    fits = ran(
+        acme,
+        a_refund(2000, **support, expect=owed),
+        a_refund(900, **support, expect={"verdict": "allow", "duties": []}),
+        a_refund(2000, subject="user:sue", action="undo", expect={"verdict": "allow", "duties": []}),
+        words=("--json",),
+        agent=None,
+        user=None,
+    )
+    assert fits.code == 0, fits
+    assert row not in [unused["text"] for unused in fits.json["coverage"]["unused"]]
+    wrong = ran(acme, a_refund(900, **support, expect=owed), agent=None, user=None)
+    assert "duties: expected approvals=2, got none" in wrong.out
+    amount = ("--args", '{"amount_minor": 2000}')
+    who = acme("policy", "who-can", "acme.refund", *amount, "--action", "undo").out
+    assert "agent:support-bot   undo, approvals=2" in who
+    assert "may also  undo, approvals=2" in acme("policy", "can", "user:alice", "acme.refund", *amount).out
+    assert "give `approve` on acme.refund to more users" in acme("check", "--offline").out
+
+
+def test_a_duty_of_an_undo_is_held_against_what_an_undo_knows(acme: Terminal) -> None:
+    declare(acme)
+    more(acme, "p2, *, acme, acme.get_x, undo, r.ctx.facts.order.status == 'paid', approvals=1")
+    checked = acme("check", "--offline")
+    assert checked.code == 1
+    assert "r.ctx.facts" in checked.out
+
+
 def test_who_can_says_when_nobody_can_and_names_rows_for_whoever_fits_a_pattern(acme: Terminal) -> None:
     asked = ("policy", "who-can", "acme.refund", "--args", '{"amount_minor": 4000000}')
     assert acme(*asked).code == 1

@@ -143,6 +143,32 @@ async def test_who_may_not_undo_takes_nothing_back(tmp_path: Path) -> None:
         assert world.values["pen"] == 1
 
 
+async def test_what_people_must_agree_to_waits_and_is_finished_later(tmp_path: Path) -> None:
+    asking = WITH_BOSS + (
+        "p, role:boss, acme, shop.set, approve, 1 == 1, allow\n"
+        "p2, user:bea, acme, shop.set, undo, 1 == 1, approvals=1\n"
+    )
+    async with a_remit(tmp_path, policy=asking) as remit:
+        world = World(remit)
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+        await remit.done("shop.buy", {"thing": "cup", "price": 5})
+        await remit.done("shop.set", {"thing": "pen", "value": 2})
+        # Both writes to the same thing wait: the first is in nobody's way but the second's.
+        waiting = [("set", "waits"), ("buy", "done"), ("set", "waits")]
+        assert parts(await rolled_back(remit, run="run-1")) == waiting
+        steps = await rolled_back(remit, run="run-1")
+        assert parts(steps) == waiting
+        later, earlier = (row["id"] for row in remit.rows("SELECT id FROM approvals ORDER BY created_us"))
+        assert later in steps[0].why
+        assert world.values["pen"] == 2
+        # People agree to the earlier one first, which must not go from below the later.
+        await remit.vote(earlier, "user:cyd")
+        assert parts(await rolled_back(remit, run="run-1"))[2] == ("set", "conflict")
+        await remit.vote(later, "user:cyd")
+        assert parts(await rolled_back(remit, run="run-1")) == ALL_GONE
+        assert (world.values["pen"], world.orders) == (0, set())
+
+
 WRITES = st.lists(
     st.tuples(
         st.sampled_from(["agent:bot", "agent:other"]), st.sampled_from(["pen", "lamp"]), st.integers(1, 3)

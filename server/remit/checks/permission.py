@@ -1,6 +1,7 @@
 """May this agent, for this user, do this, and how far? The policy's answer, put into words for the agent.
 
-Undoing has its own action: whoever may `undo` a tool may take its calls back, whatever tool that takes.
+Undoing has its own action: whoever may `undo` a tool may take its calls back, whatever tool that takes. A
+duty may ask for people first: then whoever may `approve` calls of that tool.
 Reads that the gateway makes for its own plans carry no permission of their own; the call they serve does.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from remit.model import OWN_READS, Call, Remedy, Undoing, Verdict
+from remit.model import OWN_READS, Call, Remedy, Verdict
 from remit_rbac import Decision, Engine, Question, Row, RowError, Rung
 
 _ALLOWED = "Allowed by policy."
@@ -58,19 +59,19 @@ def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdic
             policy_version=policy.version,
         )
     if call.undoing is not None:
-        return _may_undo(call, call.undoing, policy, context)
+        return _may_undo(question_of(call, context), policy, alone=call.principal.auth == "local")
     return verdict_on(policy.decide(question_of(call, context)), call, policy)
 
 
 def question_of(call: Call, context: Mapping[str, Any]) -> Question:
-    """What policy is asked about a call."""
-    who = call.principal
+    """What policy is asked about a call; of an undo, about the call that it takes back."""
+    who, about = call.principal, call.undoing or call
     return Question(
         tenant=who.tenant,
         agent=who.agent,
         user=who.user,
-        tool=call.tool.name,
-        args=call.arguments,
+        tool=about.tool.name,
+        args=about.arguments,
         ctx=context,
     )
 
@@ -102,22 +103,26 @@ def verdict_on(decision: Decision, call: Call, policy: Engine) -> Verdict:
     )
 
 
-def _may_undo(call: Call, undoing: Undoing, policy: Engine, context: Mapping[str, Any]) -> Verdict:
-    who = call.principal
-    # A person at the command line acts in their own name; an agent never without its user's right.
-    subjects = (who.user,) if who.auth == "local" else (who.agent, who.user)
+def _may_undo(q: Question, policy: Engine, *, alone: bool) -> Verdict:
+    """`alone`: a person at the command line, in their own name. An agent never without its user's right."""
     answers = [
-        policy.allowed(subject, who.tenant, undoing.tool.name, "undo", undoing.arguments, context)
-        for subject in subjects
+        policy.allowed(subject, q.tenant, q.tool, "undo", q.args, q.ctx)
+        for subject in ((q.user,) if alone else (q.agent, q.user))
     ]
-    allowed = all(answer.allowed for answer in answers)
+    rung, code, reason, remedy = Rung.EXECUTE, "allowed", _ALLOWED, Remedy.ASK
+    duties = tuple(dict.fromkeys(duty for answer in answers for duty in answer.duties))
+    if not all(answer.allowed for answer in answers):
+        rung, code = Rung.DENY, "undo_not_allowed"
+        reason = "Policy does not let you undo this call. Ask your user to have it undone by someone who may."
+    elif duties:
+        rung, code = Rung.APPROVE, "needs_approval"
+        reason, remedy = "A person must agree to this undo first.", Remedy.WAIT
     return Verdict(
-        rung=Rung.EXECUTE if allowed else Rung.DENY,
-        code="allowed" if allowed else "undo_not_allowed",
-        reason=_ALLOWED
-        if allowed
-        else "Policy does not let you undo this call. Ask your user to have it undone by someone who may.",
-        remedy=Remedy.ASK,
+        rung=rung,
+        code=code,
+        reason=reason,
+        remedy=remedy,
+        duties=duties,
         rows=tuple(row for answer in answers for row in _for_people(answer.rows, answer.errors)),
         policy_version=policy.version,
     )

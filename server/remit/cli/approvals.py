@@ -134,9 +134,7 @@ def _answer(
         tenant=record.tenant,
         agent=record.agent,
         user=record.user,
-        tool=record.tool,
-        arguments=record.shown["arguments"],
-        context=record.shown["context"],
+        shown=record.shown,
     )
 
     async def run() -> str:
@@ -147,13 +145,17 @@ def _answer(
     if as_json:
         print_json({"approval_id": record.id, "call_id": record.call_id, "state": state, "by": who.user})
     else:
-        click.echo(_SAID[state].format(user=who.user, call=record.call_id))
+        back = record.shown["takes_back"]
+        said = _SAID[f"undo {state}" if back and state != "pending" else state]
+        click.echo(said.format(user=who.user, call=back["call_id"] if back else record.call_id))
 
 
 _SAID = {
     "approved": "Approved by {user}. Call {call} runs when the agent sends it again.",
+    "undo approved": "Approved by {user}. Call {call} is taken back when who asked for that does so again.",
     "pending": "Recorded for {user}. Others must agree too.",
     "rejected": "Refused by {user}. Call {call} will not run.",
+    "undo rejected": "Refused by {user}. Call {call} is not taken back.",
 }
 
 
@@ -174,14 +176,20 @@ def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
         yield "what", request.tool
         yield "arguments", "erased"
     else:
-        undo = shown["undo"]
+        undo, back = shown["undo"], shown["takes_back"]
         yield "what", f"{request.tool} (definition {shown['tool_digest'][:12]})"
         yield "arguments", as_json_text(shown["arguments"])
-        if shown["effect"] == "deferred":
+        if back:
+            yield "takes back", f"{back['tool']}, call {back['call_id']}"
+            yield "made with", as_json_text(back["arguments"])
+            yield "insists", "what was changed since goes, too" if back["forced"] else None
+        if back:
+            pass
+        elif shown["effect"] == "deferred":
             yield "reversible", "until it is sent: it is held back first"
         else:
             yield "reversible", f"by {undo['tool']}" if undo else f"no: its effect is {shown['effect']}"
-        yield "stays", undo["residue"] if undo else None
+        yield "stays", undo["residue"] if undo else back and back["residue"]
         yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in shown["cost"].items()) or "nothing"
         yield "why asked", shown["why_asked"]
     yield "votes", f"{request.votes_needed} needed"

@@ -174,7 +174,7 @@ def who_can(
             found,
             {
                 "who": lambda each: each["subject"],
-                "may": lambda each: action or each["verdict"],
+                "may": lambda each: ", ".join((action or each["verdict"], *each["duties"])),
                 "limited by": lambda each: each.get("limited_by", "").replace("none", ""),
                 "row": lambda each: "\n".join(each["rows"]),
             },
@@ -258,9 +258,9 @@ def _user_can(asker: Asker, supposed: Supposed) -> dict[str, Any]:
         "rows": deciding["rows"],
         "errors": [error for _, told in answers for error in told["errors"]],
         "may": [
-            action
+            ", ".join((action, *told["duties"]))
             for action in ("approve", "undo")
-            if _may(asker.policy, question, supposed.user, action)["verdict"] == "allow"
+            if (told := _may(asker.policy, question, supposed.user, action))["verdict"] == "allow"
         ],
     }
 
@@ -273,6 +273,7 @@ def _may(rules: Policy, question: Question, subject: str, action: str) -> dict[s
         "subject": subject,
         "tool": question.tool,
         "verdict": "allow" if answer.allowed else "deny",
+        "duties": [str(duty) for duty in answer.duties],
         "rows": [str(row) for row in answer.rows],
         "errors": [f"{error.row}: {error.message}" for error in answer.errors],
     }

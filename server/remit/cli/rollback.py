@@ -156,7 +156,7 @@ _BECOMES = {
     "done": "undone",
     "failed": "not undone",
     "doubt": "in doubt",
-    "waits": "waits",
+    "waits": "waiting for approval",
     "refused": "refused",
     "conflict": "conflict",
     "open": "open",

@@ -74,6 +74,7 @@ async def _undo(
 async def _plan(
     loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool
 ) -> dict[str, Any]:
+    from remit.approvals import votes_needed
     from remit.cli.acting import run_name, services_of
     from remit.pipeline import decide, obstacle
     from remit.undo import prepare
@@ -83,14 +84,15 @@ async def _plan(
         undoing = await prepare(call.id, who.principal(), run_name(), services, force=force)
         decision = decide(undoing, services)
         verdict = decision.verdict
-        if verdict.rung is Rung.EXECUTE:
+        if verdict.rung is not Rung.DENY:
             verdict = await obstacle(undoing, verdict, services) or verdict
         proof = services.journal.proofs.get(services.catalog.plans.get(call.tool, ""))
     ok = verdict.rung is Rung.EXECUTE
     return {
         "ok": ok,
-        "said": None if ok else verdict.reason,
+        "said": verdict.reason if verdict.rung is Rung.DENY else None,
         "code": verdict.code,
+        "approvals": votes_needed(verdict.duties) if verdict.rung is Rung.APPROVE else 0,
         "undoes": call.tool,
         "tool": way.tool,
         "arguments": way.arguments,
@@ -110,6 +112,7 @@ def _show_plan(plan: Mapping[str, Any]) -> None:
     from remit.escaping import escaped_json
 
     def pairs() -> Iterator[tuple[str, object]]:
+        yield "first", f"{plan['approvals']} must agree (remit approvals)" if plan["approvals"] else None
         yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in plan["cost"].items())
         yield "until", when(plan["until_us"])
         if plan["proven_us"]:
@@ -151,7 +154,8 @@ def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
         case Scheduled():
             state, said = "pending", "It is held back itself."
         case Pending():
-            state, said = "pending", f"A person must agree first: request {outcome.approval_id}."
+            state = "pending"
+            said = f"Waits for people to agree: request {outcome.approval_id}. Then give the command again."
         case Unconfirmed():
             said = outcome.verdict.reason
         case Failed():

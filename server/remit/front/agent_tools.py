@@ -16,10 +16,10 @@ from remit.arguments import checker
 from remit.budgets import own_accounts
 from remit.calls import new_call
 from remit.errors import RemitError
-from remit.front.answers import VERDICT
+from remit.front.answers import VERDICT, told
 from remit.front.visible import Views
 from remit.identity import Principal
-from remit.model import Done, Refused, Remedy
+from remit.model import Done, Pending, Refused, Remedy
 from remit.pipeline import Services, describe, informed
 from remit.undo import undo
 
@@ -64,9 +64,8 @@ async def _undo(
     outcome = await undo(arguments["call_id"], principal, run, on)
     if isinstance(outcome, Done) and not outcome.reply.is_error:
         return _result({"undone": arguments["call_id"], "by_call": outcome.call_id, **outcome.undone})
-    if isinstance(outcome, Refused):
-        verdict = outcome.verdict
-        return _error(verdict.reason, verdict.code, remedy=verdict.remedy, call_id=outcome.call_id)
+    if isinstance(outcome, (Refused, Pending)):
+        return _refusal(*told(outcome))
     if isinstance(outcome, Done):
         text, code = "The source refused the undo: read the current state.", "undo_failed"
     else:
@@ -172,8 +171,10 @@ def _error(
     text: str, code: str = "refused", *, remedy: Remedy = Remedy.CHANGE, call_id: str | None = None
 ) -> dict[str, Any]:
     verdict = {"verdict": "deny", "code": code, "remedy": remedy.value}
-    if call_id:
-        verdict["call_id"] = call_id
+    return _refusal(text, verdict | ({"call_id": call_id} if call_id else {}))
+
+
+def _refusal(text: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "resultType": "complete",
         "content": [{"type": "text", "text": text}],

@@ -49,7 +49,7 @@ def to_wire(call: Call, outcome: Outcome) -> dict[str, Any]:
         }
     if isinstance(outcome, Scheduled):
         return _scheduled(call, outcome)
-    text, meta = _told(outcome)
+    text, meta = told(outcome)
     if isinstance(outcome, (Failed, InDoubt)) and outcome.rpc is not None:
         # The source's own protocol error keeps its code and data.
         code, data = outcome.rpc.get("code"), outcome.rpc.get("data")
@@ -160,7 +160,7 @@ def _scheduled(call: Call, outcome: Scheduled) -> dict[str, Any]:
     }
 
 
-def _told(outcome: Refused | Pending | Failed | InDoubt) -> tuple[str, Json]:
+def told(outcome: Refused | Pending | Failed | InDoubt) -> tuple[str, Json]:
     match outcome:
         case Refused():
             verdict = outcome.verdict
