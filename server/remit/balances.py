@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from remit.budgets import CALLS
-from remit.ledger import Account, Ledger
+from remit.ledger import Account, Held, Ledger
 from remit.model import Charge
 from remit_adapters.base import Json
 
@@ -50,6 +50,8 @@ def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
     ledger.insert(
         "holds", (call_id, charge.account, charge.window_start_us, charge.unit, charge.amount, "held", 0, 0)
     )
+    held = Held(charge.account, charge.window_start_us, charge.unit, charge.amount)
+    ledger.held.setdefault(call_id, []).append(held)
     _move(ledger, call_id, charge.account, charge.window_start_us, "hold", charge.amount)
     _track_overrun(ledger, call_id, charge.account, charge.window_start_us, account)
 
@@ -60,27 +62,35 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
     A unit that `costs` does not name cost nothing. Returns what was spent, by account.
     """
     spent: list[Json] = []
-    for row in ledger.all(
-        "SELECT account, window_start_us, unit, amount FROM holds WHERE call_id = ? AND state = 'held'"
-        " ORDER BY account",
-        (call_id,),
-    ):
-        name, start_us = row["account"], row["window_start_us"]
-        cost = costs.get(row["unit"], 0)
+    for held in sorted(held_by(ledger, call_id), key=lambda held: held.account):
+        name, start_us = held.account, held.window_start_us
+        cost = costs.get(held.unit, 0)
         account = ledger.account(name, start_us, limit=0)
-        account.held -= row["amount"]
+        account.held -= held.amount
         account.posted += cost
         account.dirty = True
-        ledger.execute(
-            "UPDATE holds SET state = ?, posted = ? WHERE call_id = ? AND account = ?",
+        ledger.update(
+            "UPDATE holds SET state = ?, posted = ? WHERE call_id = ? AND account = ? AND state = 'held'",
             ("posted" if cost else "voided", cost, call_id, name),
         )
-        _move(ledger, call_id, name, start_us, "release", row["amount"])
+        _move(ledger, call_id, name, start_us, "release", held.amount)
         if cost:
             _move(ledger, call_id, name, start_us, "post", cost)
         _track_overrun(ledger, call_id, name, start_us, account)
         spent.append({"account": name, "amount": cost})
+    ledger.held.pop(call_id, None)
     return spent
+
+
+def held_by(ledger: Ledger, call_id: str) -> Sequence[Held]:
+    """What the call still holds."""
+    if known := ledger.held.get(call_id):
+        return known
+    rows = ledger.all(
+        "SELECT account, window_start_us, unit, amount FROM holds WHERE call_id = ? AND state = 'held'",
+        (call_id,),
+    )
+    return [Held(*row) for row in rows]
 
 
 def refund(ledger: Ledger, call_id: str, percent: int) -> list[Json]:

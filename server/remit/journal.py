@@ -575,21 +575,19 @@ class Journal:
             if reply is not None:
                 seal = None if call.tool.effect is Effect.READ else self._seal(call)
                 commit = self._sealer.keep(seal, call_id, "result", reply)
-            moved = ledger.execute(
+            ledger.update(
                 "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?,"
                 " resolution = ?, client_key = CASE WHEN ? THEN NULL ELSE client_key END"
                 " WHERE id = ? AND state IN ('dispatched', 'in_doubt')",
                 (state, ledger.now_us, commit, *(error or (None, None)), resolution, frees_key, call_id),
             )
-            if moved != 1:
-                raise WrongState(f"call {call_id} is not open: it cannot be settled")
             if after is not None:
                 self._sealer.keep(self._seal(call), call_id, "after", after)
             spent = balances.resolve(ledger, call_id, costs)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
             if plan:
-                ledger.execute(
+                ledger.update(
                     "UPDATE undos SET state = ?, resource = ? WHERE call_id = ?",
                     ("void" if plan.arguments is None else "ready", plan.resource, call_id),
                 )
@@ -630,6 +628,7 @@ class Journal:
                 (self._ledger.now_us, code, message, call_id),
             )
             if moved == 1:
+                self._ledger.look_up_doubts()
                 if call.kind == "undo":
                     self._ledger.execute(
                         "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",
@@ -787,10 +786,8 @@ class Journal:
                 " client_key = CASE WHEN ? THEN client_key END WHERE id = ?",
                 (state, f"{by} says that {told}: {reason}", happened, call_id),
             )
-            held = ledger.all(
-                "SELECT unit, amount FROM holds WHERE call_id = ? AND state = 'held'", (call_id,)
-            )
-            costs = {hold["unit"]: hold["amount"] for hold in held} if happened else {}
+            held = balances.held_by(ledger, call_id)
+            costs = {hold.unit: hold.amount for hold in held} if happened else {}
             spent = balances.resolve(ledger, call_id, costs)
             if not happened:
                 ledger.execute("UPDATE undos SET state = 'void' WHERE call_id = ?", (call_id,))
@@ -1440,9 +1437,10 @@ class Journal:
                     Remedy.CHANGE,
                 )
         if row is None and call.tool.effect is not Effect.READ and call.kind == "call":
-            row = self._ledger.one(
-                columns + "WHERE fingerprint = ? AND state = 'in_doubt' LIMIT 1", (call.fingerprint,)
-            )
+            if self._ledger.in_doubt(call.fingerprint):
+                row = self._ledger.one(
+                    columns + "WHERE fingerprint = ? AND state = 'in_doubt' LIMIT 1", (call.fingerprint,)
+                )
             if row is None and call.tool.repeat_window_s:
                 row = self._ledger.one(
                     columns + "WHERE fingerprint = ? AND created_us > ?"
@@ -1893,6 +1891,8 @@ def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
     )
     if harmless:
         balances.resolve(ledger, call["id"], {})
+    else:
+        ledger.look_up_doubts()
     if call["kind"] == "undo":
         ledger.execute(
             "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",

@@ -1,8 +1,9 @@
 """The audit database as one transaction sees it, driven by the writer only.
 
 The ledger knows rows, balances and the event chain; it does not know what a call is. `journal.py` says
-which of these go together. Inserts are gathered and written at commit, one `executemany` for each table.
-Balances and switches are kept in memory and dropped when another process has written. Its statements are
+which of these go together. Inserts, and changes of single rows, are gathered and written at commit, one
+`executemany` for each statement. Balances and switches are kept in memory and dropped when another process
+has written. Its statements are
 raw and the same for every database, with `?` for each value; what differs is in `Store`.
 """
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from remit.chain import GENESIS, canonical, link
 from remit.database import Row
-from remit.errors import Interrupted, StoreUnavailable, Unsure
+from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
 from remit.ids import Clock
 from remit.proven import Proof
 
@@ -64,6 +65,10 @@ class Store(Protocol):
         ...
 
     def many(self, sql: str, rows: Sequence[Values], /) -> None: ...
+
+    def change(self, sql: str, rows: Sequence[Values], /) -> int:
+        """Run an UPDATE once with each of `rows`; return how many rows of the table that changed in all."""
+        ...
 
     def one(self, sql: str, values: Values = (), /) -> Row | None: ...
 
@@ -116,6 +121,16 @@ class Account:
         return self.limit_amount - self.held - self.posted + self.refunded
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a call holds of one account."""
+
+    account: str
+    window_start_us: int
+    unit: str
+    amount: int
+
+
 class Ledger:
     def __init__(self, store: Store, *, stream: str, role: str, clock: Clock) -> None:
         self._store = store
@@ -126,6 +141,11 @@ class Ledger:
         self._head = GENESIS
         self._taken_for_dead = False
         self._inserts: dict[str, list[Values]] = {}
+        self._updates: dict[str, list[Values]] = {}
+        #: What calls hold that were let out here and have not ended, as far as it need not be looked up.
+        self.held: dict[str, list[Held]] = {}
+        #: The fingerprints of calls in doubt, and of some that were; None while they are not looked up.
+        self._doubted: set[str] | None = None
         self._accounts: dict[tuple[str, int], Account] = {}
         #: Runs that were asked about (see `runs.py`), as of the newest transaction.
         self.runs: dict[RunKey, Run] = {}
@@ -139,9 +159,6 @@ class Ledger:
         self.proofs: Mapping[str, Proof] = {}
         #: The time of the running transaction; everything written in it carries this time.
         self.now_us = 0
-        self.execute = store.execute
-        self.one = store.one
-        self.all = store.all
 
     # The writer drives these.
 
@@ -236,11 +253,46 @@ class Ledger:
         """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
         self._inserts.setdefault(table, []).append(row)
 
+    def update(self, sql: str, values: Values) -> None:
+        """Change one row, at commit or before the next query. Raises WrongState then when it is not there."""
+        self._updates.setdefault(sql, []).append(values)
+
+    def execute(self, sql: str, values: Values = (), /) -> int:
+        """Run an UPDATE or DELETE at once; return how many rows it changed."""
+        if self._updates:
+            self.write_out()
+        return self._store.execute(sql, values)
+
+    def one(self, sql: str, values: Values = (), /) -> Row | None:
+        if self._updates:
+            self.write_out()
+        return self._store.one(sql, values)
+
+    def all(self, sql: str, values: Values = (), /) -> Sequence[Row]:
+        if self._updates:
+            self.write_out()
+        return self._store.all(sql, values)
+
     def write_out(self) -> None:
         """Write the rows gathered so far, for a query that must see what changes before it inserted."""
         for table, rows in self._inserts.items():
             self._store.many(_inserts()[table], rows)
         self._inserts.clear()
+        updates, self._updates = self._updates, {}
+        for sql, rows in updates.items():
+            if self._store.change(sql, rows) != len(rows):
+                raise WrongState("others have concluded meanwhile how this call ended")
+
+    def in_doubt(self, fingerprint: str) -> bool:
+        """Whether an equal call may be in doubt; when not, there is none."""
+        if self._doubted is None:
+            rows = self.all("SELECT DISTINCT fingerprint FROM calls WHERE state = 'in_doubt'")
+            self._doubted = {row["fingerprint"] for row in rows}
+        return fingerprint in self._doubted
+
+    def look_up_doubts(self) -> None:
+        """A call is in doubt from now on: look them up when they are asked about next."""
+        self._doubted = None
 
     def event(self, kind: str, *, tenant: str | None, call_id: str | None, **facts: Any) -> None:
         """Append one event to this process's stream."""
@@ -373,12 +425,16 @@ class Ledger:
     def _roll_back(self, seq: int, head: str) -> None:
         self._seq, self._head = seq, head
         self._inserts.clear()
+        self._updates.clear()
+        self.held.clear()
+        self._doubted = None
         self._accounts.clear()
         self.runs.clear()
         self.seals.clear()
         self._store.roll_back()
 
     def _forget(self) -> None:
+        self._doubted = None
         self._accounts.clear()
         self.runs.clear()
         self.seals.clear()

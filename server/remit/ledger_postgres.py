@@ -111,6 +111,10 @@ class PostgresStore:
         self._wrote = True
         self._connected().many(sql, rows)
 
+    def change(self, sql: str, rows: Sequence[Sequence[Any]], /) -> int:
+        self._wrote = True
+        return self._connected().change(sql, rows)
+
     def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
         return self._connected().one(sql, values)
 

@@ -83,6 +83,9 @@ class SqliteStore:
     def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self._db.executemany(sql, rows)
 
+    def change(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        return self._db.executemany(sql, rows).rowcount
+
     def one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
         return self._db.execute(sql, values).fetchone()
 

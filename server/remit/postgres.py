@@ -101,6 +101,10 @@ class Session:
     def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         self._run(self._db.executemany(_numbered(sql), rows))
 
+    def change(self, sql: str, rows: Sequence[Sequence[Any]], /) -> int:
+        """Run an UPDATE once with each of `rows`, in one round trip; how many rows of the table changed."""
+        return len(self._run(self._db.fetchmany(_numbered(f"{sql} RETURNING 1"), rows)))
+
     def script(self, sql: str) -> str:
         """Run statements without values, in one go; return what the server says about the last."""
         return self._run(self._db.execute(sql))
