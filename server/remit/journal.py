@@ -629,6 +629,7 @@ class Journal:
             )
             if moved == 1:
                 self._ledger.look_up_doubts()
+                self._ledger.held.pop(call_id, None)
                 if call.kind == "undo":
                     self._ledger.execute(
                         "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",

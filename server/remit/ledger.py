@@ -142,7 +142,7 @@ class Ledger:
         self._taken_for_dead = False
         self._inserts: dict[str, list[Values]] = {}
         self._updates: dict[str, list[Values]] = {}
-        #: What calls hold that were let out here and have not ended, as far as it need not be looked up.
+        #: What calls hold that were let out here and have not ended; dropped when another process has written.
         self.held: dict[str, list[Held]] = {}
         #: The fingerprints of calls in doubt, and of some that were; None while they are not looked up.
         self._doubted: set[str] | None = None
@@ -434,6 +434,7 @@ class Ledger:
         self._store.roll_back()
 
     def _forget(self) -> None:
+        self.held.clear()
         self._doubted = None
         self._accounts.clear()
         self.runs.clear()
