@@ -142,7 +142,7 @@ class Ledger:
         self._taken_for_dead = False
         self._inserts: dict[str, list[Values]] = {}
         self._updates: dict[str, list[Values]] = {}
-        #: What calls hold that were let out here and have not ended; dropped when another process has written.
+        #: What calls hold that were let out here and have not ended, until another process writes.
         self.held: dict[str, list[Held]] = {}
         #: The fingerprints of calls in doubt, and of some that were; None while they are not looked up.
         self._doubted: set[str] | None = None
