@@ -704,8 +704,11 @@ async def _still_as_left(
 
 
 async def _blocked(call: Call, verdict: Verdict, on: Services) -> Verdict | None:
-    """The refusal of an undo that the record alone tells; calling off is decided by the race for it."""
-    if call.undoing is None or call.undoing.cancels:
+    """The refusal of an undo that the record alone tells; calling off is decided by the race for it.
+
+    Where people are asked, that is looked up with their answer: it goes by when they were asked.
+    """
+    if call.undoing is None or call.undoing.cancels or verdict.rung is Rung.APPROVE:
         return None
     return await on.journal.undo_obstacle(call, verdict)
 
