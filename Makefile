@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # More words for pytest and the benchmark: make test ARGS="-k budget"
 ARGS ?=
 
-.PHONY: help venv demo test test-slow lint format conformance bench bench-policy tamper fuzz-policy fuzz-strict schema constraints clean
+.PHONY: help venv demo test test-slow lint format conformance bench bench-policy powerloss tamper fuzz-policy fuzz-strict schema constraints clean
 
 help:
 	@echo "make demo          watch real tools being governed (ONCE=1: end after the story)"
@@ -21,6 +21,7 @@ help:
 	@echo "make conformance   the official MCP suites through Remit (needs npm)"
 	@echo "make bench         what a governed call costs"
 	@echo "make bench-policy  what a policy decision costs, beside other engines"
+	@echo "make powerloss     open what a power loss may leave of a record, 500 times"
 	@echo "make tamper        change a record behind Remit's back, 10,000 times"
 	@echo "make fuzz-policy   random policies against the stock Casbin engine"
 	@echo "make fuzz-strict   random bytes against the strict decoder"
@@ -61,6 +62,9 @@ bench: venv
 bench-policy: venv
 	$(RUN) pip install --quiet -c constraints.txt --group bench
 	$(RUN) benchmarks.policy --quick $(ARGS)
+
+powerloss: venv
+	$(RUN) tests.powerloss.run $(ARGS)
 
 tamper: venv
 	$(RUN) tests.tamper.run $(ARGS)

@@ -75,7 +75,9 @@ def _migrate(path: Path) -> None:
     settings = _alembic()
     engine = create_engine(f"sqlite:///{path}")
     try:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
+            # All or nothing, whenever the power fails: `sqlite3` begins no transaction for DDL by itself.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             settings.attributes["connection"] = connection
             command.upgrade(settings, "head")
     except SQLAlchemyError as error:
