@@ -40,6 +40,7 @@ from remit.notices import Notice
 from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
+from remit.states import changed_since
 from remit.vault import KeyUnusable, Seal, Sealer, committed, is_living, master_key
 from remit.versions import Digests, Version
 from remit.writer import Writer
@@ -1680,26 +1681,13 @@ class Journal:
         return replace(verdict, rung=Rung.DENY, code=code, reason=reason, remedy=Remedy.STOP)
 
     def _changed_since(self, undo: Row, tenant: str, *, asking: bool = False) -> bool:
-        """Whether a later call touched the same thing, or may have, and stays.
-
-        Or an earlier one was taken back from under this one, as people can insist: where only values tell,
-        what that put back may look like what this call left, and what this one replaced is gone for good.
-        """
+        """Whether what the call touched was changed later by what stays (`states.changed_since`)."""
         if undo["resource"] is None:
             return False
-        names = undo["resource"], erasing.pseudonym(self._sealer.vault, tenant, undo["resource"])
         found = self._ledger.one(
-            "SELECT t.id FROM touches JOIN calls AS t ON t.id = touches.call_id"
-            " JOIN calls AS o ON o.id = ? LEFT JOIN undos ON undos.call_id = t.id"
-            " LEFT JOIN calls AS back ON back.id = undos.undo_call"
-            " WHERE touches.resource IN (?, ?) AND t.id <> o.id AND t.tenant = o.tenant"
-            " AND CASE WHEN (t.dispatched_us, t.id) > (o.dispatched_us, o.id)"
-            " THEN t.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(undos.state, '') <> 'done'"
-            " ELSE ? AND back.state IN ('dispatched', 'in_doubt', 'succeeded')"
-            " AND (back.dispatched_us, back.id) > (o.dispatched_us, o.id) END"
-            " AND NOT (? AND EXISTS (SELECT 1 FROM calls AS asked WHERE asked.of_call = t.id"
-            " AND asked.kind = 'undo' AND asked.state = 'awaiting_approval')) LIMIT 1",
-            (undo["call_id"], *names, undo["best_effort"], asking),
+            "SELECT 1 FROM undos AS u JOIN calls AS c ON c.id = u.call_id WHERE u.call_id = ?"  # noqa: S608 - all of it is ours
+            f" AND {changed_since('?', _NOT_ASKED_TOO if asking else '')}",
+            (undo["call_id"], erasing.pseudonym(self._sealer.vault, tenant, undo["resource"])),
         )
         return found is not None
 
@@ -1908,6 +1896,11 @@ def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
     )
 
 
+#: Of another call on the same thing: people are not being asked whether to take that back, too.
+_NOT_ASKED_TOO = (
+    " AND NOT EXISTS (SELECT 1 FROM calls AS asked WHERE asked.of_call = other.id AND asked.kind = 'undo'"
+    " AND asked.state = 'awaiting_approval')"
+)
 _LET_IN = ("scheduled", "dispatched")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 

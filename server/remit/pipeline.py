@@ -575,7 +575,9 @@ async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: 
             costs={},
             reply=None,
             error=error,
-            plan=UndoPlan(tool=call.tool.undo.tool, resource=None, expires_us=0) if call.tool.undo else None,
+            plan=UndoPlan(tool=call.tool.undo.tool, resource=None, expires_us=0)
+            if call.tool.undo and call.kind == "call"
+            else None,
             undo_state="ready" if call.kind == "undo" else None,
             frees_key=True,
         )

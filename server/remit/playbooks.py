@@ -218,13 +218,13 @@ def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
     since = run.on.clock() - step.since * 1_000_000 if step.since else None
     scope: dict[str, Any] = {str(step.rollback): _target(run, step)}
     query = CallQuery(tenant=run.principal.tenant, since_us=since, **scope)
-    with open_records(run.loaded.config.store.location, run.loaded.master_key) as found:
+    with open_records(run.loaded.config.store.location, run.loaded.master_key, run.on.clock) as found:
         calls = found.calls(query, limit=_CALLS_MAX + 1)
         if len(calls) > _CALLS_MAX:
             raise WrongState(f"more than {_CALLS_MAX} calls fit: narrow it with since")
         mine = f"playbook-{run.id}"
         calls = [call for call in calls if call.run != mine]
-        return plan(found, calls, run.on.catalog.tools, now_us=run.on.clock(), force=False)
+        return plan(found, calls, run.on.catalog.tools, force=False)
 
 
 async def _switch(run: Run, step: PlaybookStep) -> Ended:

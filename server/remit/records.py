@@ -24,10 +24,11 @@ from remit.config import Retention
 from remit.database import Location, Reader, Row, exists, reading
 from remit.erasing import pseudonym
 from remit.errors import RemitError, UnknownRecord
-from remit.ids import first_id
+from remit.ids import Clock, first_id, now_us
 from remit.keeping import Kind, LegalHold, count, holds
 from remit.proven import Proof
 from remit.schema import HEAD
+from remit.states import way_back
 from remit.vault import Vault, master_key
 from remit_rbac import Question
 
@@ -75,6 +76,8 @@ class CallRecord:
     trace_id: str | None
     claim: Any
     confirmation: str | None
+    #: One of `states.WAY_BACK_STATES`, as it is now; None for a call that changed nothing.
+    way_back: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoRecord:
+    #: One of `states.WAY_BACK_STATES`, as it is now.
     state: str
     tool: str
     #: None until the call's result was known, when the way back could not be worked out, or when erased.
@@ -285,10 +289,13 @@ def _beside() -> None:
 
 
 @contextmanager
-def open_records(at: Location, key: Callable[[], str | None] = _beside) -> Generator[Records]:
+def open_records(
+    at: Location, key: Callable[[], str | None] = _beside, clock: Clock = now_us
+) -> Generator[Records]:
     """The records in the audit database, as of now. Raises RemitError when they cannot be read.
 
-    `key` gives the master key of payloads when one is to be opened (see `vault.master_key`).
+    `key` gives the master key of payloads when one is to be opened (see `vault.master_key`). `clock` says
+    what can still be taken back.
     """
     if not exists(at):
         raise RemitError(f"there is no audit database {at} yet: it is made when Remit first serves")
@@ -300,16 +307,23 @@ def open_records(at: Location, key: Callable[[], str | None] = _beside) -> Gener
                 f"{at} has schema {version}, and this Remit knows {HEAD}: "
                 + ("upgrade Remit" if version > HEAD else "let it serve once, which upgrades the database")
             )
-        yield Records(db, lambda: master_key(at, key(), living=True), at)
+        yield Records(db, lambda: master_key(at, key(), living=True), at, clock)
 
 
 class Records:
-    def __init__(self, db: Reader, key: Callable[[], bytes], at: Location | None = None) -> None:
+    def __init__(
+        self,
+        db: Reader,
+        key: Callable[[], bytes],
+        at: Location | None = None,
+        clock: Clock = now_us,
+    ) -> None:
         self._db = db
         #: The master key of payloads. Raises RemitError when it cannot be read.
         self.key = key
         #: Where another process finds the same; None: nowhere.
         self.at = at
+        self._clock = clock
 
     @cached_property
     def vault(self) -> Vault:
@@ -359,9 +373,20 @@ class Records:
             values += [unit, amount]
         sql = f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY id DESC"  # noqa: S608 - the columns are ours
         if not query.args:
-            return [_call(row) for row in self._all(f"{sql} LIMIT ?", (*values, limit))]
-        fitting = (row for row in self._db.rows(sql, values) if self._has(row["id"], query.args))
-        return [_call(row) for row in islice(fitting, limit)]
+            return list(self._calls(f"{sql} LIMIT ?", (*values, limit), order="c.id DESC"))
+        fitting = (
+            call for call in self._calls(sql, values, order="c.id DESC") if self._has(call.id, query.args)
+        )
+        return list(islice(fitting, limit))
+
+    def _calls(self, sql: str, values: Sequence[Any], *, order: str) -> Iterator[CallRecord]:
+        """The calls that `sql` finds, each with the state of its way back."""
+        found = self._db.rows(
+            f"SELECT c.*, {way_back('?')} AS way_back FROM ({sql}) AS c"  # noqa: S608 - nothing inserted is anybody's
+            f" LEFT JOIN undos AS u ON u.call_id = c.id ORDER BY {order}",
+            (self._clock(), *values),
+        )
+        return (_call(row) for row in found)
 
     def _has(self, call_id: str, args: Mapping[str, str]) -> bool:
         """Whether the arguments of a call hold these values; what is erased holds none."""
@@ -370,7 +395,8 @@ class Records:
 
     def call(self, start: str) -> CallRecord:
         """The one call whose id begins so. Raises UnknownRecord."""
-        return _call(self._only("calls", start, "call"))
+        found = self._only("calls", start, "call")
+        return next(self._calls("SELECT * FROM calls WHERE id = ?", (found["id"],), order="c.id"))
 
     def story(self, start: str) -> Story:
         """Everything about the one call whose id begins so. Raises UnknownRecord."""
@@ -411,13 +437,13 @@ class Records:
             ),
             undo=self.undo(call.id),
             served_by=tuple(
-                _call(row)
-                for row in self._all(
+                self._calls(
                     "WITH RECURSIVE serving(id) AS (SELECT id FROM calls WHERE of_call = ?"  # noqa: S608 - only marks are inserted
                     f" OR id IN ({', '.join(['?', *'?' * len(looked_up)])}) UNION"
                     " SELECT calls.id FROM calls JOIN serving ON calls.of_call = serving.id)"
-                    " SELECT calls.* FROM calls JOIN serving USING (id) ORDER BY created_us",
+                    " SELECT calls.* FROM calls JOIN serving USING (id)",
                     (call.id, "", *looked_up),
+                    order="c.created_us",
                 )
             ),
             events=events,
@@ -473,11 +499,15 @@ class Records:
         )
 
     def undo(self, call_id: str) -> UndoRecord | None:
-        row = self._one("SELECT * FROM undos WHERE call_id = ?", (call_id,))
+        row = self._one(
+            f"SELECT u.*, {way_back('?')} AS way_back FROM undos AS u JOIN calls AS c ON c.id = u.call_id"  # noqa: S608 - only a mark is inserted
+            " WHERE u.call_id = ?",
+            (self._clock(), call_id),
+        )
         if row is None:
             return None
         return UndoRecord(
-            state=row["state"],
+            state=row["way_back"],
             tool=row["tool"],
             arguments=self._carried(call_id, "undo"),
             resource=row["resource"],
@@ -489,12 +519,11 @@ class Records:
 
     def later_touches(self, call: CallRecord, resource: str) -> list[CallRecord]:
         """The calls after `call` that changed the same thing, or may have, and are not undone, in order."""
-        rows = self._all(
-            "SELECT c.* FROM touches JOIN calls AS c ON c.id = touches.call_id"
-            " LEFT JOIN undos ON undos.call_id = c.id WHERE touches.resource IN (?, ?) AND c.tenant = ?"
-            " AND c.id <> ? AND (c.dispatched_us, c.id) > (?, ?)"
-            " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(undos.state, '') <> 'done'"
-            " ORDER BY c.dispatched_us, c.id",
+        found = self._calls(
+            "SELECT l.* FROM touches JOIN calls AS l ON l.id = touches.call_id"
+            " LEFT JOIN undos ON undos.call_id = l.id WHERE touches.resource IN (?, ?) AND l.tenant = ?"
+            " AND l.id <> ? AND (l.dispatched_us, l.id) > (?, ?)"
+            " AND l.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(undos.state, '') <> 'done'",
             (
                 resource,
                 pseudonym(self.vault, call.tenant, resource),
@@ -503,8 +532,9 @@ class Records:
                 call.dispatched_us,
                 call.id,
             ),
+            order="c.dispatched_us, c.id",
         )
-        return [_call(row) for row in rows]
+        return list(found)
 
     def proofs(self) -> dict[str, Proof]:
         """The ways back that are proven, by digest."""

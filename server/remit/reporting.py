@@ -136,7 +136,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Incidents",
-        about="Calls in doubt, undos that failed or are in doubt, policies that a server would not take.",
+        about="Calls in doubt; undos in doubt, failed or in conflict; policies that a server would not take.",
         columns=("when", "what", "tool", "call"),
         rows=[
             [_moment(at_us), *rest]
@@ -148,7 +148,12 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
                 *asked(
                     "SELECT c.created_us, 'undo: ' || u.state, c.tool, c.id FROM calls AS c"  # noqa: S608 - the conditions are ours
                     f" JOIN undos AS u ON u.call_id = c.id WHERE {within}"
-                    f" AND u.state IN ('failed', 'indeterminate', 'conflict') LIMIT {_LISTED_MAX}"
+                    f" AND u.state IN ('failed', 'indeterminate') LIMIT {_LISTED_MAX}"
+                ),
+                *asked(
+                    "SELECT MIN(c.created_us), 'undo: conflict', o.tool, o.id FROM calls AS c"  # noqa: S608 - the conditions are ours
+                    f" JOIN calls AS o ON o.id = c.of_call WHERE {within} AND c.kind = 'undo'"
+                    f" AND c.code = 'undo_conflict' GROUP BY o.tool, o.id LIMIT {_LISTED_MAX}"
                 ),
                 *asked(
                     f"SELECT at_us, kind, '', '' FROM events WHERE {then} AND kind = 'policy.rejected'"  # noqa: S608 - the conditions are ours

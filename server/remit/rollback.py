@@ -47,9 +47,7 @@ class Step:
     by_call: str | None = None
 
 
-def plan(
-    records: Records, calls: Sequence[CallRecord], tools: Collection[str], *, now_us: int, force: bool
-) -> list[Step]:
+def plan(records: Records, calls: Sequence[CallRecord], tools: Collection[str], *, force: bool) -> list[Step]:
     """What taking `calls` back would come to, in the order in which it would be done: newest first.
 
     Calls that were never let out, that failed, or that only read are not part of it. `tools` are those of
@@ -61,7 +59,7 @@ def plan(
         if call.kind != "call" or call.effect == "read" or call.state not in _ACTED:
             continue
         way = records.undo(call.id)
-        part, why = _part(call, way, tools, now_us)
+        part, why = _part(call, way, tools)
         if part == "undo" and not force and way is not None and way.resource is not None:
             later = [touch for touch in records.later_touches(call, way.resource) if touch.id not in gone]
             if later:
@@ -118,7 +116,7 @@ def _moment(call: CallRecord) -> tuple[int, str]:
     return call.dispatched_us or call.created_us, call.id
 
 
-def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str], now_us: int) -> tuple[Part, str]:
+def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str]) -> tuple[Part, str]:
     """What can be done about one call, whatever else was done to the same thing."""
     if call.state == "scheduled":
         return "undo", "It has not been sent yet, and is called off."
@@ -135,12 +133,14 @@ def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str], now_
             return "doubt", "An undo of it was begun, and nobody knows whether it worked (remit doubt)."
         case "failed":
             return "failed", "An undo of it was tried, and the source refused or the proof failed."
-        case "ready":
+        case "expired" if call.effect == "deferred":
+            return "expired", "It was held back, and has been sent: after that it does not come back."
+        case "expired":
+            return "expired", "The time in which it could be taken back is over."
+        case "ready" | "conflict":
             pass
         case _:
             return "impossible", "Its way back could not be worked out from its answer."
-    if way.expires_us <= now_us:
-        return "expired", "The time in which it could be taken back is over."
     if way.tool not in tools:
         return "impossible", f"{way.tool}, which takes it back, is not available now."
     said = f"{way.tool} takes it back."

@@ -1,4 +1,8 @@
-"""The states of a call. Apart from the tables, which take long to import."""
+"""The states of a call, and of its way back. Apart from the tables, which take long to import.
+
+What is stored of a way back is what was done about it. What can be done with it now also depends on the time
+and on what others did since: that is worked out when it is asked for, here and nowhere else.
+"""
 
 STATES = (
     "denied",
@@ -13,3 +17,56 @@ STATES = (
     "failed",
     "in_doubt",
 )
+
+#: `registered`: the call is under way, or in doubt. `running`: an undo is under way. `failed`: the source
+#: refused it, or the proof failed. `indeterminate`: nobody knows whether it is undone. `conflict`: the same
+#: thing was changed later, and that stays. `impossible`: there is none, or nothing to take back.
+WAY_BACK_STATES = (
+    "registered",
+    "ready",
+    "running",
+    "done",
+    "conflict",
+    "failed",
+    "expired",
+    "impossible",
+    "indeterminate",
+)
+
+
+def changed_since(also: str = "u.resource", only: str = "") -> str:
+    """SQL: whether what the call `c` touched, by its way back `u`, was changed later by what stays.
+
+    Or an earlier call was taken back from under it, as people can insist: where only values tell, what that
+    put back may look like what this call left, and what this one replaced is gone for good. `also` is another
+    name of the same thing, `only` a condition on the `other` call.
+    """
+    return (
+        "EXISTS (SELECT 1 FROM touches AS t JOIN calls AS other ON other.id = t.call_id"  # noqa: S608 - `also` is ours
+        " LEFT JOIN undos AS its ON its.call_id = other.id LEFT JOIN calls AS back ON back.id = its.undo_call"
+        f" WHERE t.resource IN (u.resource, {also}) AND other.id <> c.id AND other.tenant = c.tenant"
+        " AND CASE WHEN (other.dispatched_us, other.id) > (c.dispatched_us, c.id)"
+        " THEN other.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(its.state, '') <> 'done'"
+        " ELSE u.best_effort AND back.state IN ('dispatched', 'in_doubt', 'succeeded')"
+        f" AND (back.dispatched_us, back.id) > (c.dispatched_us, c.id) END{only})"
+    )
+
+
+def way_back(now_us: str) -> str:
+    """SQL: the state of the way back `u` of the call `c`, now; null for a call that changed nothing.
+
+    What an outsider wrote is known only once an undo has looked: the last look counts.
+    """
+    return (
+        "CASE WHEN u.call_id IS NULL THEN CASE WHEN c.kind = 'call' AND c.effect <> 'read'"  # noqa: S608 - `now_us` is ours
+        " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') THEN 'impossible' END"
+        " WHEN u.state = 'void' AND c.effect = 'deferred' AND c.dispatched_us IS NOT NULL THEN 'expired'"
+        " WHEN u.state = 'void' THEN 'impossible'"
+        " WHEN u.state <> 'ready' THEN u.state"
+        f" WHEN c.state <> 'scheduled' AND u.expires_us <= {now_us} THEN 'expired'"
+        f" WHEN {changed_since()} OR 'undo_conflict' = ("
+        "SELECT tried.code FROM calls AS tried JOIN calls AS looked ON looked.of_call = tried.id"
+        " AND looked.kind = 'after' WHERE tried.of_call = c.id AND tried.kind = 'undo'"
+        " ORDER BY tried.created_us DESC LIMIT 1) THEN 'conflict'"
+        " ELSE 'ready' END"
+    )

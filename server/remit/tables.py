@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-from remit.states import STATES
+from remit.states import STATES, way_back
 
 metadata = MetaData(
     naming_convention={
@@ -369,8 +369,7 @@ undos = Table(
         "state",
         String(13),
         CheckConstraint(
-            "state IN ('registered', 'ready', 'running', 'done', 'conflict', 'failed', 'void', "
-            "'indeterminate')",
+            "state IN ('registered', 'ready', 'running', 'done', 'failed', 'void', 'indeterminate')",
             name="state",
         ),
         nullable=False,
@@ -650,6 +649,9 @@ policy_activations = Table(
     Column("at_us", BigInteger, nullable=False),
 )
 
+#: Where a view needs the time: each database has its own words for it.
+NOW_US = "remit_now_us()"
+
 #: Views for people, by name: questions that are asked often, in SQL that every database here understands.
 VIEWS = {
     # What each agent spent, in each unit, by the day (UTC) on which it called.
@@ -672,16 +674,17 @@ VIEWS = {
         FROM approvals AS a JOIN calls AS c ON c.id = a.call_id
         WHERE a.state IN ('pending', 'approved')""",
     # What can be taken back, until `expires_us`.
-    "undoable": """
+    "undoable": f"""
         SELECT c.id, c.tenant, c.agent, c."user", c.run, c.tool, u.tool AS undo_tool, u.resource,
                c.dispatched_us, u.expires_us, u.residue
-        FROM undos AS u JOIN calls AS c ON c.id = u.call_id WHERE u.state = 'ready'""",
+        FROM undos AS u JOIN calls AS c ON c.id = u.call_id
+        WHERE u.state = 'ready' AND {way_back(NOW_US)} = 'ready'""",  # noqa: S608 - all of it is ours
     # What each run did, call by call, with what it touched and what became of it.
-    "run_timeline": """
+    "run_timeline": f"""
         SELECT c.tenant, c.run, c.created_us, c.id, c.kind, c.of_call, c.agent, c."user", c.tool, c.effect,
-               c.verdict, c.code, c.state, t.resource, u.state AS way_back, u.undo_call
-        FROM calls AS c
-        LEFT JOIN touches AS t ON t.call_id = c.id LEFT JOIN undos AS u ON u.call_id = c.id""",
+               c.verdict, c.code, c.state, touched.resource, {way_back(NOW_US)} AS way_back, u.undo_call
+        FROM calls AS c LEFT JOIN touches AS touched ON touched.call_id = c.id
+        LEFT JOIN undos AS u ON u.call_id = c.id""",  # noqa: S608 - all of it is ours
 }
 
 # Lengths are for people. Text is compared byte by byte everywhere: ids are ranges of it, and proofs an order.

@@ -380,5 +380,5 @@ def test_a_broken_configuration_is_not_registered(remit: Terminal) -> None:
 
 def test_what_did_not_happen_cannot_be_taken_back(remit: Terminal, story: Story) -> None:
     remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "x")
-    assert remit.json("calls", "show", story.in_doubt)["undo"]["state"] == "void"
+    assert remit.json("calls", "show", story.in_doubt)["undo"]["state"] == "impossible"
     assert remit("undo", story.in_doubt).code == 1

@@ -324,9 +324,9 @@ async def test_a_rollback_calls_off_what_was_not_sent_yet(tmp_path: Path) -> Non
         call_id = await scheduled(remit)
         boss = Principal(tenant="acme", agent="agent:remit-cli", user="user:bea", auth="local")
         for planned, ended in (("undo", "done"), ("done", "done")):
-            with open_records(remit.path) as records:
+            with open_records(remit.path, clock=remit.clock) as records:
                 calls = records.calls(CallQuery(run="run-1"), limit=10)
-                steps = plan(records, calls, remit.on.catalog.tools, now_us=remit.clock(), force=False)
+                steps = plan(records, calls, remit.on.catalog.tools, force=False)
             assert [step.part for step in steps] == [planned]
             assert [step.part for step in await roll_back(steps, boss, "cli", remit.on, force=False)] == [
                 ended

@@ -53,9 +53,9 @@ class World:
 
 async def rolled_back(remit: Remit, *, force: bool = False, **query: Any) -> list[Step]:
     """Everything that fits taken back by a person; what the plan foresaw is what came of it."""
-    with open_records(remit.path) as records:
+    with open_records(remit.path, clock=remit.clock) as records:
         calls = records.calls(CallQuery(tenant="acme", **query), limit=1000)
-        steps = plan(records, calls, remit.on.catalog.tools, now_us=remit.on.clock(), force=force)
+        steps = plan(records, calls, remit.on.catalog.tools, force=force)
     ended = await roll_back(steps, BOSS, "cli", remit.on, force=force)
     assert [step.call_id for step in ended] == [step.call_id for step in steps]
     return ended

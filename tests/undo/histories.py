@@ -164,10 +164,10 @@ class History:
             await undo(call_id, who, "run-1", self.remit.on, force=force)
 
     async def _roll_back(self, **query: Any) -> list[Step]:
-        with open_records(self.remit.path) as records:
+        with open_records(self.remit.path, clock=self.clock) as records:
             calls = records.calls(CallQuery(tenant="acme", **query), limit=10_000)
             tools = self.remit.on.catalog.tools
-            steps = plan(records, calls, tools, now_us=self.clock(), force=False)
+            steps = plan(records, calls, tools, force=False)
         ended = await roll_back(steps, BOSS, "cli", self.remit.on, force=False)
         waited = {step.call_id for step in steps if step.tool == "shop.send" and step.part == "undo"}
         must(

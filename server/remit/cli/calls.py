@@ -110,6 +110,7 @@ def list_(
             "verdict": lambda call: call.verdict,
             "state": lambda call: call.state,
             "code": lambda call: call.error_code or call.code,
+            "way back": lambda call: call.way_back,
         },
         as_json=as_json,
         none="No such calls.",
@@ -207,8 +208,8 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
     yield "resolved", call.resolution
     for hold in story.holds:
         yield "cost", f"{hold.account}: {hold.posted} of {hold.amount} held ({hold.state})"
+    yield "way back", _way_back(story)
     if way := story.undo:
-        yield "way back", f"{way.state}, until {exactly(way.expires_us)}"
         yield (
             "",
             f"{way.tool} {'' if way.arguments is None else json.dumps(way.arguments, ensure_ascii=False)}",
@@ -221,6 +222,16 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
     for event in story.events:
         seal = f"stream {short(event.stream)}, event {event.seq}, {event.hash[:12]}"
         yield "event", f"{exactly(event.at_us)} {event.kind} ({seal})"
+
+
+def _way_back(story: Story) -> str | None:
+    """Its state, and until when that can be: nothing is said of time where it does not matter any more."""
+    from remit.cli.output import exactly
+
+    state = story.call.way_back
+    if story.undo is None or state not in ("registered", "ready", "conflict", "expired"):
+        return state
+    return f"{state}, {'since' if state == 'expired' else 'until'} {exactly(story.undo.expires_us)}"
 
 
 def _times(call: CallRecord) -> str:

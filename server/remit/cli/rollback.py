@@ -105,7 +105,7 @@ async def _work(
     sources = {source for call, way in ways for source in sources_of(loaded, call, way)}
     async with services_of(loaded, sources) as services:
         with open_records(loaded.config.store.location, loaded.master_key) as found:
-            steps = plan(found, calls, services.catalog.tools, now_us=services.clock(), force=force)
+            steps = plan(found, calls, services.catalog.tools, force=force)
         if only_plan:
             return steps
         if ask:

@@ -3,11 +3,15 @@
 from alembic import op
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from remit.tables import VIEWS, metadata
+from remit.tables import NOW_US, VIEWS, metadata
 
 revision = "0001"
 down_revision = None
 
+_NOW_US = {
+    "sqlite": "unixepoch() * 1000000",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
+}
 _APPEND_ONLY = ("events", "log_runs", "log_checkpoints", "log_keys")
 
 
@@ -16,9 +20,10 @@ def upgrade() -> None:
         op.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             op.execute(CreateIndex(index))
+    dialect = op.get_context().dialect.name
     for name, query in VIEWS.items():
-        op.execute(f"CREATE VIEW {name} AS {query}")
-    if op.get_context().dialect.name == "sqlite":
+        op.execute(f"CREATE VIEW {name} AS {query.replace(NOW_US, _NOW_US[dialect])}")
+    if dialect == "sqlite":
         _sqlite()
     else:
         _postgresql()
