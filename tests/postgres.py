@@ -110,6 +110,18 @@ class Databases:
         """The URL of a new audit database."""
         return self._create(self._made[0])
 
+    @contextmanager
+    def refused(self, url: str) -> Generator[None]:
+        """One of the databases lets nobody in, and whoever was in is thrown out."""
+        name = urlsplit(url).path.removeprefix("/")
+        with self._administering() as admin:
+            admin.script(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            admin.all("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ?", (name,))
+            try:
+                yield
+            finally:
+                admin.script(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
     def drop(self) -> None:
         with self._administering() as admin:
             for name in reversed(self._made):

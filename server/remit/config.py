@@ -130,6 +130,9 @@ class Store(Strict):
     url: Annotated[str, AfterValidator(_database_url)] | None = None
     #: On PostgreSQL: a replica that has not been heard of for so long is taken for dead.
     lease: Duration = 15
+    #: While nothing can be recorded, nothing is let out: with `true` calls that only read are, and how many
+    #: there were is recorded afterwards.
+    reads_when_down: bool = False
     #: `full` survives power loss; `relaxed` may forget the outcome (never the intent) of the last calls.
     durability: Literal["full", "relaxed"] = "full"
     #: Wraps the keys of what calls carry: leads to 64 hexadecimal digits. Without it, it is a file beside the

@@ -41,6 +41,7 @@ from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
 from remit.states import changed_since
+from remit.unrecorded import Gap
 from remit.vault import KeyUnusable, Seal, Sealer, committed, is_living, master_key
 from remit.versions import Digests, Version
 from remit.writer import Writer
@@ -156,6 +157,7 @@ class Journal:
         self._sealer = sealer
         self._writer = writer
         self._owed: deque[Callable[[], object]] = deque()
+        self._gap: Gap | None = None
         self._under_way = 0
         self.at = at
 
@@ -640,8 +642,28 @@ class Journal:
 
         await self._write_or_owe(change)
 
+    def note_unrecorded(self, call: Call, at_us: int) -> bool:
+        """Count a read that is let through without a record; whether it is the first of them."""
+        first = self._gap is None
+        self._gap = self._gap or Gap(from_us=at_us, to_us=at_us)
+        self._gap.count(call, at_us)
+        return first
+
     async def catch_up(self) -> None:
-        """Write the outcomes that are owed because the database took no writes when they were known."""
+        """Write what is owed because the database took no writes when it was known.
+
+        That is outcomes, and how many reads went through without a record.
+        """
+        if gap := self._gap:
+            self._gap = None  # what comes meanwhile is counted anew
+            told = gap.told()
+            try:
+                await self._writer.write(
+                    lambda: self._ledger.event("store.gap", tenant=None, call_id=None, **told), must=True
+                )
+            except StoreUnavailable:
+                self._gap = gap.with_later(self._gap) if self._gap else gap
+                return
         while self._owed:
             try:
                 await self._writer.write(self._owed[0], must=True)

@@ -324,6 +324,8 @@ class Done:
     failed: bool = False
     #: The answer was recorded by an earlier, equal call: nothing was sent now.
     repeated: bool = False
+    #: A read while nothing could be recorded: it is only counted.
+    unrecorded: bool = False
     #: Which limits come near, a sentence each.
     warnings: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ lose an action or a cent without a trace.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ import anyio
 import anyio.lowlevel
 import orjson
 
-from remit import approvals, confirmations, refusals, runs, telemetry
+from remit import approvals, confirmations, refusals, runs, telemetry, unrecorded
 from remit.budgets import CALLS, charges
 from remit.calls import fingerprint_of, result_of, subjects_of
 from remit.catalog import Catalog
@@ -142,9 +143,26 @@ async def govern(
             outcome = Refused(call_id=call.id, verdict=refusals.BUSY)
         except StoreUnavailable:
             # Nothing was sent: a call whose record cannot be written is not let out.
-            outcome = Refused(call_id=call.id, verdict=refusals.STORE_DOWN)
+            outcome = await _unrecorded(call, crowded, on, caller)
     telemetry.count(call, outcome)
     return outcome
+
+
+async def _unrecorded(call: Call, decided: Decision | None, on: Services, caller: Caller) -> Outcome:
+    """Refuse a call that cannot be recorded, but for reads where the operator wants them all the same."""
+    if not on.config.store.reads_when_down or not unrecorded.may_go(call, decided or decide(call, on)):
+        return Refused(call_id=call.id, verdict=refusals.STORE_DOWN)
+    if on.journal.note_unrecorded(call, on.clock()):
+        _log.warning("the audit database takes no writes: reads go through, and are only counted")
+    request = _request(call, call.id, None, call.tool.timeout_s)
+    try:
+        async with asyncio.timeout(call.tool.timeout_s + 1):
+            reply = await on.adapters[call.tool.source].run(request, caller)
+    except AdapterError as error:
+        return Failed(call_id=call.id, code=error.code, message=error.message, rpc=error.rpc)
+    except TimeoutError:
+        return Failed(call_id=call.id, code=_LATE[0], message=_LATE[1])
+    return Done(call_id=call.id, reply=reply, cost={}, undo=None, failed=reply.is_error, unrecorded=True)
 
 
 async def _in_turn(
@@ -433,8 +451,7 @@ async def _run(
         return InDoubt(call_id=call_id, code=error.code, message=error.message, rpc=error.rpc)
     except BaseException as error:
         # Cancelled, or a bug: nobody can know what the source did, so do not claim to.
-        code = "timeout" if isinstance(error, TimeoutError) else "interrupted"
-        message = "The call did not end in time." if code == "timeout" else "The call was cut short."
+        code, message = _LATE if isinstance(error, TimeoutError) else _CUT_SHORT
         if harmless:
             await _settle_failure(call, call_id, (code, message), on)
         else:
@@ -448,12 +465,14 @@ async def _run(
             done = await _settle(call, call_id, decision, reply, before, on)
             return replace(done, warnings=admitted.warnings) if admitted.warnings else done
         except (StoreUnavailable, WrongState):
+            if harmless and on.config.store.reads_when_down:
+                return Done(call_id=call_id, reply=reply, cost={}, undo=None, failed=reply.is_error)
             # The effect happened. Its record is owed, and the journal writes it as soon as it can; or the
             # call was given up for dead while this process slept, and stands as others concluded.
             return InDoubt(call_id=call_id, code="unrecorded", message=_UNRECORDED)
         except BaseException:
             # Cut short while the undo was proved, or a bug: what is not recorded by now is in doubt.
-            await _doubt(call, call_id, "interrupted", "The call was cut short.", on)
+            await _doubt(call, call_id, *_CUT_SHORT, on)
             raise
 
 
@@ -978,6 +997,9 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
                 del on.in_flight[key]
 
 
+_log = logging.getLogger(__name__)
+_LATE = ("timeout", "The call did not end in time.")
+_CUT_SHORT = ("interrupted", "The call was cut short.")
 _TOO_LATE = ("too_late", "The time of the call was over before it was sent.")
 _SENT = Verdict(rung=Rung.EXECUTE, code="allowed", reason="It was sent.", remedy=Remedy.STOP)
 _UNRECORDED = "The source answered, but the answer could not be recorded yet."

@@ -136,7 +136,8 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Incidents",
-        about="Calls in doubt; undos in doubt, failed or in conflict; policies that a server would not take.",
+        about="Calls in doubt; undos in doubt, failed or in conflict; policies that a server would not take; "
+        "gaps in which reads went through unrecorded.",
         columns=("when", "what", "tool", "call"),
         rows=[
             [_moment(at_us), *rest]
@@ -156,8 +157,8 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
                     f" AND c.code = 'undo_conflict' GROUP BY o.tool, o.id LIMIT {_LISTED_MAX}"
                 ),
                 *asked(
-                    f"SELECT at_us, kind, '', '' FROM events WHERE {then} AND kind = 'policy.rejected'"  # noqa: S608 - the conditions are ours
-                    f" ORDER BY at_us LIMIT {_LISTED_MAX}",
+                    f"SELECT at_us, kind, '', '' FROM events WHERE {then}"  # noqa: S608 - the conditions are ours
+                    f" AND kind IN ('policy.rejected', 'store.gap') ORDER BY at_us LIMIT {_LISTED_MAX}",
                     when,
                 ),
             ]

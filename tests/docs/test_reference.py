@@ -187,7 +187,9 @@ def test_every_kind_of_event_is_listed() -> None:
         (ROOT / f"server/remit/{name}.py").read_text("utf-8")
         for name in ("journal", "ledger", "notices", "proven", "versions", "erasing", "keeping")
     )
-    named = r'"((?:call|run|undo|approval|stream|key|switch|log|shadow|policy|playbook|audit)\.[a-z_]+)"'
+    named = (
+        r'"((?:call|run|undo|approval|stream|key|switch|log|shadow|policy|playbook|audit|store)\.[a-z_]+)"'
+    )
     kinds = set(re.findall(named, source))
     kinds |= {
         "call.succeeded",

@@ -217,11 +217,14 @@ def a_principal(agent: str = "agent:bot", user: str = "user:ann", **more: Any) -
     return Principal(**{"tenant": TENANT, "agent": agent, "user": user, "auth": "api_key", **more})
 
 
-def a_config(folder: Path, *, tools: Mapping[str, Any] = TOOLS, **settings: Any) -> Config:
+def a_config(
+    folder: Path, *, tools: Mapping[str, Any] = TOOLS, reads_when_down: bool = False, **settings: Any
+) -> Config:
     return Config.model_validate(
         {
             "version": 1,
-            "store": {"path": folder / "remit.db"} | ({"url": url_of(folder)} if databases else {}),
+            "store": {"path": folder / "remit.db", "reads_when_down": reads_when_down}
+            | ({"url": url_of(folder)} if databases else {}),
             "policy": {"files": [folder / "policy.csv"]},
             "sources": {"shop": {"kind": "mcp", "command": ["shop"]}},
             "tools": tools,
@@ -361,6 +364,18 @@ def full_disk(path: Path) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def taking_no_writes(at: Location) -> Generator[None]:
+    """The audit database has failed: its disk is full, or its server lets nobody in."""
+    if isinstance(at, Postgres):
+        assert databases
+        with databases.refused(at.url):
+            yield
+    else:
+        with full_disk(at):
+            yield
 
 
 def _used(log: bytes) -> int:

@@ -93,6 +93,8 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
         receipt["event"] = outcome.event
     if outcome.repeated:
         receipt["repeated"] = True
+    if outcome.unrecorded:
+        receipt["unrecorded"] = True
     if outcome.warnings:
         receipt["warnings"] = list(outcome.warnings)
     meta = dict(body.get("_meta") or {})
