@@ -59,6 +59,7 @@ class StockPolicy:
         self._lock = Lock()
         self.warnings = policy.warnings
         self.subjects = policy.subjects
+        self.delegated = policy.delegated
 
     @property
     def version(self) -> str:

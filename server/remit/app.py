@@ -298,12 +298,22 @@ class App:
 
     async def _recovering(self, services: Services, tasks: TaskGroup) -> None:
         # Imported only where it is used: most have no playbook that starts by itself.
-        from remit import triggers
+        from remit import playbooks, triggers
+
+        under_way: set[str] = set()
+
+        async def carry_out(run: playbooks.Run) -> None:
+            under_way.add(run.id)
+            await triggers.carried_out(run)
+            under_way.discard(run.id)
 
         while True:
             with suppress(StoreUnavailable):
+                for run in await triggers.resumed(services, self.loaded):
+                    if run.id not in under_way:  # it is, where this process was given up for dead, and lives
+                        tasks.start_soon(carry_out, run)
                 for run in await triggers.begun(services, self.loaded):
-                    tasks.start_soon(triggers.carried_out, run)
+                    tasks.start_soon(carry_out, run)
             await anyio.sleep(_TRIGGER_S)
 
     async def _sealing(self) -> None:

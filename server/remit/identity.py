@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Auth: TypeAlias = Literal["stdio", "api_key", "jwt", "local"]
+Auth: TypeAlias = Literal["stdio", "api_key", "jwt", "local", "playbook"]
 Algorithm: TypeAlias = Literal["RS256", "PS256", "ES256", "EdDSA"]
 
 _ID: Final = re.compile(r"[A-Za-z0-9_.@-]{1,128}")

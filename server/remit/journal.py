@@ -124,6 +124,16 @@ class Approved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """A run of a playbook that another process began and did not end."""
+
+    run: str
+    name: str
+    inputs: Mapping[str, str]
+    started_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Undoable:
     """A call and the plan that takes it back, as read inside one transaction."""
 
@@ -1241,27 +1251,29 @@ class Journal:
         tenant: str,
         by: str,
         anew: bool,
-    ) -> str:
-        """Begin a run; return its id, or that of an equal one that has not ended well and is carried on."""
+    ) -> tuple[str, int]:
+        """Begin a run, or carry on an equal one that has not ended well; return its id, and when it began."""
 
-        def change() -> str:
+        def change() -> tuple[str, int]:
             ledger, told = self._ledger, orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS).decode()
             open_run = ledger.one(
-                "SELECT id FROM playbook_runs WHERE name = ? AND digest = ? AND inputs = ? AND tenant = ?"
-                " AND state <> 'done' ORDER BY id DESC LIMIT 1",
+                "SELECT id, started_us FROM playbook_runs WHERE name = ? AND digest = ? AND inputs = ?"
+                " AND tenant = ? AND state <> 'done' ORDER BY id DESC LIMIT 1",
                 (name, digest, told, tenant),
             )
+            found, started_us = run, ledger.now_us
             if open_run and not anew:
+                found, started_us = open_run["id"], open_run["started_us"]
                 ledger.execute(
-                    "UPDATE playbook_runs SET state = 'running', ended_us = NULL WHERE id = ?",
-                    (open_run["id"],),
+                    "UPDATE playbook_runs SET state = 'running', incarnation = ?, ended_us = NULL"
+                    " WHERE id = ?",
+                    (ledger.stream, found),
                 )
             else:
                 ledger.insert(
                     "playbook_runs",
-                    (run, name, digest, told, tenant, "running", by, None, ledger.now_us, None),
+                    (run, name, digest, told, tenant, "running", by, None, ledger.stream, started_us, None),
                 )
-            found = open_run["id"] if open_run and not anew else run
             ledger.event(
                 "playbook.started",
                 tenant=tenant,
@@ -1272,7 +1284,7 @@ class Journal:
                 carried_on=found != run,
                 by=by,
             )
-            return found
+            return found, started_us
 
         return await self._writer.write(change)
 
@@ -1300,8 +1312,8 @@ class Journal:
                 (name, tenant, ledger.now_us - every_us, cause),
             ):
                 return False
-            row = (run, name, digest, told, tenant, "running", "trigger", cause, ledger.now_us, None)
-            ledger.insert("playbook_runs", row)
+            row = (run, name, digest, told, tenant, "running", "trigger", cause, ledger.stream)
+            ledger.insert("playbook_runs", (*row, ledger.now_us, None))
             ledger.event(
                 "playbook.started",
                 tenant=tenant,
@@ -1314,6 +1326,46 @@ class Journal:
                 trigger=trigger,
             )
             return True
+
+        return await self._writer.write(change)
+
+    async def take_over_playbooks(self, digests: Mapping[str, str]) -> list[Resumed]:
+        """The runs that began by themselves and whose process is gone: this one carries them on.
+
+        `digests` are the versions of now, by name: a run of another version ends here, as failed.
+        """
+
+        def change() -> list[Resumed]:
+            ledger, found = self._ledger, list[Resumed]()
+            for row in ledger.all(
+                "SELECT p.* FROM playbook_runs AS p JOIN incarnations AS i ON i.id = p.incarnation"
+                " WHERE p.state = 'running' AND p.cause IS NOT NULL AND i.state <> 'live' ORDER BY p.id",
+                (),
+            ):
+                run, name, tenant = row["id"], row["name"], row["tenant"]
+                if digests.get(name) != row["digest"]:
+                    self._end_playbook(run, tenant, "failed", why="its version is not configured any more")
+                    continue
+                ledger.execute("UPDATE playbook_runs SET incarnation = ? WHERE id = ?", (ledger.stream, run))
+                ledger.event(
+                    "playbook.started",
+                    tenant=tenant,
+                    call_id=None,
+                    run=run,
+                    playbook=name,
+                    digest=row["digest"],
+                    carried_on=True,
+                    by="trigger",
+                )
+                found.append(
+                    Resumed(
+                        run=run,
+                        name=name,
+                        inputs=orjson.loads(row["inputs"]),
+                        started_us=row["started_us"],
+                    )
+                )
+            return found
 
         return await self._writer.write(change)
 
@@ -1337,14 +1389,7 @@ class Journal:
         await self._writer.write(change)
 
     async def end_playbook(self, *, run: str, tenant: str, state: str) -> None:
-        def change() -> None:
-            self._ledger.execute(
-                "UPDATE playbook_runs SET state = ?, ended_us = ? WHERE id = ?",
-                (state, self._ledger.now_us, run),
-            )
-            self._ledger.event("playbook.ended", tenant=tenant, call_id=None, run=run, state=state)
-
-        await self._writer.write(change)
+        await self._writer.write(lambda: self._end_playbook(run, tenant, state))
 
     async def tell(self, run: RunKey) -> tuple[Notice, ...]:
         """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""
@@ -1421,6 +1466,13 @@ class Journal:
             await self._writer.stop()
 
     # The parts of a transaction.
+
+    def _end_playbook(self, run: str, tenant: str, state: str, **more: str) -> None:
+        self._ledger.execute(
+            "UPDATE playbook_runs SET state = ?, ended_us = ? WHERE id = ?",
+            (state, self._ledger.now_us, run),
+        )
+        self._ledger.event("playbook.ended", tenant=tenant, call_id=None, run=run, state=state, **more)
 
     def _otherwise(
         self,

@@ -29,7 +29,7 @@ def leave(ledger: Ledger, undo_call: str) -> None:
     left = ledger.execute(
         "INSERT INTO notices"
         ' SELECT o.id, o.tenant, o.agent, o."user", o.run, o.tool,'
-        " CASE u.auth WHEN 'local' THEN 'operator' ELSE 'agent' END, ?, NULL"
+        " CASE WHEN u.auth IN ('local', 'playbook') THEN 'operator' ELSE 'agent' END, ?, NULL"
         " FROM calls AS u JOIN calls AS o ON o.id = u.of_call WHERE u.id = ?"
         ' AND (u.tenant, u.agent, u."user", u.run) <> (o.tenant, o.agent, o."user", o.run)'
         " ON CONFLICT DO NOTHING",

@@ -50,6 +50,8 @@ class Run:
     name: str
     playbook: Playbook
     inputs: Mapping[str, str]
+    #: When it began, also where it is carried on later.
+    started_us: int
     on: Services
     loaded: Loaded
     found: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -57,7 +59,7 @@ class Run:
     @property
     def principal(self) -> Principal:
         who = self.playbook.runs_as
-        return Principal(tenant=who.tenant, agent=who.agent, user=who.user, auth="local")
+        return Principal(tenant=who.tenant, agent=who.agent, user=who.user, auth="playbook")
 
     @property
     def roots(self) -> Mapping[str, Any]:
@@ -83,7 +85,7 @@ async def begin(
 ) -> Run:
     """A new run, or the one with the same version and inputs that has not ended well yet."""
     playbook = loaded.config.playbooks[name]
-    run = await on.journal.begin_playbook(
+    run, started_us = await on.journal.begin_playbook(
         run=uuid7(on.clock()),
         name=name,
         digest=digest(playbook),
@@ -92,7 +94,15 @@ async def begin(
         by=by,
         anew=anew,
     )
-    return Run(id=run, name=name, playbook=playbook, inputs=inputs, on=on, loaded=loaded)
+    return Run(
+        id=run,
+        name=name,
+        playbook=playbook,
+        inputs=inputs,
+        started_us=started_us,
+        on=on,
+        loaded=loaded,
+    )
 
 
 async def carry_out(run: Run) -> AsyncGenerator[Ended]:
@@ -214,8 +224,8 @@ async def _rollback(run: Run, step: PlaybookStep) -> Ended:
 
 
 def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
-    """The plan of a rollback: calls of others, since `since`."""
-    since = run.on.clock() - step.since * 1_000_000 if step.since else None
+    """The plan of a rollback: calls of others, from `since` before the run began."""
+    since = run.started_us - step.since * 1_000_000 if step.since else None
     scope: dict[str, Any] = {str(step.rollback): _target(run, step)}
     query = CallQuery(tenant=run.principal.tenant, since_us=since, **scope)
     with open_records(run.loaded.config.store.location, run.loaded.master_key, run.on.clock) as found:

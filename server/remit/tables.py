@@ -451,6 +451,8 @@ playbook_runs = Table(
     Column("by", String(133), nullable=False),
     # What set it off, when nobody began it: a call, an account and the start of its window, or a switch.
     Column("cause", Text),
+    # The life of the process that carries it out.
+    Column("incarnation", String(36), nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
     sqlite_with_rowid=False,

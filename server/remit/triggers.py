@@ -50,6 +50,26 @@ async def begun(on: Services, loaded: Loaded) -> list[Run]:
     return runs
 
 
+async def resumed(on: Services, loaded: Loaded) -> list[Run]:
+    """The runs that began by themselves in a process that is gone since: for this one to carry on.
+
+    Raises StoreUnavailable.
+    """
+    books = loaded.config.playbooks
+    return [
+        Run(
+            id=left.run,
+            name=left.name,
+            playbook=books[left.name],
+            inputs=left.inputs,
+            started_us=left.started_us,
+            on=on,
+            loaded=loaded,
+        )
+        for left in await on.journal.take_over_playbooks({name: digest(it) for name, it in books.items()})
+    ]
+
+
 async def carried_out(run: Run) -> None:
     """Take the steps of a run; how each ended is recorded. What cuts it short is told to the log."""
     try:
@@ -65,7 +85,15 @@ async def _begin(look: _Look, cause: _Cause, loaded: Loaded) -> Run | None:
         name: str(compile_expression(text, roots=("trigger",))(trigger=cause.facts))
         for name, text in look.trigger.inputs.items()
     }
-    run = Run(id=uuid7(on.clock()), name=look.name, playbook=book, inputs=inputs, on=on, loaded=loaded)
+    run = Run(
+        id=uuid7(on.clock()),
+        name=look.name,
+        playbook=book,
+        inputs=inputs,
+        started_us=look.now_us,
+        on=on,
+        loaded=loaded,
+    )
     first = await on.journal.trigger_playbook(
         run=run.id,
         name=run.name,

@@ -43,9 +43,12 @@ async def prepare(call_id: str, principal: Principal, run: str, on: Services, *,
 
 
 def _concerns(entry: Undoable, principal: Principal) -> bool:
+    """Whether this call is any business of theirs; whether they may take it back is for policy to say."""
     if entry.tenant != principal.tenant:
         return False
-    return principal.auth == "local" or (entry.agent, entry.user) == (principal.agent, principal.user)
+    if principal.auth in ("local", "playbook"):
+        return True
+    return (entry.agent, entry.user) == (principal.agent, principal.user)
 
 
 def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:

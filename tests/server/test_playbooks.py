@@ -10,7 +10,18 @@ from typing import Any
 import anyio
 import pytest
 from tests.server.acme import CONFIG, Terminal, a_place, made, refund_of, serving
-from tests.server.builders import POLICY, TOOLS, Clock, Gate, Remit, ScriptedSource, a_config, a_remit, rows
+from tests.server.builders import (
+    POLICY,
+    TOOLS,
+    Clock,
+    Gate,
+    Remit,
+    ScriptedSource,
+    a_config,
+    a_principal,
+    a_remit,
+    rows,
+)
 
 from remit.config_file import Loaded
 from remit.model import Done
@@ -164,8 +175,19 @@ async def test_a_dry_run_takes_no_step(tmp_path: Path) -> None:
         assert remit.source.sent == []
 
 
+#: Who may take back what others did, beside those who may take back what they did themselves.
+RECOVERY = """
+g, agent:playbook, role:recovery, acme
+g, user:sue, role:recovery, acme
+g3, agent:playbook, user:sue, acme
+p, role:recovery, acme, *, undo, 1 == 1, allow
+"""
+
+
 def test_an_agent_is_stopped_and_all_that_it_did_is_taken_back(tmp_path: Path) -> None:
     remit = Terminal(a_place(tmp_path))
+    policy = tmp_path / "policy.csv"
+    acmes = policy.read_text()
     remit.config.write_text(
         CONFIG
         + """\
@@ -193,14 +215,29 @@ playbooks:
         "Would take back 2 of 2 calls.",
     ]
     assert remit.json("switch", "list") == []
+    # Its user's right alone is not enough: a playbook acts as an agent, and policy governs both.
+    refused = remit(*words)
+    assert refused.code == 1
+    assert "take_back  failed  0 of 2 calls are taken back." in refused.out
+    calls = remit.json("calls", "list", "--agent", "agent:playbook")
+    assert {(call["code"], call["state"]) for call in calls} == {("no_delegation", "denied")}
+    assert "agent:playbook do nothing for user:sue" in remit("check").out
+    policy.write_text(acmes + RECOVERY.replace("role:recovery, acme, *", "user:sue, acme, *"))
+    assert remit(*words).code == 1
+    calls = remit.json("calls", "list", "--agent", "agent:playbook")
+    assert "undo_not_allowed" in {call["code"] for call in calls}
+    policy.write_text(acmes + RECOVERY)
+    assert "agent:playbook do nothing" not in remit("check").out
     ran = remit(*words)
     assert ran.code == 0, ran
     assert "take_back  done  2 of 2 calls are taken back.\n" in ran.out
     (switch,) = remit.json("switch", "list")
     assert switch["target"] == "agent:support-bot"
     assert switch["reason"].startswith("playbook stop-and-take-back, run ")
-    undos = rows(tmp_path / "remit.db", "SELECT agent, user FROM calls WHERE kind = 'undo'")
-    assert [(undo["agent"], undo["user"]) for undo in undos] == [("agent:playbook", "user:sue")] * 2
+    undos = rows(tmp_path / "remit.db", "SELECT * FROM calls WHERE kind = 'undo' AND state = 'succeeded'")
+    who = ("agent:playbook", "user:sue", "playbook")
+    assert [(undo["agent"], undo["user"], undo["auth"]) for undo in undos] == [who] * 2
+    assert [told["by"] for told in rows(tmp_path / "remit.db", "SELECT * FROM notices")] == ["operator"] * 2
     assert remit("audit", "verify").code == 0
     (listed,) = remit.json("playbook", "list")
     assert (listed["name"], listed["inputs"], listed["steps"]) == ("stop-and-take-back", ["agent"], 2)
@@ -209,6 +246,50 @@ playbooks:
     assert remit("playbook", "run", listed["name"]).code == 1
     assert remit("playbook", "run", listed["name"], "--input", "agent").code == 64
     assert remit("playbook", "show", "nothing").code == 1
+
+
+#: Takes back what agent:other did in the last hour, and needs a boss for it.
+BACK = a_book({"id": "back", "rollback": "agent", "of": "inputs.agent", "since": "1h"}, inputs=("agent",))
+BACK_ASKING = POLICY + "p2, agent:bot, acme, shop.buy, undo, 1 == 1, approvals=1\n"
+
+
+async def test_a_rollback_that_waits_for_people_is_carried_on_from_where_the_run_began(
+    tmp_path: Path,
+) -> None:
+    """However long they take, what was in its scope when it began still is."""
+    async with a_place_with(tmp_path, BACK, policy=BACK_ASKING) as (remit, loaded):
+        other = a_principal("agent:other")
+        await remit.done("shop.buy", {"thing": "pen", "price": 5}, principal=other)
+        remit.clock.advance(s=3000)
+        (waits,) = await carried_out(remit, loaded, agent="agent:other")
+        assert waits.state == "waits"
+        approval = remit.one("SELECT id FROM approvals")["id"]
+        assert approval in waits.said
+        remit.clock.advance(s=800)
+        await remit.vote(approval)
+        (done,) = await carried_out(remit, loaded, agent="agent:other")
+        assert (done.state, done.said) == ("done", "1 of 1 calls are taken back.")
+        assert len(remit.source.effects("give_back")) == 1
+        assert len(remit.rows("SELECT * FROM playbook_runs")) == 1
+
+
+async def test_a_rollback_that_was_cut_short_is_carried_on_from_where_the_run_began(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path, BACK) as (remit, loaded):
+        for thing in ("pen", "cup"):
+            await remit.done("shop.buy", {"thing": thing, "price": 5}, principal=a_principal("agent:other"))
+        remit.clock.advance(s=3000)
+        remit.source.on["give_back"] = Gate()
+        with anyio.move_on_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: carried_out(remit, loaded, agent="agent:other"))
+                await remit.source.reached(3)
+                remit.die()
+                tasks.cancel_scope.cancel()
+    async with a_place_with(tmp_path, BACK, clock=Clock(remit.clock() + 3_000_000_000)) as (remit, loaded):
+        (ended,) = await carried_out(remit, loaded, agent="agent:other")
+        # One was under way when the process died; the other is taken back although an hour has passed.
+        assert (ended.state, ended.said[:29]) == ("failed", "1 of 2 calls are taken back. ")
+        assert len(remit.source.effects("give_back")) == 1
 
 
 @pytest.mark.parametrize(

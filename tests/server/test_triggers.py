@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from tests.server.test_playbooks import BOOK, a_book, a_place_with
 
 from remit.app import App
 from remit.config_file import Loaded, load
-from remit.triggers import begun, carried_out
+from remit.playbooks import carry_out
+from remit.triggers import begun, carried_out, resumed
 
 BUY = {"thing": "pen", "price": 7}
 #: Buys one of whatever the trigger says, so that its input shows in what reaches the source.
@@ -186,6 +190,52 @@ async def test_what_the_identity_may_not_do_is_refused_and_recorded(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("every_database")
+async def test_what_was_cut_short_is_carried_on_by_the_next_process_and_by_one_alone(tmp_path: Path) -> None:
+    clock, book = Clock(), a_triggered(FAILURES)
+    book["steps"] = [ORDER, {**ORDER, "id": "again", "args": {"thing": "inputs.thing", "price": "2"}}]
+    async with a_place_with(tmp_path, book, clock=clock) as (remit, loaded):
+        for _ in range(4):
+            await sent(remit, well=False)
+        (run,) = await begun(remit.on, loaded)
+        steps = carry_out(run)
+        assert (await anext(steps)).state == "done"
+        assert await resumed(remit.on, loaded) == [], "its process lives"
+        await steps.aclose()
+        remit.die()
+    async with (
+        a_place_with(tmp_path, book, clock=clock) as (one, loaded),
+        a_place_with(tmp_path, book, clock=clock) as (other, _),
+    ):
+        left = [*await resumed(one.on, loaded), *await resumed(other.on, loaded)]
+        assert [(each.id, each.inputs, each.started_us) for each in left] == [
+            (run.id, run.inputs, one.one("SELECT started_us FROM playbook_runs")["started_us"])
+        ]
+        await carried_out(left[0])
+        assert [request.arguments["price"] for request in one.source.effects("buy")] == [2]
+        assert one.one("SELECT state FROM playbook_runs")["state"] == "done"
+        told = [
+            orjson.loads(row["body"])
+            for row in one.rows("SELECT body FROM events WHERE kind = 'playbook.started'")
+        ]
+        assert [each["carried_on"] for each in told] == [False, True]
+        assert await looked(one, loaded) == 0
+
+
+async def test_a_run_of_another_version_is_not_carried_on(tmp_path: Path) -> None:
+    clock, book = Clock(), a_triggered(FAILURES)
+    async with a_place_with(tmp_path, book, clock=clock) as (remit, loaded):
+        for _ in range(4):
+            await sent(remit, well=False)
+        assert len(await begun(remit.on, loaded)) == 1
+    async with a_place_with(tmp_path, {**book, "about": "Another."}, clock=clock) as (remit, loaded):
+        assert await resumed(remit.on, loaded) == []
+        assert remit.one("SELECT state FROM playbook_runs")["state"] == "failed"
+        (ended,) = remit.rows("SELECT body FROM events WHERE kind = 'playbook.ended'")
+        assert orjson.loads(ended["body"])["why"] == "its version is not configured any more"
+        assert ordered(remit) == []
+
+
+@pytest.mark.usefixtures("every_database")
 async def test_of_two_processes_that_see_the_same_one_starts_it(tmp_path: Path) -> None:
     clock, book = Clock(), a_triggered(FAILURES)
     async with (
@@ -210,13 +260,34 @@ WHO = "{tenant: acme, agent: agent:playbook, user: user:sue}"
 STEPS = "steps: [{id: stop, stop: tool, of: inputs.x}]"
 
 
-def test_a_server_starts_it_when_an_operator_turned_a_switch_on(tmp_path: Path) -> None:
+#: A server that is killed in the moment in which it has begun a playbook by itself.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import anyio
+from remit import triggers
+from remit.app import App
+from remit.config_file import load
+
+async def serve():
+    async with App(load(Path(sys.argv[1])), role="http").running():
+        await anyio.sleep(30)
+
+triggers.carried_out = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+anyio.run(serve)
+"""
+
+
+def test_a_server_starts_it_when_a_switch_was_turned_on_and_another_carries_it_on(tmp_path: Path) -> None:
     remit = Terminal(a_place(tmp_path))
     on = "on: [{switch: {kind: safe}, inputs: {x: \"'acme.refund'\"}}]"
     remit.config.write_text(f"{CONFIG}playbooks:\n  careful: {{as: {WHO}, inputs: [x], {STEPS}, {on}}}\n")
     assert remit("check").code == 0, remit("check")
     assert "starts by itself on  switch\n" in remit("playbook", "show", "careful").out
     assert remit("safe", "on", "--reason", "odd").code == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(remit.config)], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [row["state"] for row in rows(tmp_path / "remit.db", "SELECT * FROM playbook_runs")] == ["running"]
 
     async def serve() -> None:
         async with App(load(remit.config), role="http").running():
@@ -225,6 +296,7 @@ def test_a_server_starts_it_when_an_operator_turned_a_switch_on(tmp_path: Path) 
             )
 
     anyio.run(serve)
+    assert [row["state"] for row in rows(tmp_path / "remit.db", "SELECT * FROM playbook_runs")] == ["done"]
     switches = {(each["kind"], each["target"]) for each in remit.json("switch", "list")}
     assert switches == {("safe", ""), ("kill", "acme.refund")}
     assert remit("audit", "verify").code == 0

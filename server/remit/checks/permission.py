@@ -111,7 +111,9 @@ def _may_undo(q: Question, policy: Engine, *, alone: bool) -> Verdict:
     ]
     rung, code, reason, remedy = Rung.EXECUTE, "allowed", _ALLOWED, Remedy.ASK
     duties = tuple(dict.fromkeys(duty for answer in answers for duty in answer.duties))
-    if not all(answer.allowed for answer in answers):
+    if not alone and not policy.delegated(q.tenant, q.agent, q.user):
+        rung, code, (reason, remedy) = Rung.DENY, "no_delegation", _REASONS["no_delegation"]
+    elif not all(answer.allowed for answer in answers):
         rung, code = Rung.DENY, "undo_not_allowed"
         reason = "Policy does not let you undo this call. Ask your user to have it undone by someone who may."
     elif duties:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from remit.catalog import Catalog
     from remit.cli.exported import ExportedTool
     from remit.config import Config
+    from remit.config_file import Loaded
     from remit_rbac import Policy
 
 
@@ -82,6 +84,7 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
         for misfit in misfits(loaded, offered.catalog, absent=offered.down)
     ]
     policy, told = policy_findings(loaded.config, None if offered.down else offered.catalog)
+    told += _idle_playbooks(loaded, policy) if policy else ()
     return findings + told, table(offered.catalog, loaded.config, policy)
 
 
@@ -98,6 +101,18 @@ def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | N
     unfit = misfits_of(policy, config, catalog) if catalog else ()
     found = sorted((*policy.warnings, *unfit), key=lambda problem: (problem.file, problem.line))
     return policy, [*(_ruled(problem) for problem in found), *_tested(config, policy)]
+
+
+def _idle_playbooks(loaded: Loaded, policy: Policy) -> Iterator[Finding]:
+    """Playbooks whose calls and undos the policy refuses, whatever they are."""
+    for name, book in loaded.config.playbooks.items():
+        who = book.runs_as
+        if any(not step.stop for step in book.steps) and not policy.delegated(
+            who.tenant, who.agent, who.user
+        ):
+            message = f"the policy lets {who.agent} do nothing for {who.user}, so calls and undos are refused"
+            problem = loaded.problem(("playbooks", name, "as"), f"{message}; add a row of g3")
+            yield _configured(problem, warning=True)
 
 
 def _tested(config: Config, policy: Policy) -> list[Finding]:

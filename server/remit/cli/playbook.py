@@ -128,7 +128,15 @@ async def _run(
     async with services_of(loaded, set(loaded.config.sources)) as on:
         if dry_run:
             book = loaded.config.playbooks[name]
-            run = Run(id="dry", name=name, playbook=book, inputs=given(book, inputs), on=on, loaded=loaded)
+            run = Run(
+                id="dry",
+                name=name,
+                playbook=book,
+                inputs=given(book, inputs),
+                started_us=on.clock(),
+                on=on,
+                loaded=loaded,
+            )
         else:
             run = await begin(name, inputs, on, loaded, by=by, anew=anew)
         async for ended in foreseen(run) if dry_run else carry_out(run):
