@@ -29,7 +29,7 @@ MUTANTS = [
     Mutant(
         "pipeline.py", "if before and before.etag is not None and", "if before and call.kind == 'call' and"
     ),
-    Mutant("journal.py", "ELSE ? AND back.state", "ELSE ? AND 1 = 0 AND back.state"),
+    Mutant("states.py", "ELSE u.best_effort AND back", "ELSE u.best_effort AND 1 = 0 AND back"),
     # What is put back.
     Mutant("pipeline.py", "before=before.body if before", "before=b'{\"value\": 0}' if before"),
     # Doubt.
