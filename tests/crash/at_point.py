@@ -8,20 +8,21 @@ after the answer has left. Without one it serves until it is killed.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import faulthandler
 import os
-from collections.abc import Callable, Generator
+import signal
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
 from tests.crash.mutants import MUTANTS
 from tests.crash.place import Place
+from tests.crash.zygote import Life, Zygote
 
 from remit.app import App
 from remit.config_file import load
@@ -32,19 +33,21 @@ from remit.ledger import Ledger
 from remit_adapters.base import Operation
 from remit_adapters.mcp import McpAdapter
 
-KILLED = 137
-_START_S = 60
-#: What serving needs. Installed packages only: the process that is forked does not know this folder.
-_PRELOADED = [
-    "remit.front.serving",
-    "remit.front.guard",
+#: What serving imports only when it gets there.
+for _name in (
     "remit.tables",
-    "remit_adapters.mcp",
+    "remit.anchors",
+    "remit.postgres",
+    "remit.ledger_postgres",
+    "asyncpg",
+    "mcp.server.auth.middleware.bearer_auth",
     "mcp.server.streamable_http_manager",
+    "mcp.server.transport_security",
     "alembic.command",
     "aiohttp",
     "uvloop",
-]
+):
+    import_module(_name)
 Moment = Literal["before commit", "after commit", "before run", "after run", "before answer", "after answer"]
 
 
@@ -58,55 +61,33 @@ class Death:
         return f"{self.moment} {self.number}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forked:
-    """One such process. `url` is empty when it died before it served."""
-
-    url: str
-    process: ForkServerProcess
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def terminate(self) -> None:
-        self.process.terminate()
-
-    async def wait(self) -> int:
-        """How it ended: its exit code, or a signal's number below zero."""
-        await anyio.to_thread.run_sync(self.process.join)
-        assert self.process.exitcode is not None
-        return self.process.exitcode
-
-
-async def fork(place: Place, death: Death | None = None, fault: str | None = None) -> Forked:
-    """Serve `place` until `death`; returns once it serves, or has died."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_serve, args=(place.config, place.folder / "remit.stderr", death, fault, theirs), daemon=True
-    )
-    process.start()
-    theirs.close()
-    with ours:
-        if not await anyio.to_thread.run_sync(ours.poll, _START_S):
-            process.kill()
-            raise TimeoutError(f"no server in {_START_S} s")
-        try:
-            return Forked(url=ours.recv(), process=process)
-        except EOFError:
-            return Forked(url="", process=process)
-
-
-def _serve(config: Path, log: Path, death: Death | None, fault: str | None, tell: Connection) -> None:
-    with log.open("a") as stderr:
+def serve(
+    *,
+    config: str,
+    log: str,
+    tell: Callable[[str], object],
+    death: Mapping[str, Any] | None,
+    fault: str | None,
+) -> None:
+    """Be `remit serve` here, until killed, told to end, or dead of `death`."""
+    with open(log, "a") as stderr:
         os.dup2(stderr.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1)
     if fault:
         FAULTS[fault]()
     if death:
-        _arm(death)
-    anyio.run(
-        partial(serve_http, App(load(config), role="http"), tell.send), backend_options={"use_uvloop": True}
+        _arm(Death(**death))
+    app = App(load(Path(config)), role="http")
+    anyio.run(partial(serve_http, app, tell), backend_options={"use_uvloop": True})
+
+
+async def fork(zygote: Zygote, place: Place, death: Death | None = None, fault: str | None = None) -> Life:
+    """Serve `place` until `death`; returns once it serves, or has died."""
+    return await zygote.fork(
+        config=str(place.config),
+        log=str(place.folder / "remit.stderr"),
+        death=asdict(death) if death else None,
+        fault=fault,
     )
 
 
@@ -118,7 +99,7 @@ def _arm(death: Death) -> None:
         if moment == death.moment:
             left -= 1
             if left == 0:
-                os._exit(KILLED)
+                os.kill(os.getpid(), signal.SIGKILL)
 
     transaction, run, answer = Ledger.transaction, McpAdapter.run, Guard.__call__
 

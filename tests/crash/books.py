@@ -3,10 +3,8 @@
 Reads it as an auditor would and knows nothing of the code that wrote it, but for the rule of the
 event chain. `flaws` says in sentences what is not true; an empty list is a clean bill.
 
-The invariants: balances are the fold of their moves and of their holds (B1, B2), never above their limit
-but by what is recorded as overrun (B3); a hold is open exactly while its call is (B4); a call that paid on
-one account paid on all in the same unit (B5); each call tells its life in events, once each, in a possible
-order; every stream is a whole chain.
+Each invariant has a name, and what is wrong begins with it; `reconcile.py` has those that need Acme's word or
+the agents'.
 """
 
 from __future__ import annotations
@@ -14,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from remit.chain import COLUMNS, verify
 from remit.database import Location, Reader, reading
 from remit.vault import Vault, master_key
 
+T = TypeVar("T")
 #: Which event may follow which in the life of one call; a life ends anywhere where its state says so.
 _NEXT: dict[str, frozenset[str]] = {
     "": frozenset({"call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched"}),
@@ -70,18 +69,51 @@ _LAST = {
 def flaws(at: Location) -> list[str]:
     """Every sentence about what is wrong in an audit database."""
     with reading(at) as db:
-        return [*budget_flaws(db), *_lives(db), *chain_flaws(db), *_undos(db), *_commitments(db, at)]
+        return [*named(INVARIANTS, db), *_undos(db), *_commitments(db, at)]
+
+
+def named(invariants: Mapping[str, Callable[[T], Iterator[str]]], evidence: T) -> Iterator[str]:
+    """What is wrong, each sentence behind the name of its invariant."""
+    for name, broken in invariants.items():
+        yield from (f"{name}: {what}" for what in broken(evidence))
 
 
 def budget_flaws(db: Reader) -> Iterator[str]:
+    return named({name: broken for name, broken in INVARIANTS.items() if name.startswith("B")}, db)
+
+
+def chain_flaws(db: Reader) -> Iterator[str]:
+    return streams_are_whole(db)
+
+
+def balances_are_their_holds(db: Reader) -> Iterator[str]:
+    """B1."""
+    sums = {
+        (row["account"], row["window_start_us"]): (row["held"], row["posted"], row["refunded"])
+        for row in db.all(
+            "SELECT account, window_start_us, SUM(CASE WHEN state = 'held' THEN amount ELSE 0 END) AS held,"
+            " SUM(posted) AS posted, SUM(refunded) AS refunded FROM holds GROUP BY account, window_start_us"
+        )
+    }
+    for row in db.all("SELECT * FROM accounts"):
+        key = row["id"], row["window_start_us"]
+        made, is_so = sums.pop(key, (0, 0, 0)), (row["held"], row["posted"], row["refunded"])
+        if made != is_so:
+            yield f"{key}: its holds make {made} held, posted and refunded; its balance is {is_so}"
+    for key in sums:
+        yield f"{key} has holds and no balance"
+
+
+def balances_are_their_moves(db: Reader) -> Iterator[str]:
+    """B2."""
     folded: dict[tuple[str, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for move in db.all("SELECT account, window_start_us, kind, amount FROM budget_moves"):
-        folded[move["account"], move["window_start_us"]][move["kind"]] += move["amount"]
-    accounts = {(row["id"], row["window_start_us"]): row for row in db.all("SELECT * FROM accounts")}
-    for key in folded.keys() - accounts.keys():
-        yield f"{key} has moves and no balance"
-    for key, row in accounts.items():
-        moves = folded[key]
+    for move in db.all(
+        "SELECT account, window_start_us, kind, SUM(amount) AS amount FROM budget_moves"
+        " GROUP BY account, window_start_us, kind"
+    ):
+        folded[move["account"], move["window_start_us"]][move["kind"]] += int(move["amount"])
+    for row in db.all("SELECT * FROM accounts"):
+        moves = folded.pop((row["id"], row["window_start_us"]), defaultdict(int))
         expected = {
             "held": moves["hold"] - moves["release"],
             "posted": moves["post"],
@@ -90,29 +122,31 @@ def budget_flaws(db: Reader) -> Iterator[str]:
         }
         for name, amount in expected.items():
             if row[name] != amount:
-                yield f"{key}: {name} is {row[name]}, its moves make {amount}"
+                yield f"{row['id']}: {name} is {row[name]}, its moves make {amount}"
+    for key in folded:
+        yield f"{key} has moves and no balance"
+
+
+def no_balance_above_its_limit(db: Reader) -> Iterator[str]:
+    """B3: but by what is recorded as overrun."""
+    for row in db.all("SELECT * FROM accounts"):
         over = row["held"] + row["posted"] - row["refunded"] - row["limit_amount"]
         if row["overrun"] != max(0, over):
-            yield f"{key}: overrun is {row['overrun']}, beyond the limit is {max(0, over)}"
-    sums: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for hold in db.all("SELECT * FROM holds"):
-        sums[hold["account"], hold["window_start_us"]][0] += hold["amount"] if hold["state"] == "held" else 0
-        sums[hold["account"], hold["window_start_us"]][1] += hold["posted"]
-        sums[hold["account"], hold["window_start_us"]][2] += hold["refunded"]
-    for key, (held, posted, refunded) in sums.items():
-        row = accounts.get(key)
-        if row is None or (row["held"], row["posted"], row["refunded"]) != (held, posted, refunded):
-            yield f"{key}: its holds make {held} held, {posted} posted, {refunded} refunded: not its balance"
-    for key in accounts.keys() - sums.keys():
-        row = accounts[key]
-        if row["held"] or row["posted"]:
-            yield f"{key} has a balance and no holds"
+            yield f"{row['id']}: overrun is {row['overrun']}, beyond the limit is {max(0, over)}"
+
+
+def a_hold_is_open_while_its_call_is(db: Reader) -> Iterator[str]:
+    """B4."""
     for row in db.all(
         "SELECT holds.call_id, holds.account, holds.state AS hold, calls.state FROM holds LEFT JOIN calls"
         " ON calls.id = holds.call_id WHERE calls.id IS NULL OR"
         " (holds.state = 'held') <> (calls.state IN ('scheduled', 'dispatched', 'in_doubt'))"
     ):
         yield f"the hold of {row['call_id']} on {row['account']} is {row['hold']}, the call is {row['state']}"
+
+
+def all_levels_pay_the_same(db: Reader) -> Iterator[str]:
+    """B5."""
     for row in db.all(
         "SELECT call_id, unit FROM holds GROUP BY call_id, unit"
         " HAVING COUNT(DISTINCT posted) > 1 OR COUNT(DISTINCT amount) > 1 OR COUNT(DISTINCT state) > 1"
@@ -120,7 +154,25 @@ def budget_flaws(db: Reader) -> Iterator[str]:
         yield f"call {row['call_id']} did not pay the same {row['unit']} on every account"
 
 
-def _lives(db: Reader) -> Iterator[str]:
+def a_hold_resolves_once(db: Reader) -> Iterator[str]:
+    """B6."""
+    for row in db.all(
+        "SELECT call_id, account, window_start_us, kind FROM budget_moves"
+        " WHERE kind IN ('hold', 'release', 'post')"
+        " GROUP BY call_id, account, window_start_us, kind HAVING COUNT(*) > 1"
+    ):
+        yield f"call {row['call_id']} has more than one {row['kind']} on {row['account']}"
+
+
+def no_more_comes_back_than_was_paid(db: Reader) -> Iterator[str]:
+    """B7."""
+    for table, name in (("accounts", "id"), ("holds", "call_id")):
+        for row in db.all(f"SELECT {name} AS name FROM {table} WHERE refunded > posted OR refunded < 0"):  # noqa: S608
+            yield f"{row['name']} was refunded more than it had paid"
+
+
+def calls_are_their_events(db: Reader) -> Iterator[str]:
+    """A3: one first event, and one for each later state, in a possible order."""
     lives: dict[str, list[str]] = defaultdict(list)
     for event in db.all(
         "SELECT call_id, kind FROM events WHERE call_id IS NOT NULL ORDER BY at_us, stream, seq"
@@ -142,7 +194,8 @@ def _lives(db: Reader) -> Iterator[str]:
         yield f"there are events of {call_id}, and no such call"
 
 
-def chain_flaws(db: Reader) -> Iterator[str]:
+def streams_are_whole(db: Reader) -> Iterator[str]:
+    """A1: dense from 1, and each event bound to all before it."""
     rows = db.tuples(f"SELECT {COLUMNS} FROM events ORDER BY stream, seq")  # noqa: S608 - the columns are ours
     heads = {
         row["id"]: (row["last_seq"], row["head"])
@@ -156,6 +209,18 @@ def chain_flaws(db: Reader) -> Iterator[str]:
     ):
         yield f"call {row['id']} belongs to a process that was never registered"
 
+
+INVARIANTS: dict[str, Callable[[Reader], Iterator[str]]] = {
+    "B1": balances_are_their_holds,
+    "B2": balances_are_their_moves,
+    "B3": no_balance_above_its_limit,
+    "B4": a_hold_is_open_while_its_call_is,
+    "B5": all_levels_pay_the_same,
+    "B6": a_hold_resolves_once,
+    "B7": no_more_comes_back_than_was_paid,
+    "A1": streams_are_whole,
+    "A3": calls_are_their_events,
+}
 
 _UNDO_CALL = {
     "running": ("dispatched",),

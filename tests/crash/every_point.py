@@ -1,66 +1,95 @@
 """One small story, cut at each point in turn; after each cut the next life is told the rest of it.
 
-The same folder serves all of them, so what one death left behind is there when the next one comes.
+The same folder serves all of them, so what one death left behind is there when the next one comes. Other
+servers on the same database live through all of it.
 """
 
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Sequence
 
 import aiohttp
-from tests.crash.at_point import KILLED, Death, Moment, fork
+from tests.crash.at_point import Death, Moment, fork
 from tests.crash.clients import Clients
 from tests.crash.place import Place
-from tests.crash.reconcile import disagreements
+from tests.crash.reconcile import Seen, what_stays_wrong
+from tests.crash.zygote import Zygote
 
 
 async def cut_everywhere(
-    place: Place, moments: Sequence[Moment], *, fault: str | None = None
+    place: Place,
+    zygote: Zygote,
+    moments: Sequence[Moment],
+    *,
+    servers: int = 1,
+    fault: str | None = None,
 ) -> tuple[list[Death], list[str]]:
     """Die at every point of these kinds; returns the deaths, and what was wrong after the last of them.
 
-    Ends at the first death after which something is wrong.
+    Ends at the first death after which something is wrong. On PostgreSQL, where a lease must run out before
+    anybody looks after the dead, all is compared after the last death of each kind only.
     """
-    clients = Clients(place, random.Random(1))
+    clients, seen = Clients(place, random.Random(1)), Seen()
     deaths: list[Death] = []
-    for moment in moments:
-        number = 1
-        while True:
-            death = Death(moment=moment, number=number)
-            process = await fork(place, death, fault)
-            if process.url:
-                if flaws := disagreements(place, clients.told, living=1):
-                    process.kill()
-                    await process.wait()
+    others = [await fork(zygote, place, None, fault) for _ in range(servers - 1)]
+    try:
+        for moment in moments:
+            while True:
+                number = 1 + sum(death.moment == moment for death in deaths)
+                death = Death(moment=moment, number=number)
+                died, flaws = await _dies(place, zygote, clients, seen, death, fault, servers)
+                if flaws:
                     return deaths, flaws
-                if await _story(clients, process.url):
-                    process.terminate()  # closing is work too, and may be cut
-            code = await process.wait()
-            assert code in (0, KILLED), f"{death}: ended with {code}"
-            if code == 0:
-                break
-            deaths.append(death)
-            number += 1
-    process = await fork(place, None, fault)
-    flaws = disagreements(place, clients.told, living=1)
-    process.terminate()
-    await process.wait()
-    return deaths, flaws
+                if not died:
+                    break
+                deaths.append(death)
+            if flaws := await what_stays_wrong(place, clients.told, seen, living=servers - 1):
+                return deaths, flaws
+        return deaths, []
+    finally:
+        for life in others:
+            life.signal(signal.SIGKILL)
+            await life.wait()
+
+
+async def _dies(
+    place: Place,
+    zygote: Zygote,
+    clients: Clients,
+    seen: Seen,
+    death: Death,
+    fault: str | None,
+    servers: int,
+) -> tuple[bool, list[str]]:
+    """Whether the server died there, before it had told the story and ended; and what was wrong before."""
+    life = await fork(zygote, place, death, fault)
+    flaws: list[str] = []
+    if life.url:
+        if not place.on_postgres:
+            flaws = await what_stays_wrong(place, clients.told, seen, living=servers)
+        if flaws:
+            life.signal(signal.SIGKILL)
+        elif await _story(clients, life.url):
+            life.signal(signal.SIGTERM)  # closing is work too, and may be cut
+    ended = await life.wait()
+    assert ended != "failed", f"{death}: {(place.folder / 'remit.stderr').read_text()[-4000:]}"
+    return ended == "killed" and not flaws, flaws
 
 
 async def _story(clients: Clients, url: str) -> bool:
-    """A refund and its undo, a look, a denied call, a question to people; False when nobody answers."""
+    """Everything once: made and taken back, held back and called off, refused; False when nobody answers."""
     async with aiohttp.ClientSession() as session:
         again, clients.told.unanswered = clients.told.unanswered, []
         for request in again:
             if not await clients.send(session, url, request):
                 return False
-        known = set(clients.told.succeeded)
-        for request in (clients.refund(0, 100), clients.look(0), clients.refund(0, 500_000)):
-            if not await clients.send(session, url, request):
+        made = [clients.refund(0, 100), clients.update(0, clients.a_customer()), clients.mail(0)]
+        for request in (clients.look(0), *made, clients.refund(0, 500_000), clients.refund(0, 50_000)):
+            answer = await clients.send(session, url, request)
+            if not answer:
                 return False
-        for call_id in clients.told.succeeded.keys() - known:
-            if not await clients.send(session, url, clients.undo(0, call_id)):
+            if request in made and not await clients.send(session, url, clients.undo(0, answer.call_id)):
                 return False
-        return await clients.send(session, url, clients.refund(0, 50_000))
+    return True

@@ -22,6 +22,7 @@ from tests.interop.running import serving
 from remit.app import App
 from remit.cli.acting import journal_of
 from remit.config_file import load
+from remit.database import Location, Postgres
 from remit.identity import mint_key
 from remit.ids import now_us
 
@@ -29,11 +30,34 @@ ACME = Path(__file__).parents[2] / "configs/acme"
 #: Acme as a child process of whoever starts this.
 ACME_COMMAND = [sys.executable, str(Path(__file__).with_name("acme.py")), "--db", "acme.db"]
 ORDERS = 2_000
+CUSTOMERS = 4_000
+#: What nobody has changed says so.
+UNTOUCHED = "as it was"
 _PLENTY = 10**12
+#: What this place governs beside Acme's own rules.
+_MORE_TOOLS = {
+    "acme.send_mail": {"effect": "deferred", "hold_back": "1s", "idempotency_arg": "idempotency_key"},
+    "acme.cancel_refund": {"idempotency_arg": "idempotency_key"},
+    "acme.update_customer": {"idempotency_arg": "idempotency_key"},
+}
+#: Acme's ledger: a row is written in the transaction of the effect that it is of (see `acme.py`).
+LEDGER = """
+CREATE TABLE IF NOT EXISTS effects (
+    number INTEGER PRIMARY KEY,
+    key    TEXT NOT NULL,
+    tool   TEXT NOT NULL,
+    thing  TEXT NOT NULL,
+    value  TEXT NOT NULL
+) STRICT;
+"""
 
 
 def order_id(number: int) -> str:
     return f"ord-{10_000 + number}"
+
+
+def customer_id(number: int) -> str:
+    return f"cus-{10_000 + number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +67,16 @@ class Place:
     keys: tuple[str, ...]
     #: Remit starts Acme, so Acme ends with it.
     starts_acme: bool
+    #: The audit database.
+    records: Location
 
     @property
     def config(self) -> Path:
         return self.folder / "remit.yaml"
 
     @property
-    def records(self) -> Path:
-        return self.folder / "remit.db"
+    def on_postgres(self) -> bool:
+        return isinstance(self.records, Postgres)
 
     @property
     def acme(self) -> Path:
@@ -61,23 +87,33 @@ class Place:
         words = ["serve", "--http", "127.0.0.1:0", "--json", "--config", str(self.config)]
         return [sys.executable, "-m", "remit", *words]
 
-    def sent(self) -> list[str]:
-        """The key of every refund that Acme was ever asked for, once for each time."""
-        log = self.folder / "sent.log"
-        return log.read_text().split() if log.exists() else []
-
     def wait_until_acme_is_gone(self) -> None:
         """Returns once no process of Acme's is left; blocks for as long as one lives."""
         with open(self.folder / "acme.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-async def a_place(folder: Path, *, agents: int = 3, acme_url: str | None = None) -> Place:
-    """Make `folder` ready to serve. Remit starts Acme itself, unless it is running at `acme_url`."""
+async def a_place(
+    folder: Path,
+    *,
+    agents: int = 3,
+    acme_url: str | None = None,
+    database: str | None = None,
+    through: Path | None = None,
+) -> Place:
+    """Make `folder` ready to serve. Remit starts Acme itself, unless it is running at `acme_url`.
+
+    `database` is the URL of a PostgreSQL database; without it the records are a SQLite file. Servers reach
+    it by the socket in `through` then, and everybody else directly.
+    """
     names = [f"agent:bot-{number}" for number in range(agents)]
-    (folder / "remit.yaml").write_text(json.dumps(_config(acme_url), indent=2))  # JSON is YAML
+    records = Postgres(database, folder / "remit.db") if database else folder / "remit.db"
+    served = f"{database.partition('?')[0]}?host={through}" if database and through else database
+    config = _config(acme_url, served)
+    (folder / "remit.yaml").write_text(json.dumps(config, indent=2))  # JSON is YAML
     who = [f"g, {name}, role:support, acme\ng3, {name}, user:alice, acme\n" for name in names]
-    (folder / "policy.csv").write_text((ACME / "policy.csv").read_text() + "\n" + "".join(who))
+    more = ["g2, acme.send_mail, grp:can_be_undone\n", *who]
+    (folder / "policy.csv").write_text((ACME / "policy.csv").read_text() + "\n" + "".join(more))
     _stock(folder / "acme.db")
     loaded = load(folder / "remit.yaml")
     pepper = App(loaded, role="cli").pepper
@@ -95,37 +131,58 @@ async def a_place(folder: Path, *, agents: int = 3, acme_url: str | None = None)
             )
             await journal.add_key(record, by="local")
             keys.append(plaintext)
-    return Place(folder=folder, keys=tuple(keys), starts_acme=acme_url is None)
+    return Place(
+        folder=folder,
+        keys=tuple(keys),
+        starts_acme=acme_url is None,
+        records=records,
+    )
 
 
-def _config(acme_url: str | None) -> dict[str, Any]:
+def _config(acme_url: str | None, database: str | None) -> dict[str, Any]:
     """Acme's own configuration without the other server, and with budgets that last for any campaign."""
     config = yaml.safe_load((ACME / "remit.yaml").read_text())
     acme = {"url": acme_url} if acme_url else {"command": ACME_COMMAND}
     config["sources"] = {"acme": {"kind": "mcp", **acme}}
-    config["tools"] = {name: rule for name, rule in config["tools"].items() if not name.startswith("time.")}
+    config["tools"] = {
+        name: {**rule, **_MORE_TOOLS.get(name, {})}
+        for name, rule in config["tools"].items()
+        if not name.startswith("time.")
+    }
     config["budgets"] = [{**budget, "limit": _PLENTY} for budget in config["budgets"]]
     config["http"] = {"bind": "127.0.0.1:0"}
+    if database:
+        config["store"] = {"path": "remit.db", "url": database, "lease": "1s"}
     return config
 
 
 def _stock(path: Path) -> None:
     orders = [(order_id(number), "cus-101", "Kettle", "EUR", 10**9, 10**9) for number in range(ORDERS)]
+    customers = [
+        (customer_id(number), "Customer", "somebody@customer.example", "gold", UNTOUCHED)
+        for number in range(CUSTOMERS)
+    ]
     with closing(sqlite3.connect(path)) as db:
         db.executescript((ACME / "acme.sql").read_text("utf-8"))
+        db.executescript(LEDGER)
         db.executemany(
             "INSERT INTO orders (order_id, customer_id, item, currency, total_minor, paid_minor)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            " VALUES (?, ?, ?, ?, ?, ?)",
             orders,
+        )
+        db.executemany(
+            "INSERT INTO customers (id, name, email, tier, note) VALUES (?, ?, ?, ?, ?)", customers
         )
         db.commit()
 
 
 @asynccontextmanager
-async def beside_acme(folder: Path, *, agents: int = 3) -> AsyncGenerator[Place]:
+async def beside_acme(
+    folder: Path, *, agents: int = 3, database: str | None = None, through: Path | None = None
+) -> AsyncGenerator[Place]:
     """A place whose Acme is a server of its own, and outlives every Remit."""
     with serving([*ACME_COMMAND, "--http", "127.0.0.1:0"], folder) as url:
-        yield await a_place(folder, agents=agents, acme_url=url)
+        yield await a_place(folder, agents=agents, acme_url=url, database=database, through=through)
 
 
 async def acme_is_gone(place: Place, *, within_s: float = 20) -> bool:

@@ -2,59 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from tests.crash.at_point import FAULTS, Moment, fork
+from tests.crash.at_point import FAULTS
 from tests.crash.every_point import cut_everywhere
-from tests.crash.place import a_place, beside_acme
-from tests.crash.run import campaign
+from tests.crash.place import Place, a_place, beside_acme
+from tests.crash.run import MOMENTS, Campaign, Database, Report, forked, spawn
+from tests.crash.zygote import Zygote, a_zygote
+from tests.postgres import Databases
 
-MOMENTS: tuple[Moment, ...] = get_args(Moment)
+#: Which database, and how many servers share it.
+ARRANGEMENTS: list[tuple[Database, int]] = [("sqlite", 1), ("sqlite", 3), ("postgresql", 3)]
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Generator[Zygote]:
+    with a_zygote() as it:
+        yield it
+
+
+@asynccontextmanager
+async def a_shop(folder: Path, database: Database, request: pytest.FixtureRequest) -> AsyncGenerator[Place]:
+    url = None
+    if database == "postgresql":
+        databases: Databases = request.getfixturevalue("postgres")
+        url = databases.fresh()
+    async with beside_acme(folder, agents=1, database=url) as place:
+        yield place
 
 
 async def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path) -> None:
-    report = await campaign(await a_place(tmp_path), kills=1, seed=1)
+    report = Report(seed=1)
+    await Campaign(await a_place(tmp_path), spawn, report).run(kills=1)
     assert report.flaws == []
-    assert report.refunds
+    assert report.kills
 
 
-async def test_one_process_goes_on_while_another_on_the_same_records_is_killed(tmp_path: Path) -> None:
-    async with beside_acme(tmp_path) as place:
-        report = await campaign(place, kills=4, seed=2, servers=2, start=fork)
-    assert report.flaws == []
-    assert report.in_flight
-
-
-async def test_an_answer_that_was_given_is_true_wherever_the_process_died(tmp_path: Path) -> None:
+async def test_an_answer_that_was_given_is_true_wherever_the_process_died(
+    tmp_path: Path, zygote: Zygote
+) -> None:
     async with beside_acme(tmp_path, agents=1) as place:
-        deaths, flaws = await cut_everywhere(place, ["before answer", "after answer"])
+        deaths, flaws = await cut_everywhere(place, zygote, ["after answer"])
     assert flaws == []
     assert len(deaths) > 8
 
 
 @pytest.mark.slow
-async def test_a_server_that_dies_at_any_point_leaves_the_truth(tmp_path: Path) -> None:
-    async with beside_acme(tmp_path, agents=1) as place:
-        deaths, flaws = await cut_everywhere(place, MOMENTS)
+@pytest.mark.parametrize(("database", "servers"), ARRANGEMENTS)
+async def test_whoever_is_killed_on_whatever_database_nothing_is_lost(
+    tmp_path: Path, database: Database, servers: int
+) -> None:
+    report = Report(seed=servers, database=database, servers=servers)
+    await forked(tmp_path, report, kills=30)
+    assert report.flaws == []
+    assert report.in_flight
+    assert report.effects["update_customer"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("database", "servers"), ARRANGEMENTS)
+async def test_a_server_that_dies_at_any_point_leaves_the_truth(
+    tmp_path: Path, zygote: Zygote, database: Database, servers: int, request: pytest.FixtureRequest
+) -> None:
+    async with a_shop(tmp_path, database, request) as place:
+        deaths, flaws = await cut_everywhere(place, zygote, MOMENTS, servers=servers)
     assert flaws == []
     assert {death.moment for death in deaths} == set(MOMENTS)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3_000)
-@pytest.mark.parametrize(("kills", "servers"), [(200, 1), (50, 2)])
-async def test_two_hundred_kills_lose_nothing(tmp_path: Path, kills: int, servers: int) -> None:
-    report = await campaign(await a_place(tmp_path), kills=kills, seed=kills, servers=servers)
+async def test_two_hundred_kills_of_the_real_command_lose_nothing(tmp_path: Path) -> None:
+    report = Report(seed=200)
+    await Campaign(await a_place(tmp_path), spawn, report).run(kills=200)
     assert report.flaws == []
     assert report.calls["in_doubt"]
-    assert report.cancelled
+    assert report.undos["done"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_fault_that_was_put_in_is_found(tmp_path: Path, fault: str) -> None:
+async def test_a_fault_that_was_put_in_is_found(tmp_path: Path, zygote: Zygote, fault: str) -> None:
     async with beside_acme(tmp_path, agents=1) as place:
-        _, flaws = await cut_everywhere(place, MOMENTS, fault=fault)
+        _, flaws = await cut_everywhere(place, zygote, MOMENTS, fault=fault)
     assert flaws

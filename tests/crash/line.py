@@ -1,0 +1,81 @@
+"""The wire between Remit and PostgreSQL, which breaks where it is told to: at a COMMIT, before or after it.
+
+It listens on a socket of its own and passes everything on. Whoever cuts says how: `unheard`, and the server
+never gets the COMMIT; `unanswered`, and it carries the COMMIT out while nobody hears that it did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Literal
+
+_SOCKET = ".s.PGSQL.5432"
+_MOST = 65_536
+Cut = Literal["unheard", "unanswered"]
+
+
+class Line:
+    def __init__(self, server: Path) -> None:
+        self._server = server / _SOCKET
+        self._next: list[Cut] = []
+        self.cuts: Counter[Cut] = Counter()
+
+    def cut(self, how: Cut) -> None:
+        """Break at the next COMMIT that comes by."""
+        self._next.append(how)
+
+    async def carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        """One connection, until either end closes it or it is cut."""
+        with suppress(OSError), closing(to_client):
+            server, to_server = await asyncio.open_unix_connection(self._server)
+            with closing(to_server):
+                answers = asyncio.create_task(_pass_on(server, to_client))
+                while data := await client.read(_MOST):
+                    how = self._next.pop() if self._next and b"COMMIT" in data else None
+                    if how is not None:
+                        self.cuts[how] += 1
+                        answers.cancel()
+                        await asyncio.wait([answers])
+                    if how != "unheard":
+                        to_server.write(data)
+                        await to_server.drain()
+                    if how == "unanswered":
+                        await server.read(_MOST)  # it is done by now, and nobody will hear of it
+                    if how is not None:
+                        break
+                answers.cancel()
+
+
+async def _pass_on(server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await server.read(_MOST):
+            to_client.write(data)
+            await to_client.drain()
+    to_client.close()
+
+
+@asynccontextmanager
+async def a_line(folder: Path, server: Path) -> AsyncGenerator[Line]:
+    """A wire that ends in `folder`, from a server whose socket is in the other."""
+    line = Line(server)
+    carried: set[asyncio.Task[None]] = set()
+
+    async def carry(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        carried.add(task)
+        await line.carry(client, to_client)
+        carried.discard(task)
+
+    listening = await asyncio.start_unix_server(carry, folder / _SOCKET)
+    try:
+        yield line
+    finally:
+        listening.close()
+        for task in carried:
+            task.cancel()
+        await asyncio.gather(*carried, return_exceptions=True)
