@@ -3,10 +3,12 @@
 For each number of calls that are under way together: the journal as it is (every process commits what waits
 in one transaction), the same journal with a transaction of its own for each step (`naive`), and with
 `--dbos` a three-step workflow of a durable execution engine. The floor is what the disk takes for two
-synced writes, one after the other. Processor time is this process's own; the load does nothing else. The
-PostgreSQL server comes from a wheel and is durable, or is the one that `REMIT_TEST_POSTGRES_URL` names.
+synced writes, one after the other. Processor time is this process's own, for the records alone: the calls
+are decided before the clock starts. The PostgreSQL server comes from a wheel and is durable, or is the one
+that `REMIT_TEST_POSTGRES_URL` names. `--sync-ms` makes every sync of SQLite, and of the floor, take that
+much longer, as on a slower disk; PostgreSQL is left out then.
 
-    python -m benchmarks.ledger [--quick] [--json] [--dbos]
+    python -m benchmarks.ledger [--quick] [--json] [--dbos] [--sync-ms MS]
 """
 
 from __future__ import annotations
@@ -28,16 +30,20 @@ from typing import Any, TypeVar, cast
 import uvloop
 from tests.postgres import Databases, Server
 
-from benchmarks.stages import record_once, services
+from benchmarks.stages import decided, record, services
 from benchmarks.targets.launch import ROOT
 from remit import journal as journals
 from remit.database import Location, Postgres
+from remit.front.serving import settle_memory
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
+from remit.ledger_sqlite import SqliteStore
 from remit.writer import Writer
 
 T = TypeVar("T")
 CONCURRENCY = (1, 16, 128)
+#: The calls that are made ready for each second, by concurrency: more than can be recorded in it.
+_MOST = {1: 1_500, 16: 4_000, 128: 8_000}
 DBOS_VENV = ROOT / "out" / "venvs" / "dbos"
 
 
@@ -85,7 +91,7 @@ class OneByOne(Writer):
             return change()
 
 
-def floor_ms(folder: Path, seconds: float) -> float:
+def floor_ms(folder: Path, seconds: float, sync_s: float) -> float:
     """The median time of two sequential synced writes of a page, in a file that has its length already."""
     page = os.urandom(4096)
     file = os.open(folder / "floor", os.O_RDWR | os.O_CREAT, 0o600)
@@ -98,10 +104,27 @@ def floor_ms(folder: Path, seconds: float) -> float:
             for n in (0, 1):
                 os.pwrite(file, page, (2 * len(times) + n) % 256 * 4096)
                 os.fdatasync(file)
+                time.sleep(sync_s)
             times.append(time.perf_counter() - began)
     finally:
         os.close(file)
     return round(sorted(times)[len(times) // 2] * 1000, 3)
+
+
+@contextmanager
+def slower_syncs(sync_s: float) -> Iterator[None]:
+    """Let every commit on SQLite take this much longer."""
+    commit = SqliteStore.commit
+
+    def slower(self: SqliteStore, *, wait: bool) -> None:
+        time.sleep(sync_s)
+        commit(self, wait=wait)
+
+    SqliteStore.commit = slower
+    try:
+        yield
+    finally:
+        SqliteStore.commit = commit
 
 
 @contextmanager
@@ -121,16 +144,20 @@ def counted_commits() -> Iterator[list[int]]:
         Ledger._flush = flush  # pyright: ignore[reportPrivateUsage]
 
 
-async def burst(journal: Journal, folder: Path, concurrency: int, seconds: float, sums: Sums) -> None:
+async def burst(
+    journal: Journal, folder: Path, concurrency: int, calls: int, seconds: float, sums: Sums
+) -> None:
+    """Record calls for some seconds, `calls` at most, and add them to `sums`."""
     on = services(folder, journal)
-    await asyncio.gather(*(record_once(on) for _ in range(concurrency)))
+    await asyncio.gather(*(record(*decided(on), on) for _ in range(concurrency)))
+    ready = [decided(on) for _ in range(calls)]
     with counted_commits() as commits:
         cpu, wall = time.process_time(), time.perf_counter()
         until = wall + seconds
 
         async def client() -> None:
-            while (began := time.perf_counter()) < until:
-                await record_once(on)
+            while ready and (began := time.perf_counter()) < until:
+                await record(*ready.pop(), on)
                 sums.latencies_s.append(time.perf_counter() - began)
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
@@ -147,7 +174,10 @@ async def measured(
     for concurrency in CONCURRENCY:
         grouped, naive = Sums(), Sums()
         for number in range(rounds):
-            for kind, sums, writer in (("group", grouped, Writer), ("naive", naive, OneByOne)):
+            for kind, sums, writer, most in (
+                ("group", grouped, Writer, _MOST[concurrency]),
+                ("naive", naive, OneByOne, _MOST[1]),
+            ):
                 journals.Writer = writer
                 try:
                     at = database(f"{kind}-{concurrency}-{number}")
@@ -155,7 +185,7 @@ async def measured(
                 finally:
                     journals.Writer = Writer
                 try:
-                    await burst(journal, folder, concurrency, seconds, sums)
+                    await burst(journal, folder, concurrency, round(seconds * most), seconds, sums)
                 finally:
                     await journal.close()
         calls = len(grouped.latencies_s)
@@ -225,16 +255,23 @@ async def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 50 seconds; rougher numbers")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--dbos", action="store_true", help="also a DBOS workflow; installs it once")
+    parser.add_argument("--sync-ms", type=float, default=0.0, help="each sync of SQLite takes so much longer")
     asked = parser.parse_args()
     rounds, seconds = (2, 1.0) if asked.quick else (5, 3.0)
     (ROOT / "out").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ROOT / "out", prefix="ledger-") as name, postgres(Path(name)) as new:
+    rows: dict[str, list[Row]] = {}
+    with tempfile.TemporaryDirectory(dir=ROOT / "out", prefix="ledger-") as name:
         folder = Path(name)
-        floor = floor_ms(folder, seconds)
-        rows = {
-            "sqlite": await measured(folder, lambda it: folder / f"{it}.db", rounds, seconds, asked.dbos),
-            "postgresql": await measured(folder, new, rounds, seconds),
-        }
+        sync_s = asked.sync_ms / 1000
+        floor = floor_ms(folder, seconds, sync_s)
+        with slower_syncs(sync_s):
+            settle_memory()
+            rows["sqlite"] = await measured(
+                folder, lambda it: folder / f"{it}.db", rounds, seconds, asked.dbos
+            )
+        if not sync_s:
+            with postgres(folder) as new:
+                rows["postgresql"] = await measured(folder, new, rounds, seconds)
     if asked.json:
         listed = {kind: [asdict(row) for row in some] for kind, some in rows.items()}
         print(json.dumps({"floor_ms": floor, **listed}))

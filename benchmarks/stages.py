@@ -30,7 +30,8 @@ from remit.front.server import Front
 from remit.identity import Principal
 from remit.ids import now_us
 from remit.journal import Admitted, Journal, open_journal
-from remit.pipeline import Services, decide
+from remit.model import Call
+from remit.pipeline import Decision, Services, decide
 from remit.policies import load_policy
 from remit_adapters.base import Caller, Offer, Reply, Request
 
@@ -148,8 +149,8 @@ async def front_and_pipeline(folder: Path, calls: int) -> Row:
         await opened.close()
 
 
-async def record_once(on: Services) -> None:
-    """Record one governed call, before and after an effect that does nothing."""
+def decided(on: Services) -> tuple[Call, Decision]:
+    """A call, as the pipeline hands it to the journal."""
     call = new_call(
         tool=on.catalog.tools["down.echo"],
         arguments={"text": "text"},
@@ -158,7 +159,11 @@ async def record_once(on: Services) -> None:
         secret=on.secret,
         at_us=now_us(),
     )
-    decision = decide(call, on)
+    return call, decide(call, on)
+
+
+async def record(call: Call, decision: Decision, on: Services) -> None:
+    """Record one governed call, before and after an effect that does nothing."""
     with on.journal.under_way():
         await on.journal.admit(
             call,
@@ -184,7 +189,7 @@ async def journal(folder: Path, calls: int, together: int) -> Row:
     opened: Journal = await open_journal(folder / f"stage-{together}.db", role="benchmark")
     on = services(folder, opened)
     try:
-        return await measured("journal", calls, together, lambda: record_once(on))
+        return await measured("journal", calls, together, lambda: record(*decided(on), on))
     finally:
         await opened.close()
 

@@ -45,7 +45,7 @@ async def serve_stdio(app: App, principal: Principal) -> None:
 
 async def _run(app: App) -> None:
     async with app.running():
-        _settle_memory()
+        settle_memory()
         await anyio.sleep_forever()
 
 
@@ -75,13 +75,13 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(front.tell_clients)
             tasks.start_soon(_heed_signals, server, app)
-            _settle_memory()
+            settle_memory()
             announce(url)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """Leave what start-up made out of every later garbage collection: it lives as long as the process."""
     gc.collect()
     gc.freeze()
