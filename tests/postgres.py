@@ -110,6 +110,10 @@ class Databases:
         """The URL of a new audit database."""
         return self._create(self._made[0])
 
+    def copy(self, url: str) -> str:
+        """The URL of a new database with what this one holds, which nobody uses just now."""
+        return self._create(urlsplit(url).path.removeprefix("/"))
+
     @contextmanager
     def refused(self, url: str) -> Generator[None]:
         """One of the databases lets nobody in, and whoever was in is thrown out."""

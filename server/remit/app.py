@@ -28,7 +28,7 @@ from remit.config_problems import ConfigError
 from remit.database import beside
 from remit.due import send_due
 from remit.errors import RemitError, StoreUnavailable
-from remit.identity import load_pepper
+from remit.identity import load_pepper, pepper_check
 from remit.ids import Clock, now_us
 from remit.journal import Journal, open_journal
 from remit.keeping import sweep
@@ -131,6 +131,7 @@ class App:
                 clock=self._clock,
                 key=self.loaded.master_key(),
             )
+            await self._know_pepper(journal)
             if self.config.telemetry.otlp:
                 telemetry.configure(self.config.telemetry.otlp)
             telemetry.notice()
@@ -176,6 +177,13 @@ class App:
             raise
         finally:
             self._settled.set()
+
+    async def _know_pepper(self, journal: Journal) -> None:
+        try:
+            await journal.know_pepper(pepper_check(self.pepper))
+        except RemitError:
+            await journal.close()
+            raise
 
     async def _stop(self) -> None:
         if self._services is None:

@@ -212,6 +212,11 @@ def load_pepper(path: Path) -> bytes:
     return load_secret(path, lost="restore it, or delete it and make all API keys anew")
 
 
+def pepper_check(pepper: bytes) -> str:
+    """By what this pepper is known again; it cannot be found out by it."""
+    return hmac.digest(pepper, b"which pepper this is", "sha256").hex()
+
+
 def load_secret(path: Path, *, lost: str) -> bytes:
     """Read 32 secret bytes, made at first use, for this user's eyes only.
 

@@ -27,7 +27,7 @@ from remit.chain import entry
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
-from remit.database import Location, Postgres, Row, reading
+from remit.database import Location, Postgres, Row, beside, reading
 from remit.erasing import Erasure
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord, Principal
@@ -1054,6 +1054,42 @@ class Journal:
         await self._writer.write(lambda: versions.reject(self._ledger, problems=problems, digests=digests))
 
     # Keys.
+
+    async def know_pepper(self, check: str) -> None:
+        """Take note of the pepper by its `check`; another one than before only while nothing needs the old.
+
+        Raises WrongState, which says what needs it.
+        """
+
+        def change() -> None:
+            ledger = self._ledger
+            known = ledger.one("SELECT digest FROM secret_checks WHERE name = 'pepper'")
+            if known is None:
+                ledger.insert("secret_checks", ("pepper", check, ledger.now_us))
+            elif known["digest"] != check:
+                self._must_not_need_the_old_pepper()
+                ledger.execute(
+                    "UPDATE secret_checks SET digest = ?, since_us = ? WHERE name = 'pepper'",
+                    (check, ledger.now_us),
+                )
+                ledger.event("key.pepper", tenant=None, call_id=None, check=check)
+
+        await self._writer.write(change)
+
+    def _must_not_need_the_old_pepper(self) -> None:
+        now = self._ledger.now_us
+        keys = self._ledger.all(
+            "SELECT id FROM api_keys WHERE revoked_us IS NULL AND expires_us > ? ORDER BY id", (now,)
+        )
+        doubts = self._ledger.all("SELECT id FROM calls WHERE state = 'in_doubt' AND kind = 'call'")
+        if not keys and not doubts:
+            return
+        raise WrongState(
+            f"{beside(self.at, '.pepper')} is not the pepper that this database knows: {len(keys)} API keys"
+            f" would prove nothing, and {len(doubts)} calls in doubt would not be known again. Restore the"
+            " file, which lies beside store.path. If it is lost, end these keys (remit agents key revoke) and"
+            " doubts (remit doubt resolve), then start again and make new keys"
+        )
 
     async def add_key(self, key: KeyRecord, *, by: str) -> None:
         def change() -> None:

@@ -563,6 +563,16 @@ api_keys = Table(
     Column("revoked_us", BigInteger),
 )
 
+#: By what a secret that lies beside the database is known again, though not found out.
+secret_checks = Table(
+    "secret_checks",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    # HMAC-SHA-256 of a constant under it.
+    Column("digest", String(64), nullable=False),
+    Column("since_us", BigInteger, nullable=False),
+)
+
 #: Which events the leaves of the log are: `first_seq` and the following of a stream, one after another.
 log_runs = Table(
     "log_runs",

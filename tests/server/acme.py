@@ -74,10 +74,13 @@ class Story:
     in_doubt: str
 
 
-def a_place(folder: Path) -> Path:
-    """Acme's configuration and policy in `folder`; returns the configuration."""
+_STORE = "store: {path: remit.db}"
+
+
+def a_place(folder: Path, url: str | None = None) -> Path:
+    """Acme's configuration and policy in `folder`, on PostgreSQL at `url`; returns the configuration."""
     config = folder / "remit.yaml"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG.replace(_STORE, f"store: {{path: remit.db, url: '{url}'}}") if url else CONFIG)
     (folder / "policy.csv").write_bytes((REPOSITORY / "configs/acme/policy.csv").read_bytes())
     return config
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.postgres import Databases
 from tests.server import acme, builders
 
 
@@ -29,6 +30,28 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, acme.Story]:
 @pytest.fixture
 def story(played: tuple[Path, acme.Story]) -> acme.Story:
     return played[1]
+
+
+@pytest.fixture(scope="session")
+def played_on_postgres(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Databases
+) -> tuple[Path, acme.Story, str]:
+    folder, url = tmp_path_factory.mktemp("acme"), postgres.fresh()
+    return folder, anyio.run(acme.a_story, acme.a_place(folder, url)), url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[acme.Terminal, acme.Story]:
+    """The command line on a copy of its own, on one kind of database, and then on the other."""
+    folder = tmp_path / "acme"
+    if request.param == "sqlite":
+        from_folder, story = request.getfixturevalue("played")
+        shutil.copytree(from_folder, folder)
+    else:
+        from_folder, story, url = request.getfixturevalue("played_on_postgres")
+        shutil.copytree(from_folder, folder)
+        acme.a_place(folder, request.getfixturevalue("postgres").copy(url))
+    return acme.Terminal(folder / "remit.yaml"), story
 
 
 @pytest.fixture

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from remit.cli.options import AGENT, USER, as_option, config_option, json_option, print_json, records
+
+if TYPE_CHECKING:
+    from remit.journal import Journal
 
 _DAY_S = 86_400
 
@@ -95,20 +99,26 @@ def create(
     from remit.app import App
     from remit.cli.acting import in_journal, tenant_of
     from remit.config_file import load
-    from remit.identity import mint_key
+    from remit.identity import mint_key, pepper_check
     from remit.ids import now_us
 
     loaded = load(config_path)
+    pepper = App(loaded, role="cli").pepper
     record, plaintext = mint_key(
         tenant=tenant_of(loaded, tenant),
         agent=agent,
         user=user,
         label=label,
-        pepper=App(loaded, role="cli").pepper,
+        pepper=pepper,
         at_us=now_us(),
         lifetime_s=days * _DAY_S,
     )
-    in_journal(loaded, lambda journal: journal.add_key(record, by="local"))
+
+    async def add(journal: Journal) -> None:
+        await journal.know_pepper(pepper_check(pepper))
+        await journal.add_key(record, by="local")
+
+    in_journal(loaded, add)
     if as_json:
         print_json({"id": record.id, "key": plaintext, "agent": agent, "user": user})
     else:
