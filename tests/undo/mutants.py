@@ -31,7 +31,11 @@ MUTANTS = [
     ),
     Mutant("states.py", "ELSE u.best_effort AND back", "ELSE u.best_effort AND 1 = 0 AND back"),
     # What is put back.
-    Mutant("pipeline.py", "before=before.body if before", "before=b'{\"value\": 0}' if before"),
+    Mutant(
+        "pipeline.py",
+        "approved=approved,\n                before=before.body if before",
+        "approved=approved,\n                before=b'{\"value\": 0}' if before",
+    ),
     # Doubt.
     Mutant("probes.py", "if len(items) == 1:", "if len(items) <= 1:"),
     Mutant("probes.py", "        if answer:\n", "        if True:\n"),
@@ -41,5 +45,5 @@ MUTANTS = [
     Mutant("deferred.py", "SET state = 'cancelled', finished_us", "SET finished_us"),
     Mutant("deferred.py", "    if ended == 1:\n        balances", "    if ended == 9:\n        balances"),
     Mutant("deferred.py", "return taken == 1", "return True"),
-    Mutant("undo.py", "if original and entry.effect == Effect.DEFERRED and", "if False and original and"),
+    Mutant("undo.py", "waits = entry.waits or entry.effect == Effect.DEFERRED", "waits = False"),
 ]
