@@ -35,10 +35,15 @@ from remit_adapters.mcp import McpAdapter
 
 #: What serving imports only when it gets there.
 for _name in (
-    "remit.tables",
+    "anyio._backends._asyncio",
+    "anyio.streams.tls",
+    "httptools",
     "remit.anchors",
+    "remit.context_schema",
     "remit.postgres",
     "remit.ledger_postgres",
+    "remit.tables",
+    "remit_adapters.mcp.http",
     "asyncpg",
     "mcp.server.auth.middleware.bearer_auth",
     "mcp.server.streamable_http_manager",

@@ -51,11 +51,11 @@ _START_S = 60
 _CONVERSATIONS_PER_AGENT = 2
 #: All is let come to rest and compared after so many kills; a place is given up for a new one after so many.
 _KILLS_PER_LOOK: dict[Database, int] = {"sqlite": 10, "postgresql": 30}
-_KILLS_PER_PLACE = 150
+_KILLS_PER_PLACE = 200
 #: How long a server lives that is to die at a point which it may not reach.
 _POINT_S = 1.0
-#: Past the lease of `place.py`, by enough for others to notice.
-_STOPPED_S = 1.5
+#: How long a server is stopped: past the lease of `place.py`; where the kernel tells who lives, not so long.
+_STOPPED_S: dict[Database, float] = {"sqlite": 0.3, "postgresql": 1.5}
 _LEASE_S = 1.1
 _AT_A_POINT = 0.4
 _STOPPED = 0.04
@@ -267,7 +267,7 @@ class Campaign:
     async def _stop(self, life: Life) -> None:
         """Let a server sleep past its lease, and go on: what others have concluded by then stands."""
         life.signal(signal.SIGSTOP)
-        await asyncio.sleep(_STOPPED_S)
+        await asyncio.sleep(_STOPPED_S[self._report.database])
         self._report.stopped += 1
         with suppress(RemitError), reading(self._place.records) as db:
             row = db.one("SELECT state FROM incarnations WHERE pid = ? ORDER BY id DESC LIMIT 1", (life.pid,))
