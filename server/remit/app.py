@@ -27,6 +27,7 @@ from remit.config_file import Loaded, resolve
 from remit.config_problems import ConfigError
 from remit.database import beside
 from remit.due import send_due
+from remit.erasing import resume
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper, pepper_check
 from remit.ids import Clock, now_us
@@ -286,6 +287,8 @@ class App:
 
     async def _retaining(self, journal: Journal) -> None:
         while True:
+            with suppress(StoreUnavailable):
+                await resume(journal)
             await anyio.sleep(_RETAIN_S)
             with suppress(StoreUnavailable):
                 await sweep(journal, self.config.audit.retention, now_us=self._clock())

@@ -4,18 +4,29 @@ What calls carried is sealed (`vault.py`), so destroying the keys erases all of 
 is. Some columns that people query by hold words of the call in the clear; those are cleared after it, a slice
 at a time. Events hold commitments and no words of a call, so they stay, and every proof with them.
 
-The journal calls this inside its transactions.
+The journal calls this inside its transactions. `finish` goes on beside them, and `resume` goes on where a
+process ended in the middle; a server does so by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+import orjson
 
 from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger
 from remit.runs import ERASED
 from remit.vault import Sealer, Vault
+
+if TYPE_CHECKING:
+    from remit.journal import Journal
+
+#: Calls that are cleared in one transaction: others wait for it.
+_SLICE = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +126,40 @@ def cleared(ledger: Ledger, key_id: str) -> None:
     ledger.execute(
         "UPDATE subject_keys SET cleared_us = ? WHERE id = ? AND wrapped IS NULL", (ledger.now_us, key_id)
     )
+
+
+async def finish(journal: Journal, key_id: str, *, tenant: str, subject: str) -> int:
+    """Clear every call that was sealed with this destroyed key; return how many."""
+    # Imported only where it is used: nobody else reads records here.
+    from remit.records import open_records
+
+    def sealed() -> list[str]:
+        with open_records(journal.at) as found:
+            return list(found.sealed_with(key_id, tenant=tenant, subject=subject))
+
+    ids = await anyio.to_thread.run_sync(sealed)
+    for first in range(0, len(ids), _SLICE):
+        await journal.clear(ids[first : first + _SLICE])
+    await journal.cleared(key_id)
+    return len(ids)
+
+
+async def resume(journal: Journal) -> None:
+    """Finish what others began to erase and did not end: they were killed, or are still at it."""
+    for key_id, tenant, subject in await journal.uncleared():
+        await finish(journal, key_id, tenant=tenant, subject=subject)
+
+
+def uncleared(ledger: Ledger) -> list[tuple[str, str, str]]:
+    """Every destroyed key whose calls are still to be cleared, its tenant, and whose it was if a user's."""
+    rows = ledger.all("SELECT id, tenant FROM subject_keys WHERE wrapped IS NULL AND cleared_us IS NULL")
+    if not rows:
+        return []
+    named: dict[str, str] = {}
+    for event in ledger.all("SELECT body FROM events WHERE kind = 'audit.erased'"):
+        facts = orjson.loads(event["body"])
+        named |= dict.fromkeys(facts["keys"], facts["subject"] or "")
+    return [(row["id"], row["tenant"], named.get(row["id"], "")) for row in rows]
 
 
 _PSEUDONYM = "erased:"

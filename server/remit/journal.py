@@ -1016,6 +1016,10 @@ class Journal:
         """Clear what is not sealed in the rows of erased calls; a slice of them at a time."""
         await self._writer.write(lambda: erasing.clear(self._ledger, self._sealer, call_ids))
 
+    async def uncleared(self) -> list[tuple[str, str, str]]:
+        """What is erased and not yet cleared (see `erasing.uncleared`)."""
+        return await self._writer.write(lambda: erasing.uncleared(self._ledger), durable=False)
+
     async def cleared(self, key_id: str) -> None:
         """Note that nothing is left to be cleared for this destroyed key."""
         await self._writer.write(lambda: erasing.cleared(self._ledger, key_id))

@@ -246,6 +246,7 @@ subject_keys = Table(
         "name",
         **_where("wrapped IS NULL"),
     ),
+    Index("ix_subject_keys_uncleared", "id", **_where("wrapped IS NULL AND cleared_us IS NULL")),
     sqlite_with_rowid=False,
 )
 

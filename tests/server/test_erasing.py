@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from tests.server import builders
 from tests.server.acme import Terminal
 from tests.server.builders import POLICY, Remit, a_principal, a_remit, a_reply, rows, tools
 
+from remit.erasing import resume
 from remit.errors import RemitError
 from remit.model import Done, Failed, Pending, Refused
 from remit.records import open_records
@@ -34,7 +39,7 @@ def a_place(folder: Path, **settings: Any) -> Terminal:
     (folder / "policy.csv").write_text(ROLES)
     config = {
         "version": 1,
-        "store": {"path": "remit.db"},
+        "store": {"path": "remit.db"} | ({"url": builders.url_of(folder)} if builders.databases else {}),
         "policy": {"files": ["policy.csv"]},
         "identity": {"cli": {"tenant": "acme", "user": "user:bea"}},
         "sources": {"shop": {"kind": "mcp", "command": ["shop"]}},
@@ -60,6 +65,28 @@ async def a_marked_life(folder: Path) -> Remit:
         assert isinstance(waiting, Pending)
         await remit.vote(waiting.approval_id, vote="reject")
         return remit
+
+
+def killed_in(shell: Terminal, step: str, *words: str) -> None:
+    """Run a command that is killed when it is to do this step of the journal's for the second time."""
+    script = f"""
+import os, signal, sys
+from remit import erasing, keeping
+from remit.cli import main
+from remit.journal import Journal
+erasing._SLICE = keeping._SLICE = 2
+real, first = Journal.{step}, [True]
+async def dies(self, *args, **more):
+    if not first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    first.clear()
+    return await real(self, *args, **more)
+Journal.{step} = dies
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", script, *words, "--config", str(shell.config)]
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended
 
 
 def whole(path: Path) -> bytes:
@@ -244,3 +271,30 @@ async def test_a_failure_that_says_nothing_is_no_payload(tmp_path: Path) -> None
         failed = await remit.call("shop.send", {"text": "x"})
         assert isinstance(failed, Failed)
         assert remit.carried(failed.call_id, "result") is None
+
+
+@pytest.mark.slow
+def test_what_was_killed_while_it_erased_is_finished_by_the_next_server(
+    tmp_path: Path, every_database: str
+) -> None:
+    remit = anyio.run(a_marked_life, tmp_path)
+    shell = a_place(tmp_path)
+    killed_in(shell, "clear", "audit", "erase", "--subject", "user:ann", "--yes")
+
+    def left() -> int:
+        (row,) = rows(remit.path, "SELECT COUNT(*) AS calls FROM calls WHERE reason <> ''")
+        return row["calls"]
+
+    assert 0 < left() < len(rows(remit.path, "SELECT id FROM calls"))
+    killed_in(shell, "clear", "audit", "erase", "--subject", "customer:" + MARK, "--yes")
+
+    async def serves() -> None:
+        async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as server:
+            await resume(server.on.journal)
+
+    anyio.run(serves)
+    assert left() == 0
+    assert rows(remit.path, "SELECT id FROM subject_keys WHERE wrapped IS NULL AND cleared_us IS NULL") == []
+    assert shell("audit", "verify").code == 0
+    if every_database == "sqlite":
+        assert MARK.encode() not in whole(Path(remit.path))

@@ -7,8 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Clock, Remit, a_remit, rows
-from tests.server.test_erasing import ABOUT, MARK, ROLES, a_place, whole
+from tests.server.builders import Clock, Remit, a_remit, location, rows
+from tests.server.test_erasing import ABOUT, MARK, ROLES, a_place, killed_in, whole
 
 from remit.model import Pending
 
@@ -116,3 +116,20 @@ async def test_what_people_are_still_asked_about_is_kept(tmp_path: Path) -> None
         assert isinstance(waiting, Pending)
         removed = await remit.on.journal.retire("payloads", before_us=2 * LONG_AGO, after="")
         assert removed == (None, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("every_database")
+def test_what_was_killed_while_it_removed_what_is_of_age_goes_on_from_there(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with a_remit(tmp_path, policy=ROLES, tools=ABOUT, clock=Clock(LONG_AGO)) as remit:
+            for number in range(5):
+                await remit.done("shop.send", {"text": str(number)})
+
+    anyio.run(life)
+    shell = a_place(tmp_path, audit=SHORT)
+    killed_in(shell, "retire", "audit", "retain")
+    assert shell("audit", "verify").code == 0
+    assert shell.json("audit", "retain")["payloads"] == 5
+    assert kept(location(tmp_path)) == []
+    assert shell("audit", "verify").code == 0

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import click
 
 from remit.cli.options import as_option, config_option, json_option, print_json
-
-#: Calls that are cleared in one transaction: others wait for it.
-_SLICE = 200
 
 
 @click.command()
@@ -45,7 +41,7 @@ def erase(
     from remit.cli.acting import journal_of, person
     from remit.cli.output import when
     from remit.config_file import load
-    from remit.erasing import Erasure
+    from remit.erasing import Erasure, finish
     from remit.records import open_records
 
     loaded = load(config_path)
@@ -59,15 +55,10 @@ def erase(
     async def run() -> tuple[Erasure, int]:
         async with journal_of(loaded) as journal:
             done = await journal.erase(tenant=who.tenant, subject=subject, reason=reason, by=who.user)
-            count = 0
-            for key_id in done.uncleared:
-                with open_records(path) as found:
-                    ids = found.sealed_with(key_id, tenant=who.tenant, subject=subject)
-                    while some := tuple(islice(ids, _SLICE)):
-                        await journal.clear(some)
-                        count += len(some)
-                await journal.cleared(key_id)
-            return done, count
+            cleared = [
+                await finish(journal, key_id, tenant=who.tenant, subject=subject) for key_id in done.uncleared
+            ]
+            return done, sum(cleared)
 
     done, count = anyio.run(run)
     if as_json:
