@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks import ledger, stages
+from benchmarks import growth, ledger, stages
 
 # A front that never serves has streams that nobody closes; which test notices, chance says.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -29,3 +29,11 @@ async def test_the_ledger_is_measured_by_how_many_calls_wait_together(tmp_path: 
     assert all(row.calls_per_s > 0 and row.naive_calls_per_s > 0 for row in rows)
     assert 2.0 <= rows[0].fsyncs < 3  # nothing to share a commit with
     assert rows[2].fsyncs < 1
+
+
+def test_a_record_grown_in_bulk_verifies_and_answers_every_question(tmp_path: Path) -> None:
+    report = growth.measured(tmp_path / "growth.db", tmp_path / "patterns", calls=200)
+    assert report.calls == 200
+    assert report.events > 390
+    assert report.verify_events_per_s > 0
+    assert len(report.asked) == len(dict(growth.documented())) + len(growth.VIEWS) + len(growth.filters(0))

@@ -10,11 +10,11 @@ Whoever opens it closes it. Times are microseconds since 1970-01-01 UTC.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import merge
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -351,33 +351,54 @@ class Records:
             if (value := getattr(query, column)) is not None:
                 conditions.append(f'"{column}" = ?')
                 values.append(value)
-        if query.tool is not None and query.tool.endswith("*"):
-            conditions.append("tool >= ? AND tool < ?")
-            values += [query.tool[:-1], query.tool[:-1] + chr(sys.maxunicode)]
-        elif query.tool is not None:
-            conditions.append("tool = ?")
-            values.append(query.tool)
         if query.since_us is not None:
-            conditions.append("id >= ?")
-            values.append(first_id(query.since_us))
+            conditions.append("id >= ? AND created_us >= ?")
+            values += [first_id(query.since_us), query.since_us // 1000 * 1000]
         if query.until_us is not None:
-            conditions.append("id < ?")
-            values.append(first_id(query.until_us))
-        if query.tools is not None:
-            conditions.append(f"tool IN ({', '.join('?' * len(query.tools))})" if query.tools else "1 = 0")
-            values += query.tools
+            conditions.append("id < ? AND created_us < ?")
+            values += [first_id(query.until_us), query.until_us // 1000 * 1000]
         for unit, amount in query.cost_over.items():
             conditions.append(
                 "EXISTS (SELECT 1 FROM holds WHERE call_id = calls.id AND unit = ? AND posted - refunded > ?)"
             )
             values += [unit, amount]
-        sql = f"SELECT * FROM calls WHERE {' AND '.join(conditions)} ORDER BY id DESC"  # noqa: S608 - the columns are ours
-        if not query.args:
-            return list(self._calls(f"{sql} LIMIT ?", (*values, limit), order="c.id DESC"))
-        fitting = (
-            call for call in self._calls(sql, values, order="c.id DESC") if self._has(call.id, query.args)
+        if query.verdict not in (None, "execute"):
+            conditions.append("verdict <> 'execute'")  # which the index is of
+        if query.state not in (None, "dispatched", "succeeded"):
+            conditions.append("state NOT IN ('dispatched', 'succeeded')")  # the same
+        where, (order, walks) = " AND ".join(conditions), self._walks(query)
+        found = merge(
+            *(
+                self._calls(
+                    f"SELECT * FROM calls WHERE {where} AND {first} ORDER BY {order}"  # noqa: S608 - the columns are ours
+                    + ("" if query.args else " LIMIT ?"),
+                    (*values, *more) if query.args else (*values, *more, limit),
+                    order=order,
+                )
+                for first, more in walks
+            ),
+            key=lambda call: (call.created_us, call.id),
+            reverse=True,
         )
+        fitting = (call for call in found if not query.args or self._has(call.id, query.args))
         return list(islice(fitting, limit))
+
+    def _walks(self, query: CallQuery) -> tuple[str, list[tuple[str, tuple[Any, ...]]]]:
+        """In which order to read, and conditions that each begin an index in it: a call meets one of them."""
+        wanted = None if query.tool is None else [query.tool]
+        if query.tool is not None and query.tool.endswith("*"):
+            wanted = [name for name in self.tools() if name.startswith(query.tool[:-1])]
+        if query.tools is not None:
+            wanted = [name for name in query.tools if wanted is None or name in wanted]
+        if query.agent is not None or query.run is not None:
+            tenants = self._names("tenant") if query.tenant is None else [query.tenant]
+            among = "" if wanted is None else f" AND tool IN ({', '.join('?' * len(wanted)) or 'NULL'})"
+            return _BY_TIME, [(f"tenant = ?{among}", (each, *(wanted or ()))) for each in tenants]
+        if wanted is not None:
+            return _BY_TIME, [("tool = ?", (name,)) for name in wanted]
+        if query.verdict in (None, "execute") and query.state in (None, "succeeded"):
+            return "id DESC", [("1 = 1", ())]  # most calls are so: from the newest one back
+        return _BY_TIME, [("1 = 1", ())]
 
     def _calls(self, sql: str, values: Sequence[Any], *, order: str) -> Iterator[CallRecord]:
         """The calls that `sql` finds, each with the state of its way back."""
@@ -543,11 +564,15 @@ class Records:
 
     def tools(self) -> list[str]:
         """Every tool that was ever called, by name."""
+        return self._names("tool")
+
+    def _names(self, column: Literal["tenant", "tool"]) -> list[str]:
+        """Each value of a column that begins an index."""
         # Jumps from name to name through the index, however many calls there are.
         rows = self._all(
-            "WITH RECURSIVE names(name) AS (SELECT MIN(tool) FROM calls UNION ALL"
-            " SELECT (SELECT MIN(tool) FROM calls WHERE tool > name) FROM names WHERE name IS NOT NULL)"
-            " SELECT name FROM names WHERE name IS NOT NULL"
+            f"WITH RECURSIVE names(name) AS (SELECT MIN({column}) FROM calls UNION ALL"  # noqa: S608 - the columns are ours
+            f" SELECT (SELECT MIN({column}) FROM calls WHERE {column} > name) FROM names"
+            " WHERE name IS NOT NULL) SELECT name FROM names WHERE name IS NOT NULL"
         )
         return [row["name"] for row in rows]
 
@@ -711,6 +736,10 @@ class Records:
         if len(rows) > 1:
             raise UnknownRecord(f"more than one {noun} begins with {start}: give more of its id")
         return rows[0]
+
+
+#: Ids are in the order of time, and indexes hold the time itself.
+_BY_TIME = "created_us DESC, id DESC"
 
 
 def _at(value: Any, path: str) -> str | None:

@@ -42,9 +42,11 @@ def changed_since(also: str = "u.resource", only: str = "") -> str:
     name of the same thing, `only` a condition on the `other` call.
     """
     return (
-        "EXISTS (SELECT 1 FROM touches AS t JOIN calls AS other ON other.id = t.call_id"  # noqa: S608 - `also` is ours
+        # CROSS: SQLite must begin with what was touched, and not with all calls of the tenant.
+        "EXISTS (SELECT 1 FROM touches AS t CROSS JOIN calls AS other"  # noqa: S608 - `also` is ours
         " LEFT JOIN undos AS its ON its.call_id = other.id LEFT JOIN calls AS back ON back.id = its.undo_call"
-        f" WHERE t.resource IN (u.resource, {also}) AND other.id <> c.id AND other.tenant = c.tenant"
+        f" WHERE other.id = t.call_id AND t.resource IN (u.resource, {also}) AND other.id <> c.id"
+        " AND other.tenant = c.tenant"
         " AND CASE WHEN (other.dispatched_us, other.id) > (c.dispatched_us, c.id)"
         " THEN other.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(its.state, '') <> 'done'"
         " ELSE u.best_effort AND back.state IN ('dispatched', 'in_doubt', 'succeeded')"

@@ -168,6 +168,7 @@ calls = Table(
     Index("ix_calls_waits_for", "waits_for", "id", **_where("state = 'scheduled' AND waits_for IS NOT NULL")),
     Index("ix_calls_in_doubt", "fingerprint", **_where("state = 'in_doubt'")),
     Index("ix_calls_refused", "created_us", **_where("verdict <> 'execute'")),
+    Index("ix_calls_state", "state", "created_us", **_where("state NOT IN ('dispatched', 'succeeded')")),
     sqlite_with_rowid=False,
 )
 
