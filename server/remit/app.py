@@ -189,11 +189,13 @@ class App:
     async def _stop(self) -> None:
         if self._services is None:
             return
-        for each in self._services.adapters.values():
-            await each.stop()
-        await self._shadow.finish(self._services)
-        await self._services.journal.close()
-        self._services = None
+        try:
+            for each in self._services.adapters.values():
+                await each.stop()
+            await self._shadow.finish(self._services)
+            await self._services.journal.close()
+        finally:
+            self._services = None  # also where the records are away: once is enough
         if self._role != "cli":
             with anyio.move_on_after(_LAST_SEAL_S):  # no anchor keeps a process from ending
                 await self._seal()

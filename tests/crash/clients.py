@@ -27,8 +27,8 @@ ENVELOPE = {
 _ANSWER_S = 60
 _AGAIN_S = 0.03
 Vote = Literal["approve", "reject"]
-#: Puts a person's word on record.
-Desk = Callable[[str, Vote], Awaitable[None]]
+#: Puts a person's word on record; says whether that is certain.
+Desk = Callable[[str, Vote], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +184,8 @@ class Clients:
         if answer.state != "waiting" or self._desk is None or self._rng.random() < 0.3:
             return True
         vote: Vote = "approve" if self._rng.random() < 0.8 else "reject"
-        await self._desk(answer.approval_id, vote)
-        self.told.votes[answer.call_id] = vote
+        if await self._desk(answer.approval_id, vote):
+            self.told.votes[answer.call_id] = vote
         return await send(request) is not None
 
     async def _write_a_mail(self, agent: int, send: Callable[[Request], Awaitable[Answer | None]]) -> bool:

@@ -71,14 +71,14 @@ async def _dies(
             flaws = await what_stays_wrong(place, clients.told, seen, living=servers)
         if flaws:
             life.signal(signal.SIGKILL)
-        elif await _story(clients, life.url):
+        elif await story(clients, life.url):
             life.signal(signal.SIGTERM)  # closing is work too, and may be cut
     ended = await life.wait()
     assert ended != "failed", f"{death}: {(place.folder / 'remit.stderr').read_text()[-4000:]}"
     return ended == "killed" and not flaws, flaws
 
 
-async def _story(clients: Clients, url: str) -> bool:
+async def story(clients: Clients, url: str) -> bool:
     """Everything once: made and taken back, held back and called off, refused; False when nobody answers."""
     async with aiohttp.ClientSession() as session:
         again, clients.told.unanswered = clients.told.unanswered, []

@@ -28,6 +28,10 @@ class Line:
         """Break at the next COMMIT that comes by."""
         self._next.append(how)
 
+    def spare(self) -> None:
+        """Break nothing any more."""
+        self._next.clear()
+
     async def carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """One connection, until either end closes it or it is cut."""
         with suppress(OSError), closing(to_client):

@@ -42,7 +42,7 @@ from tests.postgres import Databases, Server
 from remit.cli.acting import journal_of
 from remit.config_file import load
 from remit.database import reading
-from remit.errors import RemitError
+from remit.errors import RemitError, StoreUnavailable
 from remit.sealer import seal
 
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
@@ -206,6 +206,8 @@ class Campaign:
                 for slot in range(report.servers):
                     killing.create_task(self._keep_killing(slot, until))
             accidents.cancel()
+            if self._line:
+                self._line.spare()
             stop.set()
 
     async def _keep_killing(self, slot: int, until: int) -> None:
@@ -308,10 +310,14 @@ class Campaign:
         self._report.looks += 1
         return await what_stays_wrong(self._place, self._clients.told, self._seen, living=living)
 
-    async def _vote(self, approval_id: str, vote: Vote) -> None:
+    async def _vote(self, approval_id: str, vote: Vote) -> bool:
         """A person answers, who has a program of their own open on the same records."""
-        async with journal_of(load(self._place.config)) as desk:
-            await desk.vote(approval_id, user="user:sue", vote=vote, comment="", use_within_s=300)
+        try:
+            async with journal_of(load(self._place.config)) as desk:
+                await desk.vote(approval_id, user="user:sue", vote=vote, comment="", use_within_s=300)
+        except StoreUnavailable:
+            return False
+        return True
 
     async def _count(self) -> None:
         report, told = self._report, self._clients.told

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from tests.crash.at_point import FAULTS
 from tests.crash.every_point import cut_everywhere
@@ -13,6 +14,12 @@ from tests.crash.place import Place, a_place, beside_acme
 from tests.crash.run import MOMENTS, Campaign, Database, Report, forked, spawn
 from tests.crash.zygote import Zygote, a_zygote
 from tests.postgres import Databases
+
+from remit.app import App
+from remit.config_file import load
+from remit.errors import StoreUnavailable
+from remit.journal import Journal
+from remit.writer import Writer
 
 #: Which database, and how many servers share it.
 ARRANGEMENTS: list[tuple[Database, int]] = [("sqlite", 1), ("sqlite", 3), ("postgresql", 3)]
@@ -48,6 +55,20 @@ async def test_an_answer_that_was_given_is_true_wherever_the_process_died(
         deaths, flaws = await cut_everywhere(place, zygote, ["after answer"])
     assert flaws == []
     assert len(deaths) > 8
+
+
+async def test_a_start_that_fails_because_the_records_went_away_comes_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*args: object, **more: object) -> None:
+        monkeypatch.setattr(Writer, "write", away)
+        raise StoreUnavailable("they are away")
+
+    place = await a_place(tmp_path)
+    monkeypatch.setattr(Journal, "decides_by", away)
+    with anyio.fail_after(20), pytest.raises(BaseExceptionGroup, match="unhandled"):
+        async with App(load(place.config), role="http").running():
+            pytest.fail("it started")
 
 
 @pytest.mark.slow
