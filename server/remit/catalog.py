@@ -320,6 +320,7 @@ def _made(
             expect=_compiled(undo.verify.expect) if undo.verify else None,
             residue=undo.residue,
             refund=undo.refund,
+            restores=any(path[0] == "before" for it in _expressions(undo.args).values() for path in it.paths),
         )
         if undo
         else None,

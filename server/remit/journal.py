@@ -605,7 +605,8 @@ class Journal:
                     ("void" if plan.arguments is None else "ready", plan.resource, call_id),
                 )
                 if plan.arguments is not None:
-                    self._sealer.keep(self._seal(call), call_id, "undo", orjson.dumps(plan.arguments))
+                    kind = "restore" if call.tool.undo and call.tool.undo.restores else "undo"
+                    self._sealer.keep(self._seal(call), call_id, kind, orjson.dumps(plan.arguments))
             refunded: list[Json] = []
             if undo_state and call.of_call:
                 ledger.execute(
@@ -1165,7 +1166,7 @@ class Journal:
             )
             if row is None:
                 return None
-            kinds = ("arguments", "undo", "result", "before", "after")
+            kinds = ("arguments", "undo", "restore", "result", "before", "after")
             kept = {kind: self._carried(call_id, kind) for kind in kinds}
             return Undoable(
                 call_id=call_id,
@@ -1179,7 +1180,7 @@ class Journal:
                 arguments=kept["arguments"],
                 state=row["undo_state"],
                 undo_tool=row["undo_tool"],
-                undo_arguments=kept["undo"],
+                undo_arguments=kept["undo"] or kept["restore"],
                 result=kept["result"],
                 before=kept["before"],
                 after=self._left(row, kept["after"]),

@@ -1,8 +1,8 @@
 """How long what calls carried is kept: until its age, or until whoever holds it for a reason lets go.
 
 A *legal hold* keeps what it covers from being erased and from growing too old. Retention removes what calls
-carried when it is of age, and before-images when nothing can be put back with them any more. Rows of calls,
-events and every proof stay.
+carried when it is of age, and before-images when nothing can be put back with them any more, wherever they
+are: also in what the way back, or the undo, was made with. Rows of calls, events and every proof stay.
 
 The journal calls this inside its transactions, a slice at a time; `sweep` is what a server does beside its
 calls, and `remit audit retain` by hand.
@@ -29,15 +29,31 @@ if TYPE_CHECKING:
 
 Rows = Callable[[str, Sequence[Any]], Sequence[Any]]
 Scope = Literal["subject", "run", "call", "tool", "agent", "time"]
-#: `payloads`: everything that a call carried. `images`: what was there before and after it.
+#: `payloads`: everything that a call carried. `images`: what was there before and after it, also as a part of
+#: its way back.
 Kind = Literal["payloads", "images"]
 #: Calls that one transaction removes something of: others wait for it.
 _SLICE = 200
 #: Between two of them.
 _PAUSE_S = 0.02
 _OPEN = "('dispatched', 'awaiting_approval', 'scheduled', 'in_doubt')"
+#: What was there before and after a call, and what its way back carries of that.
+_IMAGES = "('before', 'after', 'restore')"
 #: The states of a way back that may still be taken.
 _NEEDED = "('registered', 'ready', 'running', 'indeterminate')"
+#: The way back `u` is taken or closed, or its time is over.
+_ENDED = f"(u.state NOT IN {_NEEDED} OR u.expires_us < ?)"
+#: An undo by it is under way, in doubt, or waits for people.
+_TAKEN_NOW = (
+    "EXISTS (SELECT 1 FROM calls AS w WHERE w.of_call = u.call_id AND w.kind = 'undo'"  # noqa: S608 - all of it is ours
+    f" AND w.state IN {_OPEN})"
+)
+#: An earlier call on the same thing can still be taken back: what came after it tells that nobody else wrote.
+_COMPARED = (
+    "(u.state = 'done' AND EXISTS (SELECT 1 FROM touches AS t JOIN touches AS e ON e.resource = t.resource"  # noqa: S608 - all of it is ours
+    " JOIN undos AS its ON its.call_id = e.call_id WHERE t.call_id = u.call_id AND e.call_id <> u.call_id"
+    f" AND its.state IN {_NEEDED} AND its.expires_us >= ?))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,15 +145,17 @@ def must_not_be_held(ledger: Ledger, vault: Vault, tenant: str, subject: str) ->
 
 def due(rows: Rows, kind: Kind, *, before_us: int, now_us: int, after: str) -> list[str]:
     """The next calls past the id `after`, of which something of this kind has been kept long enough."""
-    wanted, old = "p.kind = 'arguments'", "p.call_id < ? AND (u.state IS NULL OR"
+    wanted, values = "p.kind IN ('arguments', 'context', 'result')", [first_id(before_us), now_us]
+    old = f"p.call_id < ? AND (u.state IS NULL OR {_ENDED})"
     if kind == "images":
-        wanted, old = "p.kind IN ('before', 'after')", "(p.call_id < ? OR"
+        wanted, old = f"p.kind IN {_IMAGES}", f"(p.call_id < ? OR {_ENDED} AND NOT {_COMPARED})"
+        values.append(now_us)
     found = rows(
         "SELECT DISTINCT p.call_id FROM payloads AS p JOIN calls AS c ON c.id = p.call_id"  # noqa: S608 - the conditions are ours
-        f" LEFT JOIN undos AS u ON u.call_id = c.id WHERE {wanted} AND p.call_id > ?"
-        f" AND c.state NOT IN {_OPEN} AND {old} u.expires_us < ? OR u.state NOT IN {_NEEDED})"
+        " LEFT JOIN undos AS u ON u.call_id = CASE WHEN c.kind = 'undo' THEN c.of_call ELSE c.id END"
+        f" WHERE {wanted} AND p.call_id > ? AND c.state NOT IN {_OPEN} AND NOT {_TAKEN_NOW} AND {old}"
         f" ORDER BY p.call_id LIMIT {_SLICE}",
-        (after, first_id(before_us), now_us),
+        (after, *values),
     )
     return [row["call_id"] for row in found]
 
@@ -173,18 +191,40 @@ def retire(
 
 def _remove(ledger: Ledger, sealer: Sealer, kind: Kind, ids: Sequence[str]) -> int:
     """Remove what these calls carried, but for those that are held."""
-    kept = held_among(ledger.all, sealer.vault, ids)
-    ids = [call_id for call_id in ids if call_id not in kept]
+    ids = _not_held(ledger, sealer, ids)
     if not ids:
         return 0
     ledger.overwrite_what_goes()
     marks = ", ".join("?" * len(ids))
-    wanted = "AND kind IN ('before', 'after')" if kind == "images" else ""
+    if kind == "images":
+        _close(ledger, sealer, ids, marks)
+    wanted = f"AND kind IN {_IMAGES}" if kind == "images" else ""
     ledger.execute(f"DELETE FROM payloads WHERE call_id IN ({marks}) {wanted}", ids)  # noqa: S608 - only marks are inserted
     if kind == "payloads":
         erasing.clear(ledger, sealer, ids)
     ledger.event("audit.retained", tenant=None, call_id=None, what=kind, calls=len(ids), up_to=ids[-1])
     return len(ids)
+
+
+def _close(ledger: Ledger, sealer: Sealer, ids: Sequence[str], marks: str) -> None:
+    """Remove what undos of these calls were made with, where that carries what was there before.
+
+    A way back that is still open, of which this is removed for its age, is closed.
+    """
+    restoring = f"SELECT call_id FROM payloads WHERE kind = 'restore' AND call_id IN ({marks})"  # noqa: S608 - only marks are inserted
+    ledger.execute(
+        "UPDATE undos SET state = 'void' WHERE state = 'ready' AND expires_us >= ?"  # noqa: S608 - as above
+        f" AND call_id IN ({restoring})",
+        (ledger.now_us, *ids),
+    )
+    undos = ledger.all(f"SELECT id FROM calls WHERE kind = 'undo' AND of_call IN ({restoring})", ids)  # noqa: S608 - as above
+    for undo in _not_held(ledger, sealer, [row["id"] for row in undos]):
+        ledger.execute("DELETE FROM payloads WHERE kind IN ('arguments', 'shown') AND call_id = ?", (undo,))
+
+
+def _not_held(ledger: Ledger, sealer: Sealer, ids: Sequence[str]) -> list[str]:
+    kept = held_among(ledger.all, sealer.vault, ids)
+    return [call_id for call_id in ids if call_id not in kept]
 
 
 async def sweep(journal: Journal, retention: Retention, *, now_us: int) -> dict[Kind, int]:

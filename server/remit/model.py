@@ -81,6 +81,8 @@ class UndoRule:
     expect: Expression | None
     residue: str | None
     refund: int
+    #: Its arguments carry parts of what was there before.
+    restores: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

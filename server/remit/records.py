@@ -530,7 +530,7 @@ class Records:
         return UndoRecord(
             state=row["way_back"],
             tool=row["tool"],
-            arguments=self._carried(call_id, "undo"),
+            arguments=self._carried(call_id, "undo") or self._carried(call_id, "restore"),
             resource=row["resource"],
             expires_us=row["expires_us"],
             undo_call=row["undo_call"],

@@ -173,7 +173,8 @@ calls = Table(
 )
 
 #: What calls carried, sealed (see `vault.py`) so that it can be erased and the proof stays: arguments,
-#: results, before-images, what policy saw, what approvers were shown, and the arguments of the way back.
+#: results, before-images, what policy saw, what approvers were shown, and the arguments of the way back:
+#: `restore` where they carry parts of a before-image, else `undo`.
 payloads = Table(
     "payloads",
     metadata,
@@ -182,7 +183,8 @@ payloads = Table(
         "kind",
         String(10),
         CheckConstraint(
-            "kind IN ('arguments', 'result', 'before', 'after', 'context', 'shown', 'undo')", name="kind"
+            "kind IN ('arguments', 'result', 'before', 'after', 'context', 'shown', 'undo', 'restore')",
+            name="kind",
         ),
         nullable=False,
     ),
@@ -195,7 +197,7 @@ payloads = Table(
     Index(
         "ix_payloads_images",
         "call_id",
-        **_where("kind IN ('before', 'after')"),
+        **_where("kind IN ('before', 'after', 'restore')"),
     ),
     sqlite_with_rowid=False,
 )

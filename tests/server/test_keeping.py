@@ -7,10 +7,26 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Clock, Remit, a_remit, location, rows
+from tests.server.builders import (
+    Clock,
+    Remit,
+    a_principal,
+    a_remit,
+    a_reply,
+    kept_anywhere,
+    location,
+    rows,
+    tools,
+)
 from tests.server.test_erasing import ABOUT, MARK, ROLES, a_place, killed_in, whole
 
-from remit.model import Pending
+from remit.config import Retention
+from remit.database import Location, Postgres
+from remit.errors import WrongState
+from remit.keeping import sweep
+from remit.model import Done, Pending, Refused
+from remit.undo import undo
+from remit_adapters.base import Caller, Reply, Request
 
 #: In 2023: everything that happens then is of age.
 LONG_AGO = 1_700_000_000_000_000
@@ -51,7 +67,7 @@ def test_before_images_go_with_their_way_back_and_nothing_else_does(tmp_path: Pa
     path = anyio.run(an_old_life, tmp_path).path
     before = kept(path)
     assert a_place(tmp_path).json("audit", "retain") == {"images": 1, "payloads": 0}
-    assert set(before) - set(kept(path)) == {"shop.set before", "shop.set after"}
+    assert set(before) - set(kept(path)) == {"shop.set before", "shop.set after", "shop.set restore"}
 
 
 def test_what_can_still_be_taken_back_is_kept_whatever_its_age(tmp_path: Path) -> None:
@@ -66,6 +82,154 @@ def test_what_can_still_be_taken_back_is_kept_whatever_its_age(tmp_path: Path) -
     before = kept(path)
     a_place(tmp_path, audit=SHORT).json("audit", "retain")
     assert kept(path) == before
+
+
+async def taken_back(remit: Remit, call_id: str) -> Done:
+    outcome = await undo(call_id, a_principal(), "run-1", remit.on)
+    assert isinstance(outcome, Done), outcome
+    return outcome
+
+
+def payloads_of(path: Location, call_id: str) -> set[str]:
+    return {row["kind"] for row in rows(path, "SELECT kind FROM payloads WHERE call_id = ?", call_id)}
+
+
+SECRET = 4_711_004_711
+APPROVERS = "p, role:boss, acme, shop.set, approve, 1 == 1, allow\n"
+
+
+@pytest.mark.usefixtures("every_database")
+@pytest.mark.parametrize("ends", ["undone", "too late"])
+async def test_before_images_go_from_the_way_back_and_from_the_undo_when_it_ends(
+    tmp_path: Path, ends: str
+) -> None:
+    """What an undo was made with carries what was there before: it must not outlive its use either."""
+    async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
+        remit.source.on["look"] = {"value": SECRET}
+        call_id = (await remit.done("shop.set", {"thing": "lamp", "value": 9})).call_id
+        if ends == "undone":
+            undo_id = (await taken_back(remit, call_id)).call_id
+        else:
+            remit.clock.advance(s=86_401)
+            refused = await undo(call_id, a_principal(), "run-1", remit.on)
+            assert isinstance(refused, Refused)
+            undo_id = refused.call_id
+        before = remit.record(undo_id)
+        assert remit.carried(undo_id, "arguments") == {"thing": "lamp", "value": SECRET}
+        removed = await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert removed["payloads"] == 0
+        assert "arguments" in payloads_of(remit.path, call_id)
+        assert not payloads_of(remit.path, call_id) & {"before", "after", "undo", "restore"}
+        assert not payloads_of(remit.path, undo_id) & {"before", "after", "arguments"}
+        # Its record stands, and proves what it was made with to whoever still knows it.
+        assert remit.record(undo_id) == before
+        assert remit.record(undo_id)["arguments_commit"]
+        assert (await sweep(remit.on.journal, Retention(), now_us=remit.on.clock()))["images"] == 0
+    shell = a_place(tmp_path)
+    if not isinstance(remit.path, Postgres):
+        assert "arguments  expired: no longer kept" in shell("calls", "show", undo_id).out
+        assert shell("audit", "verify").code == 0
+        assert kept_anywhere(tmp_path, str(SECRET).encode()) == []
+
+
+async def test_what_is_left_of_an_undo_goes_with_its_age(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
+        remit.source.on["look"] = {"value": SECRET}
+        undo_id = (
+            await taken_back(remit, (await remit.done("shop.set", {"thing": "lamp", "value": 9})).call_id)
+        ).call_id
+        await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert payloads_of(remit.path, undo_id) == {"result"}
+        remit.clock.advance(s=3600)
+        aged = Retention.model_validate({"payloads": "1m"})
+        await sweep(remit.on.journal, aged, now_us=remit.on.clock())
+        assert payloads_of(remit.path, undo_id) == set()
+
+
+async def test_before_images_stay_while_their_way_back_is_open_or_waits_for_people(tmp_path: Path) -> None:
+    asking = ROLES + "p2, *, acme, shop.set, undo, 1 == 1, approvals=1\n" + APPROVERS
+    async with a_remit(tmp_path, policy=asking, tools=ABOUT) as remit:
+        remit.source.on["look"] = {"value": SECRET}
+        call_id = (await remit.done("shop.set", {"thing": "lamp", "value": 9})).call_id
+        images = {"before", "after", "restore"}
+        await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert payloads_of(remit.path, call_id) >= images
+        remit.clock.advance(s=86_000)
+        waits = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(waits, Pending)
+        remit.clock.advance(s=500)
+        await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert payloads_of(remit.path, call_id) >= images
+        await remit.vote(waits.approval_id)
+        await taken_back(remit, call_id)
+        await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert not payloads_of(remit.path, call_id) & images
+        assert not payloads_of(remit.path, waits.call_id) & {"arguments", "shown", "before", "after"}
+
+
+async def test_a_way_back_whose_images_are_of_age_is_closed(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
+        remit.source.on["look"] = {"value": SECRET}
+        call_id = (await remit.done("shop.set", {"thing": "lamp", "value": 9})).call_id
+        remit.clock.advance(s=3600)
+        aged = Retention.model_validate({"before_images": "1m"})
+        assert (await sweep(remit.on.journal, aged, now_us=remit.on.clock()))["images"] == 1
+        assert remit.one("SELECT state FROM undos")["state"] == "void"
+        with pytest.raises(WrongState):
+            await undo(call_id, a_principal(), "run-1", remit.on)
+
+
+async def test_what_an_earlier_undo_is_compared_with_stays_until_that_is_over(tmp_path: Path) -> None:
+    """With versions, what later calls left tells that nobody else wrote in between."""
+    versioned = tools(
+        set={
+            **ABOUT["shop.set"],
+            "before": {
+                "call": "shop.look",
+                "args": {"thing": "args.thing"},
+                "select": "{value: value}",
+                "etag": "result.version",
+            },
+        }
+    )
+    state = {"value": 1, "version": 1}
+
+    async def look(request: Request, caller: Caller) -> Reply:
+        return a_reply(dict(state))
+
+    async def set_(request: Request, caller: Caller) -> Reply:
+        state.update(value=request.arguments["value"], version=state["version"] + 1)
+        return a_reply({"ok": True})
+
+    async with a_remit(tmp_path, policy=ROLES, tools=versioned) as remit:
+        remit.source.on.update(look=look, set=set_)
+        first, second = [
+            (await remit.done("shop.set", {"thing": "lamp", "value": value})).call_id for value in (2, 3)
+        ]
+        await taken_back(remit, second)
+        await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert (await taken_back(remit, first)).undone["state"] == "done"
+        assert state["value"] == 1
+        removed = await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+        assert removed["images"] == 4
+
+
+def test_before_images_expire_at_the_command_line(tmp_path: Path) -> None:
+    async def life() -> tuple[str, str]:
+        async with a_remit(tmp_path, policy=ROLES, tools=ABOUT, clock=Clock(LONG_AGO)) as remit:
+            remit.source.on["look"] = {"value": SECRET}
+            call_id = (await remit.done("shop.set", {"thing": "lamp", "value": 9})).call_id
+            return call_id, (await taken_back(remit, call_id)).call_id
+
+    call_id, undo_id = anyio.run(life)
+    shell = a_place(tmp_path)
+    assert str(SECRET) in shell("calls", "show", undo_id).out
+    assert shell.json("audit", "retain") == {"images": 2, "payloads": 0}
+    for shown in (call_id, undo_id):
+        assert str(SECRET) not in shell("calls", "show", shown).out
+    assert "arguments  expired: no longer kept" in shell("calls", "show", undo_id).out
+    assert shell.json("calls", "show", undo_id)["arguments"] is None
+    assert shell("audit", "verify").code == 0
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def list_(config_path: Path, as_json: bool, limit: int, every: bool) -> None:
             "agent": lambda row: row.agent,
             "for": lambda row: row.user,
             "tool": lambda row: row.tool,
-            "arguments": lambda row: escaped_json(row.shown["arguments"])[:80] if row.shown else "erased",
+            "arguments": lambda row: (
+                escaped_json(row.shown["arguments"])[:80] if row.shown else "no longer kept"
+            ),
             "votes": lambda row: f"{len(row.votes)} of {row.votes_needed}",
             "state": lambda row: row.state,
             "ends": lambda row: until(row.expires_us, now),
@@ -174,7 +176,7 @@ def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
     yield "who", f"{request.agent} for {request.user}, tenant {request.tenant}"
     if shown is None:
         yield "what", request.tool
-        yield "arguments", "erased"
+        yield "arguments", "erased, or no longer kept"
     else:
         undo, back = shown["undo"], shown["takes_back"]
         yield "what", f"{request.tool} (definition {shown['tool_digest'][:12]})"

@@ -193,7 +193,7 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
         yield "", row
     yield "policy", call.policy_version[:12] or None
     yield "its words", as_json_text(call.claim) if call.claim else None
-    gone = "erased" if story.erased else "no longer kept"
+    gone = "erased" if story.erased else "expired: no longer kept"
     yield "arguments", as_json_text(story.arguments) if story.arguments is not None else gone
     yield "rules saw", as_json_text(story.context) if story.context is not None else None
     if request := story.approval:
