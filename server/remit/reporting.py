@@ -97,7 +97,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
         about="Who called, and how often it was refused.",
         columns=("tenant", "agent", "calls", "denied"),
         rows=asked(
-            "SELECT tenant, agent, COUNT(*) AS calls, SUM(CASE state WHEN 'denied' THEN 1 ELSE 0 END)"  # noqa: S608 - the conditions are ours
+            "SELECT tenant, agent, COUNT(*) AS calls, COUNT(CASE state WHEN 'denied' THEN 1 END)"  # noqa: S608 - the conditions are ours
             f" FROM calls AS c WHERE {within} AND kind = 'call' GROUP BY tenant, agent ORDER BY calls DESC"
         ),
     )
@@ -179,8 +179,9 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
         about="What calls cost, by unit, less what was given back.",
         columns=("tenant", "agent", "unit", "calls", "spent"),
         rows=asked(
-            "SELECT tenant, agent, unit, COUNT(*), SUM(spent) FROM (SELECT c.tenant, c.agent, h.unit,"  # noqa: S608 - the conditions are ours
-            " MAX(h.posted - h.refunded) AS spent FROM calls AS c JOIN holds AS h ON h.call_id = c.id"
+            "SELECT tenant, agent, unit, COUNT(*), CAST(SUM(spent) AS BIGINT) FROM ("  # noqa: S608 - the conditions are ours
+            "SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
+            " JOIN holds AS h ON h.call_id = c.id"
             f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
             " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"
         ),

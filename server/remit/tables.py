@@ -672,7 +672,8 @@ NOW_US = "remit_now_us()"
 VIEWS = {
     # What each agent spent, in each unit, by the day (UTC) on which it called.
     "spend_by_day": """
-        SELECT day_us, tenant, agent, unit, COUNT(*) AS calls, SUM(spent) AS spent FROM (
+        SELECT day_us, tenant, agent, unit, COUNT(*) AS calls,
+               CAST(SUM(spent) AS BIGINT) AS spent FROM (
             SELECT c.created_us / 86400000000 * 86400000000 AS day_us, c.tenant, c.agent, h.unit,
                    MAX(h.posted - h.refunded) AS spent
             FROM calls AS c JOIN holds AS h ON h.call_id = c.id

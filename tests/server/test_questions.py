@@ -14,6 +14,7 @@ from tests.docs.pages import ROOT
 from tests.server.builders import Remit, a_remit, rows, tools
 from tests.server.test_erasing import ROLES, a_place
 
+from remit.database import Location
 from remit.model import Pending
 from remit.records import CallQuery, open_records
 from remit.tables import VIEWS
@@ -40,7 +41,13 @@ def path(tmp_path: Path) -> Path:
     return anyio.run(a_life, tmp_path).path
 
 
-def test_the_views_tell_what_happened(path: Path) -> None:
+@pytest.fixture
+def anyplace(tmp_path: Path, every_database: str) -> Location:
+    return anyio.run(a_life, tmp_path).path
+
+
+def test_the_views_tell_what_happened(anyplace: Location) -> None:
+    path = anyplace
     (spent,) = rows(path, "SELECT * FROM spend_by_day WHERE unit = 'eur_cent'")
     assert (spent["tenant"], spent["agent"], spent["calls"], spent["spent"]) == ("acme", "agent:bot", 2, 95)
     assert spent["day_us"] % 86_400_000_000 == 0
@@ -60,6 +67,25 @@ def documented() -> list[str]:
     page = (ROOT / "docs/audit.md").read_text("utf-8")
     section = page[page.index("\n## Questions\n") : page.index("\n## Verifying\n")]
     return re.findall(r"```sql[^\n]*\n(.*?)```", section, re.DOTALL)
+
+
+def test_both_databases_understand_the_questions_and_answer_alike(anyplace: Location) -> None:
+    page = (ROOT / "docs/audit.md").read_text("utf-8")
+    section = page[page.index("\n## Questions\n") : page.index("\n## Queries\n")]
+    questions = re.findall(r"```sql[^\n]*\n(.*?)```", section, re.DOTALL)
+    assert len(questions) == 4
+    for words in (
+        ("'order:ord-1001'", "'pen'"),
+        ("ticket-3001", "r-1"),
+        ("acme.refund", "shop.buy"),
+        ("5000", "50"),
+    ):
+        questions = [question.replace(*words) for question in questions]
+    touched, cost, changed, automated = (rows(anyplace, question) for question in questions)
+    assert [(row["tool"], row["user"]) for row in touched] == [("shop.buy", "user:ann")]
+    assert cost == [{"unit": "eur_cent", "spent": 95, "calls": 2}]
+    assert [(row["resource"], row["way_back"]) for row in changed] == [("pen", "ready"), ("cup", "ready")]
+    assert [(row["cents"], row["verdict"]) for row in automated] == [(90, "execute")]
 
 
 BY_INDEX = [
@@ -132,13 +158,16 @@ def test_every_documented_question_is_asked_by_these_tests() -> None:
         (("--label", "money", "--verdict", "execute"), ["shop.buy", "shop.buy"]),
         (("--label", "none"), []),
         (("--until", "2020-01-01"), []),
+        (("--agent", "agent:bot", "--state", "succeeded"), ["shop.buy", "shop.buy", "shop.look"]),
+        (("--user", "user:ann", "--run", "r-2"), ["shop.look"]),
+        (("--user", "user:bea"), []),
         (("--arg", "thing=pen", "--tool", "shop.look", "--limit", "1"), ["shop.look"]),
     ],
 )
 def test_calls_are_found_by_what_is_known_of_them(
-    path: Path, words: tuple[str, ...], found: list[str]
+    anyplace: Location, tmp_path: Path, words: tuple[str, ...], found: list[str]
 ) -> None:
-    shell = a_place(path.parent, tools=PRICED)
+    shell = a_place(tmp_path, tools=PRICED)
     assert sorted(call["tool"] for call in shell.json("calls", "list", *words)) == found
 
 
