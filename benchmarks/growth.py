@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from sqlalchemy import Boolean
 from tests.server.builders import a_remit, a_reply, tools
 
 from benchmarks.ledger import postgres
@@ -164,8 +165,9 @@ def shape(records: Records, call_id: str) -> Shape:
                 text = records.opened(call_id, row["kind"]) or b""
                 payloads.append((row["kind"], slotted(text.decode())))
                 continue
-            columns = [column.name for column in metadata.tables[table].columns]
-            rows.append((table, *cells([row[name] for name in columns], slotted)))
+            columns = metadata.tables[table].columns
+            values = [bool(row[it.name]) if isinstance(it.type, Boolean) else row[it.name] for it in columns]
+            rows.append((table, *cells(values, slotted)))
     for row in records.rows(
         "SELECT votes.* FROM votes JOIN approvals ON id = approval_id WHERE call_id = ?", (call_id,)
     ):
@@ -308,11 +310,11 @@ async def seals_for(at: Location) -> list[Seal]:
     """A key for each user, made by the journal's own sealer in a new record."""
     journal: Any = await open_journal(at, role="growth")
     try:
-        with journal._ledger.transaction(durable=True):
-            found = [journal._sealer.seal_for("acme", (f"user:u{user}",)) for user in range(USERS)]
+        return await journal._writer.write(
+            lambda: [journal._sealer.seal_for("acme", (f"user:u{user}",)) for user in range(USERS)]
+        )
     finally:
         await journal.close()
-    return found
 
 
 def load(at: Location, folder: Path, calls: int, say: Callable[[str], object]) -> None:
