@@ -96,7 +96,7 @@ async def served(
     """Serve `sources` (one `shop` by default) over HTTP until the block ends, then look into the books."""
     found = {source.source: source for source in sources or (ScriptedSource(),)}
     monkeypatch.setattr("remit.app.adapter", lambda name, source, loaded: found[name])
-    monkeypatch.setattr("remit.front.serving._settle_memory", lambda: None)
+    monkeypatch.setattr("remit.front.serving.settle_memory", lambda: None)
     kinds: dict[str, Any] = {name: {"kind": "mcp", "command": ["none"]} for name in found}
     for name, more in settings.pop("sources", {}).items():
         kinds[name] |= more
