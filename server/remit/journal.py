@@ -212,6 +212,7 @@ class Journal:
         def change() -> None:
             if call.scheduled_us is not None:
                 if deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
+                    notices.leave_called_off(self._ledger, call.id)
                     self._event("call.cancelled", call, **_decision(verdict))
                 return
             sealed = self._insert_call(call, verdict, saw, state="denied", finished=True)
@@ -507,6 +508,7 @@ class Journal:
             ledger.execute(
                 "UPDATE calls SET state = 'succeeded', finished_us = ? WHERE id = ?", (ledger.now_us, call_id)
             )
+            notices.leave(ledger, call_id)
             self._event("call.succeeded", call, call_id=call_id, undo="done")
             return entry(ledger.stream, *ledger.position)
 

@@ -1,7 +1,8 @@
-"""What a run must be told of its own calls: which of them others have taken back. Told once, and durable.
+"""What a run must be told of its own calls: which of them others have taken back, or were never made.
 
-An agent that goes on as if its work still stood would build on nothing. So whoever takes a call back leaves
-a notice for its run, in the transaction that records the undo, and the run's next answer carries it. What an
+Told once, and durable. An agent that goes on as if its work still stood would build on nothing. So whoever
+takes a call back leaves a notice for its run, in the transaction that records the undo, and the run's next
+answer carries it; so it is with a call that was held back and is called off when its time comes. What an
 agent takes back within the run itself it knows already. The front decides how it is said.
 """
 
@@ -15,13 +16,16 @@ from remit.runs import RunKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """One call of the run that is taken back. By whom is a role: a name is no agent's business."""
+    """One call of the run that does not stand. By whom is a role: a name is no agent's business."""
 
     call_id: str
     tool: str
-    #: `operator`, or `agent` for the same agent in another run.
+    #: Who took it back: `operator`, or `agent` for the same agent in another run. `gateway`: it was held
+    #: back, and might not be made any more when its time came.
     by: str
     at_us: int
+    #: Why it was called off then.
+    why: str
 
 
 def leave(ledger: Ledger, undo_call: str) -> None:
@@ -39,10 +43,25 @@ def leave(ledger: Ledger, undo_call: str) -> None:
         ledger.reload_untold()
 
 
+def leave_called_off(ledger: Ledger, call_id: str) -> None:
+    """Note for its run that a call which was held back is not made after all."""
+    ledger.execute(
+        'INSERT INTO notices SELECT id, tenant, agent, "user", run, tool, ?, ?, NULL FROM calls WHERE id = ?',
+        ("gateway", ledger.now_us, call_id),
+    )
+    ledger.reload_untold()
+
+
 def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
     """What the run has not been told yet; from now on it has."""
     where = 'tenant = ? AND agent = ? AND "user" = ? AND run = ? AND told_us IS NULL'
-    rows = ledger.all(f'SELECT call_id, tool, "by", at_us FROM notices WHERE {where}', key)  # noqa: S608 - the columns are ours
+    rows = ledger.all(
+        'SELECT call_id, tool, "by", at_us,'  # noqa: S608 - the columns are ours
+        """ CASE "by" WHEN 'gateway' THEN (SELECT COALESCE(error, '') FROM calls WHERE id = call_id)"""
+        """ ELSE '' END AS why"""
+        f" FROM notices WHERE {where}",
+        key,
+    )
     if rows:
         ledger.execute(f"UPDATE notices SET told_us = ? WHERE {where}", (ledger.now_us, *key))  # noqa: S608 - the columns are ours
         ledger.event(
@@ -52,7 +71,8 @@ def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
             agent=key[1],
             user=key[2],
             run=key[3],
-            taken_back=[row["call_id"] for row in rows],
+            taken_back=[row["call_id"] for row in rows if row["by"] != "gateway"],
+            called_off=[row["call_id"] for row in rows if row["by"] == "gateway"],
         )
     ledger.reload_untold()
     return tuple(Notice(**dict(row)) for row in rows)

@@ -396,7 +396,7 @@ undos = Table(
     sqlite_with_rowid=False,
 )
 
-#: Calls that others took back, and whether the run that made them knows.
+#: Calls that others took back, or that were held back and never made, and whether the run knows.
 notices = Table(
     "notices",
     metadata,
@@ -406,7 +406,7 @@ notices = Table(
     Column("user", String(133), nullable=False),
     Column("run", String(128), nullable=False),
     Column("tool", String(128), nullable=False),
-    # The part that whoever took it back has here: `operator`, or `agent`.
+    # The part that whoever took it back has here: `operator`, or `agent`. `gateway`: it was called off.
     Column("by", String(16), nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("told_us", BigInteger),

@@ -10,14 +10,16 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import POLICY, ScriptedSource, a_principal, a_remit, until
+from tests.server.builders import POLICY, ScriptedSource, a_principal, a_remit, tools, until
 from tests.server.fronts import ERAS, Served, served, texts
 
+from remit.due import send_due
 from remit.identity import Principal
 from remit.journal import open_journal
 from remit.model import Done
 from remit.pipeline import Services
 from remit.undo import undo
+from remit_rbac import load_text
 
 BOSS = Principal(tenant="acme", agent="agent:remit-cli", user="user:bea", auth="local")
 RUN = {"dev.remit/run": "ticket-7"}
@@ -77,6 +79,40 @@ async def test_the_next_answer_of_the_run_says_once_what_was_taken_back(
         assert texts(again) == "ok"
         (event,) = remit.rows("SELECT body FROM events WHERE kind = 'run.told'")
         assert first in event["body"]
+
+
+async def test_an_agent_is_told_that_what_was_held_back_is_not_made_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_back = tools(send={"effect": "deferred", "hold_back": "10m"})
+    boss = POLICY + "p, role:boss, acme, shop.send, undo, 1 == 1, allow\n"
+    async with (
+        served(tmp_path, monkeypatch, a_shop(), policy=boss, tools=held_back) as remit,
+        remit.client() as client,
+    ):
+        made = [
+            (await client.call_tool("shop.send", {"text": text}, meta=RUN)).meta["dev.remit/receipt"]
+            for text in ("a", "b")
+        ]
+        late, withdrawn = (receipt["call_id"] for receipt in made)
+        await taken_back(remit, withdrawn)
+        told = (await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)).meta["dev.remit/notice"]
+        assert [it["call_id"] for it in told["taken_back"]] == [withdrawn]
+        remit.on.policy = load_text(
+            POLICY.replace(
+                "p, role:clerk, acme, shop.send, execute", "p, role:boss, acme, shop.send, execute"
+            )
+        )
+        remit.clock.advance(s=601)
+        await send_due(remit.on)
+        answer = await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)
+        (called_off,) = answer.meta["dev.remit/notice"]["called_off"]
+        assert (called_off["call_id"], called_off["tool"]) == (late, "shop.send")
+        assert called_off["why"].startswith("No rule allows you this.")
+        assert answer.meta["dev.remit/notice"]["taken_back"] == []
+        assert "Note: what was held back for you was called off when its time came" in texts(answer)
+        again = await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)
+        assert "dev.remit/notice" not in again.meta
 
 
 async def test_a_refusal_tells_it_too_and_so_does_an_own_tool(

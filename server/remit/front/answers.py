@@ -111,23 +111,49 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
 
 def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
     """The result of a tool, and what its run must know: a block more for the model, `_meta` for programs."""
-    taken_back = [{"call_id": it.call_id, "tool": it.tool, "at": moment(it.at_us)} for it in notices]
-    by = sorted({it.by for it in notices})
-    names = ", ".join(f"{it.tool} (call {it.call_id})" for it in notices[:_NAMED_MAX])
-    more = f" and {len(notices) - _NAMED_MAX} more" if len(notices) > _NAMED_MAX else ""
-    who = " and ".join(_BY[each] for each in by)
+    taken_back = [it for it in notices if it.by != "gateway"]
+    called_off = [it for it in notices if it.by == "gateway"]
+    by = sorted({it.by for it in taken_back})
+    said: list[str] = []
+    if taken_back:
+        said.append(
+            f"{' and '.join(_BY[each] for each in by)} took back what you did here before: "
+            f"{_named(taken_back)}. None of that holds now."
+        )
+    if called_off:
+        said.append(
+            f"what was held back for you was called off when its time came, and was never done: "
+            f"{_named(called_off)}."
+        )
     text = (
-        f"Note: {who} took back what you did here before: {names}{more}. None of that holds now. Do not do "
-        "it again unless you are asked to; read the current state before you go on."
+        f"Note: {' Also, '.join(said)} Do not do it again unless you are asked to; read the current state "
+        "before you go on."
     )
+    meta: dict[str, Any] = {
+        "taken_back": [{"call_id": it.call_id, "tool": it.tool, "at": moment(it.at_us)} for it in taken_back],
+        "by": by,
+        "remedy": Remedy.CHANGE.value,
+    }
+    if called_off:
+        meta["called_off"] = [
+            {"call_id": it.call_id, "tool": it.tool, "at": moment(it.at_us), "why": it.why}
+            for it in called_off
+        ]
     return {
         **result,
         "content": [*result.get("content", ()), {"type": "text", "text": text}],
-        "_meta": {
-            **result.get("_meta", {}),
-            NOTICE: {"taken_back": taken_back, "by": by, "remedy": Remedy.CHANGE.value},
-        },
+        "_meta": {**result.get("_meta", {}), NOTICE: meta},
     }
+
+
+def _named(notices: Sequence[Notice]) -> str:
+    """The first of the calls, and for those that were called off why."""
+    more = f" and {len(notices) - _NAMED_MAX} more" if len(notices) > _NAMED_MAX else ""
+    named = [
+        f"{it.tool} (call {it.call_id}{': ' + it.why.rstrip('.') if it.why else ''})"
+        for it in notices[:_NAMED_MAX]
+    ]
+    return ", ".join(named) + more
 
 
 def _scheduled(call: Call, outcome: Scheduled) -> dict[str, Any]:
