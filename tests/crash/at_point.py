@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-from tests.crash.mutants import MUTANTS
+from tests.crash.mutants import AMONG_SEVERAL, MUTANTS, ON_POSTGRES
 from tests.crash.place import Place
 from tests.crash.zygote import Life, Zygote
 
@@ -171,6 +171,8 @@ def sent_twice() -> None:
 _ELSEWHERE = ("approval_not_used_up", "doubt_forgotten", "commits_in_halves")
 FAULTS: dict[str, Callable[[], None]] = {
     **{name: fault for name, fault in MUTANTS.items() if name not in _ELSEWHERE},
+    **AMONG_SEVERAL,
+    **ON_POSTGRES,
     "answered_before_the_outcome": answered_before_the_outcome,
     "sent_twice": sent_twice,
 }

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from remit import journal, pipeline
+from remit import journal, ledger_sqlite, pipeline
 from remit.journal import Journal
 from remit.ledger import Ledger
+from remit.ledger_postgres import PostgresStore
 from remit.ledger_sqlite import SqliteStore
 from remit_adapters.base import AdapterError
 
@@ -170,19 +171,97 @@ def between() -> None:
     """Between the two halves of a transaction that should have none."""
 
 
-MUTANTS: dict[str, Callable[[], None]] = {
-    mutant.__name__: mutant
-    for mutant in (
-        intent_after_the_effect,
-        success_before_the_effect,
-        dead_left_alone,
-        doubt_given_up_for_failure,
-        holds_of_the_doubtful_released,
-        sweep_without_its_event,
-        keys_forgotten,
-        doubt_forgotten,
-        undo_not_marked,
-        approval_not_used_up,
-        commits_in_halves,
-    )
-}
+# The rest show only where several processes share a database, or where PostgreSQL breaks off.
+
+
+def fencing_forgotten() -> None:
+    """Who was taken for dead, and was only asleep, goes on in the stream of that life."""
+    execute = PostgresStore.execute
+
+    def unfenced(self: PostgresStore, sql: str, values: Any = (), /) -> int:
+        if sql.startswith("UPDATE incarnations SET last_seq"):
+            sql = sql.removesuffix(" AND state = 'live'")
+        return execute(self, sql, values)
+
+    PostgresStore.execute = unfenced
+
+
+def commit_taken_for_lost() -> None:
+    """A commit whose answer got lost is made again without a look."""
+    Ledger._was_committed = lambda self: False
+
+
+def commit_taken_for_made() -> None:
+    """A commit whose answer got lost is believed in without a look."""
+    Ledger._was_committed = lambda self: True
+
+
+def mail_sent_by_whoever_comes() -> None:
+    """What is held back is let out without a look whether it still is."""
+    execute = SqliteStore.execute
+
+    def careless(self: SqliteStore, sql: str, values: Any = ()) -> int:
+        if sql.startswith("UPDATE calls SET state = 'dispatched', dispatched_us"):
+            sql = sql.removesuffix(" AND state = 'scheduled'")
+        return execute(self, sql, values)
+
+    SqliteStore.execute = careless
+
+
+def balances_of_others_ignored() -> None:
+    """What other processes have spent is not read again."""
+    forget = Ledger._forget
+
+    def keep(self: Ledger) -> None:
+        known = dict(self._accounts)
+        forget(self)
+        self._accounts.update(known)
+
+    Ledger._forget = keep
+
+
+def the_living_taken_over() -> None:
+    """Every other process is taken for dead."""
+    ledger_sqlite._is_dead = lambda path: True
+
+
+def streams_of_the_dead_left_open() -> None:
+    """Calls of the dead are concluded, their streams are not."""
+    Ledger.bury = lambda self: self._store.dead(self.stream)
+
+
+def streams_of_the_dead_not_sealed() -> None:
+    """A new stream begins without those before it."""
+    event = Ledger.event
+
+    def unsealed(self: Ledger, kind: str, **facts: Any) -> None:
+        event(self, kind, **{**facts, **({"heads": []} if "heads" in facts else {})})
+
+    Ledger.event = unsealed
+
+
+def _by_name(*mutants: Callable[[], None]) -> dict[str, Callable[[], None]]:
+    return {mutant.__name__: mutant for mutant in mutants}
+
+
+MUTANTS = _by_name(
+    intent_after_the_effect,
+    success_before_the_effect,
+    dead_left_alone,
+    doubt_given_up_for_failure,
+    holds_of_the_doubtful_released,
+    sweep_without_its_event,
+    keys_forgotten,
+    doubt_forgotten,
+    undo_not_marked,
+    approval_not_used_up,
+    commits_in_halves,
+)
+AMONG_SEVERAL = _by_name(
+    mail_sent_by_whoever_comes,
+    balances_of_others_ignored,
+    the_living_taken_over,
+    streams_of_the_dead_left_open,
+    streams_of_the_dead_not_sealed,
+)
+ON_POSTGRES = _by_name(fencing_forgotten, commit_taken_for_lost, commit_taken_for_made)

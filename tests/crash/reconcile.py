@@ -9,6 +9,7 @@ themselves are in `books.py`, and U5 and U6, which need somebody who takes back,
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,11 +183,32 @@ def nothing_happens_twice(on: Evidence) -> Iterator[str]:
 
 
 def streams_that_ended_stay_as_they_are(on: Evidence) -> Iterator[str]:
-    """A2."""
-    for row in on.db.all("SELECT id, last_seq, head FROM incarnations WHERE state <> 'live'"):
+    """A2: and each that begins seals those before it."""
+    ended: dict[str, tuple[int, tuple[int, str]]] = {}
+    for row in on.db.all("SELECT id, ended_us, last_seq, head FROM incarnations WHERE state <> 'live'"):
         end = (row["last_seq"], row["head"])
+        ended[row["id"]] = row["ended_us"], end
         if on.seen.ended.setdefault(row["id"], end) != end:
             yield f"stream {row['id']} ended with event {on.seen.ended[row['id']][0]}, now it has {end[0]}"
+    for number, event in enumerate(
+        on.db.all(
+            "SELECT stream, at_us, body FROM events WHERE kind = 'stream.opened' ORDER BY at_us, stream"
+        )
+    ):
+        heads = json.loads(event["body"])["heads"]
+        if number and not heads:
+            yield f"stream {event['stream']} begins, and seals none of the {number} before it"
+        for head in heads:
+            ended_us, end = ended.get(head["stream"], (event["at_us"] + 1, None))
+            if ended_us <= event["at_us"] and end != (head["seq"], head["hash"]):
+                yield f"stream {head['stream']} was sealed at event {head['seq']}, and is not what was sealed"
+
+
+def note_what_has_ended(place: Place, seen: Seen) -> None:
+    """Remember where the streams end that are over by now."""
+    with reading(place.records) as db:
+        for row in db.all("SELECT id, last_seq, head FROM incarnations WHERE state <> 'live'"):
+            seen.ended.setdefault(row["id"], (row["last_seq"], row["head"]))
 
 
 def checkpoints_agree_with_events(on: Evidence) -> Iterator[str]:

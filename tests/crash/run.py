@@ -34,7 +34,7 @@ from tests.crash.at_point import Death, Moment, fork
 from tests.crash.clients import Clients, Vote
 from tests.crash.line import Line, a_line
 from tests.crash.place import Place, acme_is_gone, beside_acme
-from tests.crash.reconcile import Seen, audited, effects_of, what_stays_wrong
+from tests.crash.reconcile import Seen, audited, effects_of, note_what_has_ended, what_stays_wrong
 from tests.crash.rollback import taken_back
 from tests.crash.zygote import Ended, a_zygote
 from tests.postgres import Databases, Server
@@ -92,6 +92,10 @@ class Report:
     calls: dict[str, int] = field(default_factory=dict[str, int])
     undos: dict[str, int] = field(default_factory=dict[str, int])
     flaws: list[str] = field(default_factory=list)
+
+
+class CannotStartError(Exception):
+    """On what was left, no server starts."""
 
 
 class Life(Protocol):
@@ -176,21 +180,27 @@ class Campaign:
         report = self._report
         self._until = report.kills + kills
         try:
-            while report.kills < self._until and not report.flaws:
-                await self._round()
-                report.flaws += await self._look(report.servers)
-            for slot in range(report.servers):
-                await self._end(slot)
-            await self._count()
-            if not report.flaws:
-                report.flaws += [*await taken_back(self._place), *await self._look(0)]
-                report.flaws += await run_sync(audited, self._place)
+            await self._lives_and_deaths()
+        except* CannotStartError:
+            pass  # that is a flaw, and noted
         finally:
             for life in filter(None, self._lives):
                 life.signal(signal.SIGKILL)
                 await life.wait()
         if self._place.starts_acme and not await acme_is_gone(self._place):
             report.flaws.append("a process of Acme's is left although no Remit is")
+
+    async def _lives_and_deaths(self) -> None:
+        report = self._report
+        while report.kills < self._until and not report.flaws:
+            await self._round()
+            report.flaws += await self._look(report.servers)
+        for slot in range(report.servers):
+            await self._end(slot)
+        await self._count()
+        if not report.flaws:
+            report.flaws += [*await taken_back(self._place), *await self._look(0)]
+            report.flaws += await run_sync(audited, self._place)
 
     async def _round(self) -> None:
         """Let all agents work, and kill; returns once all that was under way has ended."""
@@ -237,7 +247,11 @@ class Campaign:
                 life = await self._start(self._place, death)
                 if not life.url and (ended := await life.wait()) != "killed":
                     # While PostgreSQL is away nobody can start.
-                    assert self._server, f"a server {ended} instead of starting: {_said(self._place)}"
+                    if self._server is None:
+                        self._report.flaws.append(
+                            f"a server {ended} instead of starting: {_said(self._place)}"
+                        )
+                        raise CannotStartError
                     await asyncio.sleep(0.1)
                     continue
                 self._lives[slot] = life
@@ -274,6 +288,7 @@ class Campaign:
         with suppress(RemitError), reading(self._place.records) as db:
             row = db.one("SELECT state FROM incarnations WHERE pid = ? ORDER BY id DESC LIMIT 1", (life.pid,))
             self._report.taken_for_dead += row is not None and row["state"] == "dead"
+            note_what_has_ended(self._place, self._seen)  # what it writes now must not go there
         life.signal(signal.SIGCONT)
 
     async def _accidents(self) -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from tests.crash.at_point import FAULTS
 from tests.crash.every_point import cut_everywhere
+from tests.crash.mutants import AMONG_SEVERAL, ON_POSTGRES
 from tests.crash.place import Place, a_place, beside_acme
 from tests.crash.run import MOMENTS, Campaign, Database, Report, forked, spawn
 from tests.crash.zygote import Zygote, a_zygote
@@ -106,8 +107,22 @@ async def test_two_hundred_kills_of_the_real_command_lose_nothing(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS.keys() - {*AMONG_SEVERAL, *ON_POSTGRES})
 async def test_a_fault_that_was_put_in_is_found(tmp_path: Path, zygote: Zygote, fault: str) -> None:
     async with beside_acme(tmp_path, agents=1) as place:
         _, flaws = await cut_everywhere(place, zygote, MOMENTS, fault=fault)
     assert flaws
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("fault", "database"),
+    [*((fault, "sqlite") for fault in AMONG_SEVERAL), *((fault, "postgresql") for fault in ON_POSTGRES)],
+)
+async def test_a_fault_that_shows_among_several_servers_is_found(
+    tmp_path: Path, fault: str, database: Database
+) -> None:
+    report = Report(seed=1, database=database, servers=3)
+    await forked(tmp_path, report, kills=120, fault=fault)
+    assert report.flaws

@@ -137,6 +137,13 @@ BROKEN: list[tuple[str, Callable[[Sound], None]]] = [
     ("A1", in_records("DELETE FROM events WHERE seq = 4")),
     ("A1", in_records("UPDATE incarnations SET last_seq = last_seq + 1 WHERE role = 'http'")),
     ("A2", in_records("UPDATE incarnations SET last_seq = last_seq + 1 WHERE role = 'http'")),
+    ("A2", in_records("UPDATE incarnations SET head = REPLACE(head, 'a', 'b') WHERE state = 'dead'")),
+    (
+        "A2",
+        in_records(
+            "UPDATE events SET body = json_set(body, '$.heads', json('[]')) WHERE kind = 'stream.opened'"
+        ),
+    ),
     ("A3", in_records("DELETE FROM events WHERE kind = 'call.dispatched'")),
     ("A3", in_records("UPDATE calls SET state = 'in_doubt' WHERE state = 'succeeded'")),
     ("A3", in_records("DELETE FROM calls WHERE state = 'denied'")),
