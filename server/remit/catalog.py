@@ -299,6 +299,7 @@ def _made(
 ) -> Tool:
     undo = rules.undo
     restorable = Effect.RESTORABLE in (rules.effect, *(refined.effect for refined in rules.when))
+    before = _image(rules.before)
     made = Tool(
         name=name,
         source=source,
@@ -324,8 +325,8 @@ def _made(
         )
         if undo
         else None,
-        before=_image(rules.before),
-        after=_image(rules.after or (rules.before if restorable else None)),
+        before=before,
+        after=_image(rules.after) or (before if restorable else None),
         find=_find(rules.find),
         hold_back_s=rules.hold_back or 0,
         if_match=rules.if_match,

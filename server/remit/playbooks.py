@@ -23,7 +23,7 @@ from remit.ids import uuid7
 from remit.model import Call, Done, InDoubt, Outcome, Pending, Unconfirmed
 from remit.pipeline import Services, govern, informed
 from remit.records import CallQuery, open_records
-from remit.rollback import GONE, Step, plan, roll_back
+from remit.rollback import GONE, Step, plan, price, roll_back
 from remit_rbac import EvaluationError, Rung, compile_expression
 
 #: `waits` for a person, and is carried on by running it again; `doubt`: nobody knows whether it happened.
@@ -40,6 +40,8 @@ class Ended:
     state: State
     said: str
     call_id: str | None = None
+    #: Of a rollback that is only foreseen: its plan.
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,12 +157,16 @@ async def _planned(run: Run, step: PlaybookStep) -> Ended:
         decision = await informed(_as_call(run, step), run.on)
         rung = decision.verdict.rung
         said += f"Would call {step.call}: {rung.name.lower()}. {decision.verdict.reason}"
+        said += _cost(decision.estimates)
         return Ended(step=step.id, state="planned" if rung > Rung.ADVISE else "failed", said=said)
     if step.rollback is not None:
-        steps = _to_undo(run, step)
-        back = sum(each.part == "undo" for each in steps)
-        said += f"Would take back {back} of {len(steps)} calls."
-        return Ended(step=step.id, state="planned", said=said)
+        steps = await _to_undo(run, step)
+        back = sum(each.part in GONE for each in steps)
+        said += f"Would take back {back} of {len(steps)} calls.{_cost(price(steps))}"
+        for part in dict.fromkeys(each.part for each in steps if each.part not in GONE):
+            left = [each for each in steps if each.part == part]
+            said += f" {len(left)} {part}: {left[0].tool} (call {left[0].call_id}): {left[0].why}"
+        return Ended(step=step.id, state="planned", said=said, steps=tuple(steps))
     target = _target(run, step)
     return Ended(step=step.id, state="planned", said=f"{said}Would stop {step.stop} {target}.")
 
@@ -213,7 +219,8 @@ def _told(outcome: Outcome) -> tuple[State, str]:
 
 
 async def _rollback(run: Run, step: PlaybookStep) -> Ended:
-    ended = await roll_back(_to_undo(run, step), run.principal, f"playbook-{run.id}", run.on, force=False)
+    steps = await _to_undo(run, step)
+    ended = await roll_back(steps, run.principal, f"playbook-{run.id}", run.on, force=False)
     left = [each for each in ended if each.part not in GONE]
     gone = f"{len(ended) - len(left)} of {len(ended)} calls are taken back."
     if not left:
@@ -223,7 +230,7 @@ async def _rollback(run: Run, step: PlaybookStep) -> Ended:
     return Ended(step=step.id, state=state, said=f"{gone} {first.tool} (call {first.call_id}): {first.why}")
 
 
-def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
+async def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
     """The plan of a rollback: calls of others, from `since` before the run began."""
     since = run.started_us - step.since * 1_000_000 if step.since else None
     scope: dict[str, Any] = {str(step.rollback): _target(run, step)}
@@ -234,7 +241,12 @@ def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
             raise WrongState(f"more than {_CALLS_MAX} calls fit: narrow it with since")
         mine = f"playbook-{run.id}"
         calls = [call for call in calls if call.run != mine]
-        return plan(found, calls, run.on.catalog.tools, force=False)
+        return await plan(found, calls, run.principal, mine, run.on, force=False)
+
+
+def _cost(by_unit: Mapping[str, int]) -> str:
+    told = ", ".join(f"{amount} {unit}" for unit, amount in by_unit.items())
+    return f" Cost: {told}." if told else ""
 
 
 async def _switch(run: Run, step: PlaybookStep) -> Ended:

@@ -2,21 +2,38 @@
 
 A rollback is no act of its own. Each call is taken back by the way that was registered with it, newest
 first, and each undo is governed like any other call. The plan says beforehand what can be taken back and
-what not, and why. Nothing is stored beside the undos: made again, a rollback goes on where it stopped.
+what not, why, and at what price: policy is asked, and what the calls left is read. Nothing is stored beside
+the undos: made again, a rollback goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from remit.approvals import votes_needed
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
-from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused, Scheduled, Unconfirmed
-from remit.pipeline import Services
+from remit.images import Seen, conflict
+from remit.journal import Undoable
+from remit.model import (
+    Call,
+    Done,
+    Failed,
+    InDoubt,
+    Outcome,
+    Pending,
+    Refused,
+    Scheduled,
+    Unconfirmed,
+    Verdict,
+)
+from remit.pipeline import Services, decide, obstacle
 from remit.records import CallRecord, Records, UndoRecord
-from remit.undo import undo
+from remit.undo import undo, undo_call
+from remit_rbac import Rung
 
 #: Every call of a rollback is in exactly one of these.
 #: `undo`: will be taken back. `done`: is taken back. `failed`, `doubt`: was tried. `waits`: for a person.
@@ -40,48 +57,64 @@ class Step:
     agent: str
     user: str
     dispatched_us: int
-    #: What the call touched, when its tool says so; without it a conflict cannot be noticed beforehand.
+    #: What the call touched, when its tool says so; without it a conflict with other calls is not noticed.
     resource: str | None
     undo_tool: str | None
     residue: str | None
+    until_us: int | None
+    #: Later calls on the same thing: those that must be taken back before it, and those that stay.
+    after: tuple[str, ...] = ()
+    in_the_way: tuple[str, ...] = ()
+    #: What the undo may cost, by unit.
+    cost: Mapping[str, int] = field(default_factory=dict[str, int])
+    #: How many people must agree to the undo.
+    approvals: int = 0
     by_call: str | None = None
 
+    @property
+    def is_tried(self) -> bool:
+        """Whether a rollback tries it. What policy or the source forbids is refused then, and on record."""
+        return self.part in ("undo", "waits", "refused") or (self.part == "conflict" and not self.in_the_way)
 
-def plan(records: Records, calls: Sequence[CallRecord], tools: Collection[str], *, force: bool) -> list[Step]:
+
+def price(steps: Iterable[Step]) -> Mapping[str, int]:
+    """What the undos that a plan foresees may cost together, by unit."""
+    total: Counter[str] = Counter()
+    for step in steps:
+        if step.part in ("undo", "waits"):
+            total.update(step.cost)
+    return total
+
+
+async def plan(
+    records: Records,
+    calls: Sequence[CallRecord],
+    principal: Principal,
+    run: str,
+    on: Services,
+    *,
+    force: bool,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Step]:
     """What taking `calls` back would come to, in the order in which it would be done: newest first.
 
-    Calls that were never let out, that failed, or that only read are not part of it. `tools` are those of
-    the catalog. With `force`, later changes of others are no conflict.
+    Calls that were never let out, that failed, or that only read are not part of it. With `force`, later
+    changes of others are no conflict. Asks policy, and reads what the calls left; changes nothing.
     """
-    steps: list[Step] = []
-    gone: set[str] = set()
+    steps: dict[str, Step] = {}
+    entries: dict[str, Undoable] = {}
     for call in sorted(calls, key=_moment, reverse=True):
-        if call.kind != "call" or call.effect == "read" or call.state not in _ACTED:
-            continue
-        way = records.undo(call.id)
-        part, why = _part(call, way, tools)
-        if part == "undo" and not force and way is not None and way.resource is not None:
-            later = [touch for touch in records.later_touches(call, way.resource) if touch.id not in gone]
-            if later:
-                part, why = "conflict", _changed_by(later[0])
-        if part in GONE:
-            gone.add(call.id)
-        steps.append(
-            Step(
-                call_id=call.id,
-                part=part,
-                why=why,
-                tool=call.tool,
-                agent=call.agent,
-                user=call.user,
-                dispatched_us=_moment(call)[0],
-                resource=way.resource if way else None,
-                undo_tool=way.tool if way else None,
-                residue=way.residue if way else None,
-                by_call=way.undo_call if way else None,
-            )
-        )
-    return steps
+        if call.kind == "call" and call.effect != "read" and call.state in _ACTED:
+            step = _recorded(call, records.undo(call.id), on.catalog.tools)
+            if step.part == "undo" and step.resource is not None:
+                step = _in_order(step, records.later_touches(call, step.resource), steps, force=force)
+            if step.part in ("undo", "waits") and (entry := await on.journal.undoable(call.id)):
+                above = entries.get(step.after[0]) if step.after else None
+                step = await _asked(step, entry, above, principal, run, on, force=force)
+                entries[call.id] = entry
+            steps[call.id] = step
+        advance()
+    return list(steps.values())
 
 
 async def roll_back(
@@ -99,7 +132,7 @@ async def roll_back(
     """
     ended: list[Step] = []
     for step in steps:
-        if step.part == "undo":
+        if step.is_tried:
             try:
                 step = _ended(step, await undo(step.call_id, principal, run, on, force=force))
             except (UnknownRecord, WrongState) as error:
@@ -116,8 +149,26 @@ def _moment(call: CallRecord) -> tuple[int, str]:
     return call.dispatched_us or call.created_us, call.id
 
 
+def _recorded(call: CallRecord, way: UndoRecord | None, tools: Collection[str]) -> Step:
+    """What the record says of one call, whatever else was done to the same thing."""
+    part, why = _part(call, way, tools)
+    return Step(
+        call_id=call.id,
+        part=part,
+        why=why,
+        tool=call.tool,
+        agent=call.agent,
+        user=call.user,
+        dispatched_us=_moment(call)[0],
+        resource=way.resource if way else None,
+        undo_tool=way.tool if way else None,
+        residue=way.residue if way else None,
+        until_us=way.expires_us if way and part == "undo" else None,
+        by_call=way.undo_call if way else None,
+    )
+
+
 def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str]) -> tuple[Part, str]:
-    """What can be done about one call, whatever else was done to the same thing."""
     if call.state == "scheduled":
         return "undo", "It has not been sent yet, and is called off."
     if call.state == "cancelled":
@@ -151,6 +202,69 @@ def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str]) -> t
     return "undo", said
 
 
+def _in_order(step: Step, later: Sequence[CallRecord], steps: Mapping[str, Step], *, force: bool) -> Step:
+    """The step among what was done to the same thing after it: what goes first, and what stays."""
+    first = {it.id: steps[it.id] for it in later if it.id in steps and steps[it.id].part in ("undo", "waits")}
+    staying = [] if force else [it for it in later if it.id not in first]
+    if staying:
+        in_the_way = tuple(it.id for it in staying)
+        return replace(step, part="conflict", why=_changed_by(staying[0]), in_the_way=in_the_way)
+    if first:
+        step = replace(step, after=tuple(first), why=f"{step.why} Call {next(iter(first))} goes before it.")
+    if waiting := [it for it in first.values() if it.part == "waits" and not force]:
+        why = f"Call {waiting[0].call_id} must be taken back before it, and waits for people to agree."
+        return replace(step, part="waits", why=why)
+    return step
+
+
+async def _asked(
+    step: Step,
+    entry: Undoable,
+    above: Undoable | None,
+    principal: Principal,
+    run: str,
+    on: Services,
+    *,
+    force: bool,
+) -> Step:
+    """The step once policy was asked, and what the call left was looked at.
+
+    Where the call `above` goes first, nothing can be read yet: then what that one replaced tells.
+    """
+    try:
+        call = undo_call(entry, principal, run, on, force=force)
+    except WrongState as error:
+        return replace(step, part="impossible", why=_sentence(str(error)))
+    decision = decide(call, on)
+    verdict = decision.verdict
+    if verdict.rung in (Rung.EXECUTE, Rung.APPROVE) and not (call.undoing and call.undoing.cancels):
+        step = replace(step, cost=decision.estimates)
+        if step.after:
+            verdict = _beneath(call, above, verdict) or verdict
+        else:
+            verdict = await obstacle(call, verdict, on) or verdict
+    if verdict.rung is Rung.EXECUTE:
+        return step
+    if verdict.rung is Rung.APPROVE:
+        needed = votes_needed(verdict.duties)
+        return replace(step, part="waits", why=f"{verdict.reason} {step.why}", approvals=needed)
+    return replace(step, part=_refused(verdict), why=verdict.reason)
+
+
+def _beneath(call: Call, above: Undoable | None, verdict: Verdict) -> Verdict | None:
+    """The conflict that will show once `above` is taken back: it did not replace what this call left."""
+    undoing = call.undoing
+    if undoing is None or undoing.forced or above is None or above.before is None or above.after is None:
+        return None
+    if above.tool != undoing.tool.name or undoing.tool.before is not undoing.tool.after:
+        return None  # they were not looked at alike
+    return conflict(undoing, Seen(kept=above.before, etag=above.after["replaced"]), verdict)
+
+
+def _refused(verdict: Verdict) -> Part:
+    return "conflict" if verdict.code == "undo_conflict" else "refused"
+
+
 def _changed_by(later: CallRecord) -> str:
     return f"{later.agent} changed the same thing later ({later.tool}, call {later.id}), and that stays."
 
@@ -170,8 +284,7 @@ def _ended(step: Step, outcome: Outcome) -> Step:
         case Unconfirmed():
             part, why = "waits", outcome.verdict.reason
         case Refused():
-            part = "conflict" if outcome.verdict.code == "undo_conflict" else "refused"
-            why = outcome.verdict.reason
+            part, why = _refused(outcome.verdict), outcome.verdict.reason
         case Failed():
             part, why = "failed", f"Nothing was undone: {outcome.message}"
         case InDoubt():

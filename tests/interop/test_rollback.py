@@ -218,8 +218,8 @@ def test_a_run_over_four_systems_is_taken_back_to_the_byte(place: Place) -> None
     assert place.state() != before
     ran = place.remit("rollback", "--agent", "agent:tester", "--yes", "--json")
     assert ran.code == 0, ran
-    assert [step["call_id"] for step in ran.json] == ids[::-1]
-    assert {step["part"] for step in ran.json} == {"done"}
+    assert [step["call_id"] for step in ran.json["steps"]] == ids[::-1]
+    assert {step["part"] for step in ran.json["steps"]} == {"done"}
     assert place.state() == before
     assert place.remit("audit", "verify").code == 0
 
@@ -239,7 +239,7 @@ def test_what_outsiders_wrote_meanwhile_is_named_and_left_alone(place: Place) ->
         call_id: "conflict" if _about(call, theirs) else "done"
         for call_id, call in zip(ids, a_run(place), strict=True)
     }
-    assert {step["call_id"]: step["part"] for step in ran.json} == expected
+    assert {step["call_id"]: step["part"] for step in ran.json["steps"]} == expected
     after = place.state()
     assert after["files"] == {**before["files"], "notes.txt": b"mine\n"}
     assert [row for row in after["customers"] if row not in before["customers"]] == [

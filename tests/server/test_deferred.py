@@ -326,7 +326,7 @@ async def test_a_rollback_calls_off_what_was_not_sent_yet(tmp_path: Path) -> Non
         for planned, ended in (("undo", "done"), ("done", "done")):
             with open_records(remit.path, clock=remit.clock) as records:
                 calls = records.calls(CallQuery(run="run-1"), limit=10)
-                steps = plan(records, calls, remit.on.catalog.tools, force=False)
+                steps = await plan(records, calls, boss, "cli", remit.on, force=False)
             assert [step.part for step in steps] == [planned]
             assert [step.part for step in await roll_back(steps, boss, "cli", remit.on, force=False)] == [
                 ended

@@ -166,8 +166,7 @@ class History:
     async def _roll_back(self, **query: Any) -> list[Step]:
         with open_records(self.remit.path, clock=self.clock) as records:
             calls = records.calls(CallQuery(tenant="acme", **query), limit=10_000)
-            tools = self.remit.on.catalog.tools
-            steps = plan(records, calls, tools, force=False)
+            steps = await plan(records, calls, BOSS, "cli", self.remit.on, force=False)
         ended = await roll_back(steps, BOSS, "cli", self.remit.on, force=False)
         waited = {step.call_id for step in steps if step.tool == "shop.send" and step.part == "undo"}
         must(

@@ -75,7 +75,7 @@ def verify(
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
-        with progress("Verifying", events + sealed + calls) as advance:
+        with progress("Verifying", events + sealed + calls, every=200) as advance:
             findings = list(verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance))
     if shut and copy is None:
         findings.append(Finding(where="master key", what=shut))
@@ -293,7 +293,7 @@ def export(
             with _to(checkpoint) as write:
                 write(note)
         chosen = found.events(since_us=since_us or 0, until_us=until_us, tenant=tenant)
-        with progress("Exporting", found.count("events")) as advance:
+        with progress("Exporting", found.count("events"), every=200) as advance:
             events = counted(in_log_order(found) if checkpoint else chosen, advance)
             if endpoint:
                 send_otlp(events, endpoint)

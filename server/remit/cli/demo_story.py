@@ -238,7 +238,7 @@ async def rollback(on: Stage) -> None:
 
 async def _rolled_back(on: Stage, how: str) -> list[dict[str, Any]]:
     said = await on.remit(SUPERVISOR, "rollback", _RUN, how, "--as", SUPERVISOR, "--json", shown=False)
-    steps: list[dict[str, Any]] = json.loads(said)
+    steps: list[dict[str, Any]] = json.loads(said)["steps"]
     for step in steps:
         on.line("", f"{step['tool']}: {step['why']}")
     return steps

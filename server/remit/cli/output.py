@@ -24,8 +24,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PIPE_WIDTH = 240
 _VALUE_MAX = 4_000
 _FINDINGS_MAX = 20
-#: A progress bar moves once for so many steps: moving costs more than most steps.
-_BAR_STEP = 200
 _STYLES = {
     **dict.fromkeys(("execute", "succeeded", "approved", "done", "ready", "up"), "green"),
     **dict.fromkeys(("approve", "advise", "awaiting_approval", "pending", "running", "dispatched"), "yellow"),
@@ -107,6 +105,11 @@ def as_json_text(value: Any) -> Text:
     return Text(text)
 
 
+def amounts(by_unit: Mapping[str, int]) -> str:
+    """What something costs."""
+    return ", ".join(f"{amount} {unit}" for unit, amount in by_unit.items())
+
+
 def when(at_us: int | None) -> str:
     """A moment in UTC, to the second."""
     return (
@@ -150,8 +153,11 @@ def _unshown(_steps: int = 1) -> None: ...
 
 
 @contextmanager
-def progress(title: str, total: int) -> Generator[Callable[..., None]]:
-    """A bar on a terminal, nothing on a pipe; yields what to call for each step, or with how many."""
+def progress(title: str, total: int, *, every: int = 1) -> Generator[Callable[..., None]]:
+    """A bar on a terminal, nothing on a pipe; yields what to call for each step, or with how many.
+
+    It moves once for `every` so many: moving costs more than a step that waits for nobody.
+    """
     if not sys.stderr.isatty():
         yield _unshown
         return
@@ -163,7 +169,7 @@ def progress(title: str, total: int) -> Generator[Callable[..., None]]:
         def advance(steps: int = 1) -> None:
             nonlocal done, shown
             done += steps
-            if done - shown >= _BAR_STEP:
+            if done - shown >= every:
                 shown = done
                 bar.update(task, completed=done)
 

@@ -85,7 +85,7 @@ def replay(config_path: Path, as_json: bool, since_us: int, named: str) -> int:
     policy, other = load_policy(loaded.config), candidate(named, loaded).policy
     with (
         open_records(loaded.config.store.location, loaded.master_key) as found,
-        progress("Deciding", count(found, since_us)) as advance,
+        progress("Deciding", count(found, since_us), every=200) as advance,
     ):
         told = replay(found, loaded.config, policy, other, since_us=since_us, advance=advance)
     if as_json:

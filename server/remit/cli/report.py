@@ -41,7 +41,7 @@ def report(
     now = now_us()
     with records(config_path) as found:
         total = found.count("events") + found.count("calls") + size_of(found)
-        with progress("Verifying", total) as advance:
+        with progress("Verifying", total, every=200) as advance:
             told = reporting.report(
                 found,
                 from_us=from_us,

@@ -66,7 +66,7 @@ def rollback(
     from remit.cli.acting import person
     from remit.config_file import load
     from remit.records import CallQuery
-    from remit.rollback import GONE
+    from remit.rollback import GONE, price
 
     if not (run or agent or tool or call_ids):
         raise click.UsageError("say what to take back: a RUN, --agent, --tool or --call")
@@ -78,7 +78,7 @@ def rollback(
         raise click.UsageError("with --json say --plan, or --yes to go through with it")
     steps = anyio.run(_work, loaded, who, query, call_ids, force, only_plan, ask)
     if as_json:
-        print_json(steps)
+        print_json({"steps": steps, "cost": price(steps)})
     else:
         _show(steps)
     return 0 if all(step.part in GONE for step in steps) else 1
@@ -104,17 +104,21 @@ async def _work(
         ways = [(call, way) for call in calls if (way := found.undo(call.id))]
     sources = {source for call, way in ways for source in sources_of(loaded, call, way)}
     async with services_of(loaded, sources) as services:
-        with open_records(loaded.config.store.location, loaded.master_key) as found:
-            steps = plan(found, calls, services.catalog.tools, force=force)
+        me, run = who.principal(), run_name()
+        with (
+            open_records(loaded.config.store.location, loaded.master_key) as found,
+            progress("looking", len(calls)) as advance,
+        ):
+            steps = await plan(found, calls, me, run, services, force=force, advance=advance)
         if only_plan:
             return steps
         if ask:
             _show(steps)
-            if not any(step.part == "undo" for step in steps):
+            if not any(step.is_tried for step in steps):
                 return steps
             click.confirm("Take these back?", abort=True)
         with progress("taking back", len(steps)) as advance:
-            return await roll_back(steps, who.principal(), run_name(), services, force=force, advance=advance)
+            return await roll_back(steps, me, run, services, force=force, advance=advance)
 
 
 def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[CallRecord]:
@@ -128,7 +132,8 @@ def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[Ca
 
 
 def _show(steps: Sequence[Step]) -> None:
-    from remit.cli.output import exactly, listing, short
+    from remit.cli.output import amounts, exactly, listing, short
+    from remit.rollback import price
 
     listing(
         steps,
@@ -139,6 +144,7 @@ def _show(steps: Sequence[Step]) -> None:
             "tool": lambda step: step.tool,
             "touches": lambda step: step.resource,
             "becomes": lambda step: _BECOMES[step.part],
+            "cost": lambda step: amounts(step.cost),
             "why": lambda step: step.why,
         },
         as_json=False,
@@ -149,6 +155,8 @@ def _show(steps: Sequence[Step]) -> None:
         click.echo(
             f"{len(steps)} calls: " + ", ".join(f"{n} {part}" for part, n in counts.most_common()) + "."
         )
+    if cost := amounts(price(steps)):
+        click.echo(f"Taking back what can be costs {cost}.")
 
 
 _BECOMES = {

@@ -45,18 +45,24 @@ def undo(
     with open_records(loaded.config.store.location, loaded.master_key) as found:
         call = found.call(call_id)
         way, erased = found.undo(call.id), found.is_erased(call.id)
+        conflict = way.resource if way and way.state == "conflict" else None
+        later = found.later_touches(call, conflict) if conflict else []
     if erased:
         raise WrongState(ERASED)
     if way is None:
         raise WrongState("this call has no way back: none was declared for its tool")
     work = _plan if dry_run else _undo
     told = anyio.run(work, loaded, who, call, way, force)
+    if dry_run:
+        told |= {"state": way.state, "in_the_way": [each.id for each in later]}
     if as_json:
         print_json({"call_id": call.id, **told})
     elif told["said"] is None:
         _show_plan(told)
     else:
         click.echo(told["said"])
+        for each in told.get("in_the_way", ()):
+            click.echo(f"In the way: call {each}.")
     return 0 if told["ok"] else 1
 
 
@@ -108,17 +114,18 @@ async def _plan(
 
 def _show_plan(plan: Mapping[str, Any]) -> None:
     """What the undo would be, and how sure it is."""
-    from remit.cli.output import facts, when
+    from remit.cli.output import amounts, facts, when
     from remit.escaping import escaped_json
 
     def pairs() -> Iterator[tuple[str, object]]:
         yield "first", f"{plan['approvals']} must agree (remit approvals)" if plan["approvals"] else None
-        yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in plan["cost"].items())
+        yield "cost", amounts(plan["cost"])
         yield "until", when(plan["until_us"])
         if plan["proven_us"]:
             yield "sure", f"proven {when(plan['proven_us'])}, for {plan['proof'][:12]}"
         else:
             yield "sure", f"as far as it is declared: remit tools prove {plan['undoes']} has not tried it"
+        yield "changed", f"since by call {', '.join(plan['in_the_way'])}" if plan["in_the_way"] else None
         if plan["best_effort"]:
             yield "but", "best effort: what somebody wrote in the same moment was not seen"
         yield "stays", plan["residue"]
