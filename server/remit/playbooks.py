@@ -166,7 +166,8 @@ async def _planned(run: Run, step: PlaybookStep) -> Ended:
         for part in dict.fromkeys(each.part for each in steps if each.part not in GONE):
             left = [each for each in steps if each.part == part]
             said += f" {len(left)} {part}: {left[0].tool} (call {left[0].call_id}): {left[0].why}"
-        return Ended(step=step.id, state="planned", said=said, steps=tuple(steps))
+        fails = any(each.part not in GONE and each.part != "waits" for each in steps)
+        return Ended(step=step.id, state="failed" if fails else "planned", said=said, steps=tuple(steps))
     target = _target(run, step)
     return Ended(step=step.id, state="planned", said=f"{said}Would stop {step.stop} {target}.")
 

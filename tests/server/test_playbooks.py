@@ -209,13 +209,12 @@ playbooks:
 
     anyio.run(play)
     words = ("playbook", "run", "stop-and-take-back", "--input", "agent=agent:support-bot")
-    planned = remit.json(*words, "--dry-run")
-    assert [step["said"] for step in planned["steps"]] == [
-        "Would stop agent agent:support-bot.",
-        "Would take back 2 of 2 calls.",
-    ]
-    assert remit.json("switch", "list") == []
     # Its user's right alone is not enough: a playbook acts as an agent, and policy governs both.
+    planned = remit(*words, "--dry-run")
+    assert planned.code == 1
+    assert "Would take back 0 of 2 calls. 2 refused: acme.refund (call " in planned.out
+    assert "You do not act for this user here." in planned.out
+    assert remit.json("switch", "list") == []
     refused = remit(*words)
     assert refused.code == 1
     assert "take_back  failed  0 of 2 calls are taken back." in refused.out
@@ -228,6 +227,10 @@ playbooks:
     assert "undo_not_allowed" in {call["code"] for call in calls}
     policy.write_text(acmes + RECOVERY)
     assert "agent:playbook do nothing" not in remit("check").out
+    stop, back = remit.json(*words, "--dry-run")["steps"]
+    assert stop["said"] == "Would stop agent agent:support-bot."
+    assert back["said"] == "Would take back 2 of 2 calls. Cost: 2 calls."
+    assert [step["part"] for step in back["steps"]] == ["undo", "undo"]
     ran = remit(*words)
     assert ran.code == 0, ran
     assert "take_back  done  2 of 2 calls are taken back.\n" in ran.out

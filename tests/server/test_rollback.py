@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.server.acme import Terminal, made, refund_of, serving
-from tests.server.builders import POLICY, Clock, Remit, a_principal, a_remit, a_reply
+from tests.server.builders import POLICY, Clock, Remit, a_principal, a_remit, a_reply, tools
 
+from remit.due import send_due
 from remit.identity import Principal
 from remit.model import Done
 from remit.records import CallQuery, open_records
-from remit.rollback import Step, plan, roll_back
+from remit.rollback import Step, plan, price, roll_back
 from remit_adapters.base import AdapterError, Caller, Reply, Request
 
 WITH_BOSS = POLICY + "p, role:boss, acme, shop.set, undo, 1 == 1, allow\n"
@@ -51,11 +52,16 @@ class World:
         return a_reply({"ok": True})
 
 
-async def rolled_back(remit: Remit, *, force: bool = False, **query: Any) -> list[Step]:
-    """Everything that fits taken back by a person; what the plan foresaw is what came of it."""
+async def planned(remit: Remit, *, force: bool = False, **query: Any) -> list[Step]:
+    """What taking everything back that fits would come to, for a person."""
     with open_records(remit.path, clock=remit.clock) as records:
         calls = records.calls(CallQuery(tenant="acme", **query), limit=1000)
-        steps = await plan(records, calls, BOSS, "cli", remit.on, force=force)
+        return await plan(records, calls, BOSS, "cli", remit.on, force=force)
+
+
+async def rolled_back(remit: Remit, *, force: bool = False, **query: Any) -> list[Step]:
+    """Everything that fits taken back by a person, as planned."""
+    steps = await planned(remit, force=force, **query)
     ended = await roll_back(steps, BOSS, "cli", remit.on, force=force)
     assert [step.call_id for step in ended] == [step.call_id for step in steps]
     return ended
@@ -115,6 +121,82 @@ async def test_what_cannot_be_taken_back_is_said_with_the_reason(tmp_path: Path)
         assert "irreversible" in steps[2].why
 
 
+async def test_the_plan_says_in_which_order_and_at_what_price(tmp_path: Path) -> None:
+    priced = tools(give_back={"price": {"eur_cent": "20"}}, set={"price": {"eur_cent": "1"}})
+    async with a_remit(tmp_path, policy=WITH_BOSS, tools=priced) as remit:
+        world = World(remit)
+        one = (await remit.done("shop.set", {"thing": "pen", "value": 1})).call_id
+        cup = (await remit.done("shop.buy", {"thing": "cup", "price": 5})).call_id
+        two = (await remit.done("shop.set", {"thing": "pen", "value": 2})).call_id
+        three = (await remit.done("shop.set", {"thing": "pen", "value": 3})).call_id
+        acted = len(remit.rows("SELECT 1 FROM events WHERE kind = 'call.dispatched'"))
+        steps = await planned(remit, run="run-1")
+        assert [step.call_id for step in steps] == [three, two, cup, one]
+        assert [step.after for step in steps] == [(), (three,), (), (two, three)]
+        assert [step.cost["eur_cent"] for step in steps] == [1, 1, 20, 1]
+        assert price(steps) == {"calls": 4, "eur_cent": 23}
+        assert all(step.until_us for step in steps)
+        # It looked once at the pen, by a governed read, and did nothing.
+        assert len(remit.rows("SELECT 1 FROM events WHERE kind = 'call.dispatched'")) == acted + 1
+        assert (world.values["pen"], len(world.orders)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("outside", "foreseen"),
+    [
+        # Written over the last call: nothing below it can go either.
+        (3, ["conflict", "conflict", "conflict"]),
+        # Written between the second and the third: the third goes, and shows it again.
+        (2, ["undo", "conflict", "conflict"]),
+        (1, ["undo", "undo", "conflict"]),
+        (0, ["undo", "undo", "undo"]),
+    ],
+)
+async def test_the_plan_sees_what_an_outsider_wrote_and_when(
+    tmp_path: Path, outside: int, foreseen: list[str]
+) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        for value in range(4):
+            if value:
+                await remit.done("shop.set", {"thing": "pen", "value": value})
+            if value == outside:
+                world.values["pen"] = 77
+        steps = await planned(remit, run="run-1")
+        assert [step.part for step in steps] == foreseen
+        if "conflict" in foreseen:
+            met = steps[foreseen.index("conflict")]
+            assert (met.in_the_way, "not through here" in met.why) == ((), True)
+        ended = await roll_back(steps, BOSS, "cli", remit.on, force=False)
+        assert [step.part for step in ended] == [part.replace("undo", "done") for part in foreseen]
+        assert world.values["pen"] == 77
+
+
+async def test_the_plan_asks_policy_and_says_who_must_agree(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        World(remit)
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+        (step,) = await planned(remit, run="run-1")
+        assert (step.part, step.approvals) == ("refused", 0)
+        assert "Policy does not let you undo this call." in step.why
+        remit.use_policy(WITH_BOSS + "p2, role:boss, acme, shop.set, undo, 1 == 1, approvals=2\n")
+        await remit.done("shop.set", {"thing": "pen", "value": 2})
+        waiting = await planned(remit, run="run-1")
+        assert [(step.part, step.approvals) for step in waiting] == 2 * [("waits", 2)]
+        assert waiting[0].call_id in waiting[1].why
+        assert remit.rows("SELECT 1 FROM approvals") == []
+
+
+async def test_what_was_held_back_and_sent_is_planned_for_what_it_is(tmp_path: Path) -> None:
+    rules = tools(send={"effect": "deferred", "hold_back": "10m"})
+    async with a_remit(tmp_path, policy=WITH_BOSS, tools=rules) as remit:
+        await remit.call("shop.send", {"text": "hello"})
+        remit.clock.advance(s=601)
+        await send_due(remit.on)
+        (step,) = await planned(remit, run="run-1")
+        assert (step.part, "has been sent" in step.why) == ("expired", True)
+
+
 async def test_an_undo_that_fails_stops_only_what_was_done_to_the_same_thing_before(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
         world = World(remit)
@@ -171,7 +253,9 @@ async def test_what_people_must_agree_to_waits_and_is_finished_later(tmp_path: P
 
 WRITES = st.lists(
     st.tuples(
-        st.sampled_from(["agent:bot", "agent:other"]), st.sampled_from(["pen", "lamp"]), st.integers(1, 3)
+        st.sampled_from(["agent:bot", "agent:other", "an outsider"]),
+        st.sampled_from(["pen", "lamp"]),
+        st.integers(1, 3),
     ),
     max_size=8,
 )
@@ -185,16 +269,25 @@ def test_over_any_history_what_is_last_goes_and_nothing_of_the_others_is_lost(
     async def history(folder: Path) -> None:
         async with a_remit(folder, policy=WITH_BOSS) as remit:
             world = World(remit)
-            for agent, thing, value in writes:
+            for number, (agent, thing, value) in enumerate(writes):
+                if agent == "an outsider":
+                    world.values[thing] = value + 10 * number
+                    continue
                 await remit.done("shop.set", {"thing": thing, "value": value}, principal=a_principal(agent))
+            foreseen = await planned(remit, agent="agent:bot")
             steps = await rolled_back(remit, agent="agent:bot")
+            assert [step.part for step in steps] == [step.part.replace("undo", "done") for step in foreseen]
             assert world.values == {thing: expected(thing) for thing in world.values}
             assert len(steps) == sum(agent == "agent:bot" for agent, _, _ in writes)
             assert {step.part for step in steps} <= {"done", "conflict"}
 
     def expected(thing: str) -> int:
         """The bot's writes go from the end, down to the last one of somebody else."""
-        of_thing = [(agent, value) for agent, what, value in writes if what == thing]
+        of_thing = [
+            (agent, value + 10 * number * (agent == "an outsider"))
+            for number, (agent, what, value) in enumerate(writes)
+            if what == thing
+        ]
         while of_thing and of_thing[-1][0] == "agent:bot":
             of_thing.pop()
         return of_thing[-1][1] if of_thing else 0
@@ -228,7 +321,11 @@ def test_a_person_sees_the_plan_first_and_then_goes_through_with_it(remit: Termi
     words = ("rollback", "--call", one, "--call", two)
     planned = remit(*words, "--plan")
     assert (planned.code, issued(remit)) == (0, 2)
-    assert "2 calls: 2 to undo." in planned.out
+    assert "2 calls: 2 to undo.\nTaking back what can be costs 2 calls.\n" in planned.out
+    as_json = remit.json(*words, "--plan")
+    assert as_json["cost"] == {"calls": 2}
+    assert [step["cost"] for step in as_json["steps"]] == [{"calls": 1}, {"calls": 1}]
+    assert [step["after"] for step in as_json["steps"]] == [[], [two]]
     assert remit(*words, typed="n\n").code == 130
     assert issued(remit) == 2
     went = remit(*words, typed="y\n")
@@ -245,6 +342,26 @@ def test_a_rollback_of_a_run_says_what_stays(remit: Terminal) -> None:
     # The last is the one of before, in doubt; below it is nothing on the same order.
     assert [step["part"] for step in ran.json["steps"]] == ["done", "open", "done"]
     assert issued(remit) == 0
+
+
+def test_what_is_rolled_back_can_be_said_in_many_ways(remit: Terminal) -> None:
+    (made,) = refunds(remit, 300)
+    scopes = (("ticket-7",), ("--tool", "acme.ref*"), ("--agent", "agent:support-bot", "--since", "1h"))
+    for scope in scopes:
+        planned = remit("rollback", *scope, "--plan", "--json")
+        # One is in doubt; nothing is done yet.
+        parts = [step["part"] for step in planned.json["steps"]]
+        assert (planned.code, parts, issued(remit)) == (1, ["undo", "open", "undo"], 1)
+        assert planned.json["steps"][0]["call_id"] == made
+    assert remit("rollback", *scopes[-1], "--yes").code == 1
+    assert issued(remit) == 0
+
+
+@pytest.mark.parametrize("scope", [("--agent", "agent:support-bot", "--since", "0s"), ("--tool", "acme.no*")])
+def test_what_does_not_fit_is_left_alone(remit: Terminal, scope: tuple[str, ...]) -> None:
+    refunds(remit, 300)
+    assert remit("rollback", *scope, "--yes").out == "No call there changed anything.\n"
+    assert issued(remit) == 1
 
 
 @pytest.mark.parametrize(
