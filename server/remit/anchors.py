@@ -1,4 +1,4 @@
-"""Putting checkpoints where whoever can write the database cannot reach: a file elsewhere, or a witness.
+"""Putting checkpoints where whoever can write the database cannot reach: a file, a witness, a timestamp.
 
 An anchor gets the newest checkpoint after each sealing, and only when there is a new one. One that fails
 holds up neither the others nor any call; the next checkpoint covers what it missed. The protocol of
@@ -23,7 +23,8 @@ from remit.checkpoint import BadNote, signature_lines
 from remit.config import Anchor
 from remit.database import Location
 from remit.ids import Clock, now_us
-from remit.sealer import Sealed, anchored_size, note_anchored, read_tiles, seal
+from remit.sealer import Sealed, anchored, note_anchored, read_tiles, seal
+from remit.timestamps import NotStamped, stamp
 
 if TYPE_CHECKING:
     import httpx2
@@ -56,19 +57,22 @@ async def seal_and_anchor(
 
 
 async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock) -> Anchored:
-    name = anchor.witness or str(anchor.file)
-    there = await anyio.to_thread.run_sync(anchored_size, at, name)
+    name = anchor.witness or str(anchor.timestamp.url if anchor.timestamp else anchor.file)
+    there, at_us = await anyio.to_thread.run_sync(anchored, at, name)
     error = None
-    if there < sealed.size:
+    pause_s = anchor.timestamp.every if anchor.timestamp else 0
+    if there < sealed.size and at_us + pause_s * 1_000_000 <= clock():
+        signatures = ""
         try:
             if anchor.file:
                 await anyio.to_thread.run_sync(_append, anchor.file, sealed.note)
-                signatures = ""
+            elif anchor.timestamp:
+                await stamp(sealed.note, sealed.size, anchor.timestamp)
             else:
                 signatures = await _witnessed(at, name, there, sealed)
             await anyio.to_thread.run_sync(note_anchored, at, name, sealed.size, signatures, clock())
             there = sealed.size
-        except (OSError, TimeoutError, _Refused) as failure:
+        except (OSError, TimeoutError, NotStamped, _Refused) as failure:
             error = str(failure) or type(failure).__name__
     return Anchored(anchor=name, size=there, error=error)
 

@@ -680,6 +680,19 @@ class Limits(Strict):
     facts: Annotated[int, Field(ge=0, le=64)] = 8
 
 
+class Timestamp(Strict):
+    """An authority that stamps checkpoints with the time (RFC 3161)."""
+
+    #: Plain http will do: its answer is signed, and it is told a digest only.
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    #: Its root certificates, in PEM: an answer that is not signed under one of them is not kept.
+    roots: Path
+    #: Each checkpoint and the answer to it are put here, as `SIZE.checkpoint` and `SIZE.tsr`.
+    folder: Path
+    #: How often the newest checkpoint is stamped, at most.
+    every: Duration = 3600
+
+
 class Anchor(Strict):
     """Where checkpoints of the log are put, out of the reach of whoever can write the database."""
 
@@ -687,11 +700,13 @@ class Anchor(Strict):
     file: Path | None = None
     #: A witness (c2sp.org/tlog-witness): its submission prefix. Plain http only on loopback.
     witness: str | None = None
+    #: Needs the `timestamps` extra.
+    timestamp: Timestamp | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Anchor:
-        if (self.file is None) == (self.witness is None):
-            raise ValueError("give either file or witness, not both and not neither")
+        if sum(it is not None for it in (self.file, self.witness, self.timestamp)) != 1:
+            raise ValueError("give one of file, witness and timestamp")
         if self.witness and not re.match(
             r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]", self.witness
         ):

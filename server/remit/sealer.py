@@ -104,11 +104,13 @@ def read_tiles(at: Location) -> Generator[merkle.ReadTile]:
         yield tile_reader(db)
 
 
-def anchored_size(at: Location, anchor: str) -> int:
-    """The newest checkpoint that is known to be at this anchor; 0: none is."""
+def anchored(at: Location, anchor: str) -> tuple[int, int]:
+    """The newest checkpoint that is known to be at this anchor, and since when; 0: none is."""
     with reading(at) as db:
-        row = db.one("SELECT MAX(size) AS size FROM log_anchors WHERE anchor = ?", (anchor,))
-        return row["size"] or 0 if row else 0
+        row = db.one(
+            "SELECT size, at_us FROM log_anchors WHERE anchor = ? ORDER BY size DESC LIMIT 1", (anchor,)
+        )
+        return (row["size"], row["at_us"]) if row else (0, 0)
 
 
 def note_anchored(at: Location, anchor: str, size: int, signatures: str, at_us: int) -> None:
