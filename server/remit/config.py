@@ -55,6 +55,12 @@ def _reference(value: str) -> str:
     return value
 
 
+def _web_address(value: str) -> str:
+    if not re.match(r"https?://", value):
+        raise ValueError("this must begin with https:// or http://")
+    return value
+
+
 def _pattern(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{0,127}(\*|[A-Za-z0-9_.-])", value):
         raise ValueError("name a tool as source.tool, or end with * to mean all that begin so")
@@ -684,7 +690,7 @@ class Timestamp(Strict):
     """An authority that stamps checkpoints with the time (RFC 3161)."""
 
     #: Plain http will do: its answer is signed, and it is told a digest only.
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Annotated[str, AfterValidator(_web_address)]
     #: Its root certificates, in PEM: an answer that is not signed under one of them is not kept.
     roots: Path
     #: Each checkpoint and the answer to it are put here, as `SIZE.checkpoint` and `SIZE.tsr`.

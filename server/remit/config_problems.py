@@ -81,6 +81,9 @@ EXAMPLES = {
     "id": "id: take_back",
     "tool": "tool: billing.*",
     "share": "share: 50",
+    "url": "url: http://tsa.example.com/tsr",
+    "roots": "roots: tsa-roots.pem",
+    "folder": "folder: /mnt/worm/stamps",
 }
 _NOUNS = {
     "string_type": "text in quotes",

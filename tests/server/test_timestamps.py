@@ -1,4 +1,4 @@
-"""Checkpoints are stamped with the time by a real RFC 3161 authority; what cannot be relied on is not kept."""
+"""Checkpoints are stamped with the time by a real RFC 3161 authority; what is not its word is not kept."""
 
 from __future__ import annotations
 
