@@ -463,6 +463,9 @@ async def _run(
     with telemetry.stage("settle", call):
         try:
             done = await _settle(call, call_id, decision, reply, before, on)
+            if done.undone.get("state") == "ready":
+                overtaken = replace(decision.verdict, rung=Rung.DENY, code="undo_conflict", reason=_OVERTAKEN)
+                return Refused(call_id=call_id, verdict=overtaken)
             return replace(done, warnings=admitted.warnings) if admitted.warnings else done
         except (StoreUnavailable, WrongState):
             if harmless and on.config.store.reads_when_down:
@@ -542,8 +545,11 @@ async def _settle(
         read = own_read(call, call_id, call.tool.after.lookup, roots, "after", on)
         left = await _look(call.tool.after, read, on)
     undo_state: UndoEnd | None = None
+    error = ("tool_error", text[:500]) if failed else None
     if call.undoing is not None:
         undo_state = "failed" if failed else await took_hold(call, call_id, roots, on)
+        if failed and await _overtaken(call, call_id, call.undoing, decision.verdict, before, on):
+            undo_state, error = "ready", ("undo_conflict", _OVERTAKEN)
         if undo_state == "done" and call.undoing.tool.after and call.undoing.tool.after.etag:
             left, _ = await _still_as_left(call, call_id, call.undoing, decision.verdict, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
@@ -553,7 +559,7 @@ async def _settle(
         state="failed" if failed else "succeeded",
         costs=costs,
         reply=orjson.dumps(reply.body),
-        error=("tool_error", text[:500]) if failed else None,
+        error=error,
         plan=plan,
         undo_state=undo_state,
         touches=None if decision.touches else _touched(call, roots),
@@ -722,6 +728,16 @@ async def _still_as_left(
     roots = {"args": undoing.arguments, "result": undoing.result, "before": undoing.before}
     now = await _look(image, own_read(call, call_id, image.lookup, roots, "after", on), on)
     return now, None if undoing.forced else conflict(undoing, now, verdict)
+
+
+async def _overtaken(
+    call: Call, call_id: str, undoing: Undoing, verdict: Verdict, before: Seen | None, on: Services
+) -> bool:
+    """Whether an undo that was made on one version was refused since somebody else has written meanwhile."""
+    if before is None or before.etag is None or call.tool.if_match is None:
+        return False
+    now, _ = await _still_as_left(call, call_id, undoing, verdict, on)
+    return now is not None and now.etag != before.etag and now.kept != undoing.before
 
 
 async def _blocked(call: Call, verdict: Verdict, on: Services) -> Verdict | None:
@@ -1000,6 +1016,7 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
 _log = logging.getLogger(__name__)
 _LATE = ("timeout", "The call did not end in time.")
 _CUT_SHORT = ("interrupted", "The call was cut short.")
+_OVERTAKEN = "Somebody has changed the same thing in that very moment, so nothing was undone: ask a person."
 _TOO_LATE = ("too_late", "The time of the call was over before it was sent.")
 _SENT = Verdict(rung=Rung.EXECUTE, code="allowed", reason="It was sent.", remedy=Remedy.STOP)
 _UNRECORDED = "The source answered, but the answer could not be recorded yet."

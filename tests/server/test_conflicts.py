@@ -269,6 +269,39 @@ async def test_who_writes_between_the_read_and_the_call_is_not_overwritten_where
         assert shelf.values == {"pen": 7}
 
 
+async def test_who_writes_between_the_look_and_the_undo_is_a_conflict_and_not_a_failure(
+    tmp_path: Path,
+) -> None:
+    versioned = rules(etag="result.version")
+    versioned["shop.set"]["if_match"] = "version"
+    source = ScriptedSource(offer=VERSIONED)
+    async with a_remit(tmp_path, tools=versioned, source=source, policy=WITH_BOSS) as remit:
+        shelf = Shelf(remit.source)
+        call_id = await put(remit, 1)
+
+        async def look_and_be_overtaken(request: Request, caller: Caller) -> Reply:
+            reply = await shelf.look(request, caller)
+            remit.source.on["look"] = shelf.look
+            shelf.write(7)
+            return reply
+
+        remit.source.on["look"] = look_and_be_overtaken
+        refused = await taken_back(remit, call_id)
+        assert isinstance(refused, Refused)
+        assert refused.verdict.code == "undo_conflict"
+        record = remit.record(refused.call_id)
+        assert (record["state"], record["error_code"]) == ("failed", "undo_conflict")
+        with open_records(remit.path) as records:
+            way = records.undo(call_id)
+        assert way is not None
+        assert way.state == "conflict"
+        assert shelf.values == {"pen": 7}
+        # Nothing was undone, so a person may still insist.
+        assert isinstance(await taken_back(remit, call_id), Refused)
+        assert isinstance(await undo(call_id, BOSS, "cli", remit.on, force=True), Done)
+        assert shelf.values == {"pen": 0}
+
+
 @pytest.mark.parametrize("more", [{}, {"etag": "result.version"}])
 async def test_without_a_version_in_the_call_the_way_back_is_best_effort(
     tmp_path: Path, more: dict[str, Any]
