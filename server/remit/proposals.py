@@ -5,7 +5,8 @@ wrong or a lie. So nothing here is ever asked while calls run: there, what the o
 irreversible. A proposal is the most pessimistic class that the evidence leaves, and says which evidence.
 
 Sources: ToolAnnotations (MCP 2026-07-28); SEP-3172, `annotations.recovery`, with the bindings of an OpenAPI
-3 Link; `annotations.x-compensation-pair`.
+3 Link; `annotations.x-compensation-pair`; the HTTP method behind a tool, `_meta.http.method` or
+`annotations.httpMethod` (safe methods: RFC 9110 §9.2.1).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Schema = Mapping[str, Any]
 _READS = frozenset(
     ("get", "head", "list", "search", "find", "read", "fetch", "show", "describe", "count", "view", "lookup")
 )
+_SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 _CHANGES = frozenset(("update", "set", "put", "patch", "edit", "rename", "write", "modify", "replace"))
 _POSTS = frozenset(("post", "execute", "run", "exec", "apply", "submit", "process", "send"))
 #: What an answer must call a value for it to be taken as the name of the thing that the call made.
@@ -164,10 +166,23 @@ class _Look:
         hints = self.tool.definition.get("annotations")
         return cast("Mapping[str, Any]", hints) if isinstance(hints, Mapping) else {}
 
+    def _safe_method(self) -> bool | None:
+        """Whether the HTTP method behind it is a safe one; None when its source tells of none."""
+        meta: Any = self.tool.definition.get("_meta")
+        http: Any = cast("Mapping[str, Any]", meta).get("http") if isinstance(meta, Mapping) else None
+        told: Any = (
+            cast("Mapping[str, Any]", http).get("method")
+            if isinstance(http, Mapping)
+            else self._hints.get("httpMethod")
+        )
+        return None if told is None else str(told).upper() in _SAFE_METHODS
+
     def only_reads(self) -> bool:
         """Whether everything that is said about it says that it changes nothing."""
         verb = _verb_and_noun(self.tool.own_name)[0]
-        hint = self._hints.get("readOnlyHint")
+        hint, safe = self._hints.get("readOnlyHint"), self._safe_method()
+        if safe is False:
+            return self._says("its source makes it by an HTTP method that may change something")
         if hint is True and self._hints.get("destructiveHint") is True:
             return self._says("its hints contradict each other: readOnlyHint and destructiveHint")
         if hint is True and verb in _VERBS - _READS:
@@ -175,7 +190,11 @@ class _Look:
         if hint is True:
             self._says("its source says that it only reads (readOnlyHint)")
             return True
-        if verb in _READS and hint is None and self._hints.get("destructiveHint") is not True:
+        silent = hint is None and self._hints.get("destructiveHint") is not True
+        if safe and silent and verb not in _VERBS - _READS:
+            self._says("its source makes it by an HTTP method that only reads")
+            return True
+        if verb in _READS and silent:
             self._says(f"its name says {verb}, and nothing speaks against it")
             return True
         return False

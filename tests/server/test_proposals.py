@@ -71,6 +71,10 @@ def with_hints(name: str, **hints: Any) -> dict[str, Any]:
     return a_tool(name, annotations=hints, order_id="string")
 
 
+def by_method(name: str, method: Any, **hints: Any) -> dict[str, Any]:
+    return with_hints(name, **hints) | {"_meta": {"http": {"method": method}}}
+
+
 @pytest.mark.parametrize(
     ("tool", "effect", "because"),
     [
@@ -84,6 +88,14 @@ def with_hints(name: str, **hints: Any) -> dict[str, Any]:
         (with_hints("orders", readOnlyHint=True, destructiveHint=True), "irreversible", "contradict"),
         (with_hints("add_note", destructiveHint=False), "irreversible", "nothing here is sure"),
         (with_hints("post_order", idempotentHint=True), "irreversible", "nothing here is sure"),
+        (with_hints("orders", httpMethod="get"), "read", "HTTP method that only reads"),
+        (by_method("orders", "HEAD"), "read", "HTTP method that only reads"),
+        (by_method("get_order", "POST"), "irreversible", "HTTP method that may change"),
+        (by_method("orders", "DELETE", readOnlyHint=True), "irreversible", "HTTP method that may change"),
+        (by_method("orders", {"PUT": 1}, readOnlyHint=True), "irreversible", "HTTP method that may change"),
+        (by_method("delete_order", "GET"), "irreversible", "nothing here is sure"),
+        (by_method("orders", "GET", readOnlyHint=False), "irreversible", "nothing here is sure"),
+        (by_method("orders", "GET", destructiveHint=True), "irreversible", "nothing here is sure"),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
