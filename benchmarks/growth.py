@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import sqlite3
@@ -472,7 +471,7 @@ def scanned(at: Location, sql: str) -> Iterator[str]:
 
 def verified(at: Location, report: Report) -> None:
     """Raises when anything is found: then these are not the rows that Remit would have written."""
-    report.processors = len(os.sched_getaffinity(0))
+    report.processors = verifying.processors()
     with open_records(at) as records:
         began, cpu = time.perf_counter(), time.process_time()
         found = list(verify_events(records))

@@ -56,7 +56,7 @@ def verify(
     """
     events = records.count("events")
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if events >= _WORTH_IT else 1
+        processes = processors() if events >= _WORTH_IT else 1
     if processes < 2 or records.at is None:
         yield from verify_events(records, progress)
         yield from verify_calls(records, progress, payloads=payloads)
@@ -81,6 +81,11 @@ def verify(
             yield from own
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _the_rest(

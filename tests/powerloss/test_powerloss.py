@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import anyio
@@ -12,7 +13,8 @@ from tests.powerloss.recording import library, recording
 from tests.powerloss.run import Report, campaign, one_cut, recovered
 
 pytestmark = pytest.mark.skipif(
-    library() is None, reason="this Python's SQLite lets nobody put a file system of his own before it"
+    sys.platform != "linux" or library() is None,
+    reason="this Python's SQLite lets nobody put a file system of his own before it",
 )
 
 
