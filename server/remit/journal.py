@@ -34,7 +34,7 @@ from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
 from remit.images import Undone, version_by_now
 from remit.ledger import Ledger, Store
-from remit.ledger_sqlite import SqliteStore
+from remit.ledger_sqlite import SqliteStore, must_be_local
 from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
 from remit.proven import Proof
@@ -1950,6 +1950,7 @@ def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: flo
         return PostgresStore(at, stream=stream, role=role, relaxed=relaxed, lease_s=lease_s, clock=clock)
     try:
         at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        must_be_local(at.parent)
         upgrade(at)
         return SqliteStore(at, stream=stream, relaxed=relaxed)
     except OSError as error:

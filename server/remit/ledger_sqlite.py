@@ -18,12 +18,49 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from remit.errors import RemitError
 from remit.writer import OthersWrite
 
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
 _WAL_MAX_BYTES = 8 * 2**20
 _COMMITS_BETWEEN_LOOKS = 64
 _BUSY_MS = 10_000
+#: File systems on which locks of other machines are not seen, or the log's shared memory is not shared
+#: (sqlite.org/useovernet.html, sqlite.org/wal.html).
+_NETWORK = frozenset(
+    [
+        "afs",
+        "ceph",
+        "cifs",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "smb3",
+        "smbfs",
+    ]
+)
+#: Which file system is mounted where (proc_pid_mountinfo(5)); other systems have no such file.
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def must_be_local(folder: Path) -> None:
+    """Raise RemitError when this folder is known to lie on another machine."""
+    device = folder.stat().st_dev
+    try:
+        mounts = _MOUNTS.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for mount in mounts:
+        place, _, what = mount.partition(" - ")
+        kind = what.partition(" ")[0]
+        if kind in _NETWORK and place.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+            raise RemitError(
+                f"{folder} is on a network file system ({kind}), whose locks do not keep machines apart:"
+                " put store.path on a local disk, or use PostgreSQL (store.url)"
+            )
 
 
 class SqliteStore:
@@ -183,6 +220,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         "journal_mode = WAL",
         "synchronous = FULL",
         "wal_autocheckpoint = 0",
+        "fullfsync = ON",  # on macOS, where a plain fsync leaves it in the drive's cache
         "foreign_keys = ON",
     ):
         db.execute(f"PRAGMA {pragma}")

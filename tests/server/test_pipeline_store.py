@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.server.builders import (
     until,
 )
 
-from remit.errors import StoreUnavailable
+from remit.errors import RemitError, StoreUnavailable
 from remit.journal import open_journal
 from remit.model import Done, InDoubt, Outcome, Refused, Remedy
 from remit.undo import undo
@@ -197,3 +198,23 @@ async def test_a_journal_that_cannot_be_closed_in_order_lets_go_and_is_taken_ove
     async with a_remit(tmp_path) as remit:
         states = remit.rows("SELECT state FROM incarnations ORDER BY started_us")
         assert {row["state"] for row in states} == {"dead", "live"}
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "ext4"])
+async def test_a_network_file_system_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    device = os.stat(tmp_path).st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "21 26 0:20 / /proc rw,nosuid shared:5 - proc proc rw\n"
+        f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw shared:1 - {kind} server:/export rw\n"
+    )
+    monkeypatch.setattr("remit.ledger_sqlite._MOUNTS", mounts)
+    if kind == "ext4":
+        async with a_remit(tmp_path) as remit:
+            await remit.done("shop.look", {"thing": "pen"})
+        return
+    with pytest.raises(RemitError, match=rf"network file system \({kind}\).*store\.path.*store\.url"):
+        await open_journal(tmp_path / "remit.db", role="http")
+    assert not (tmp_path / "remit.db").exists()
