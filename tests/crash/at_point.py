@@ -12,7 +12,7 @@ import faulthandler
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -26,10 +26,12 @@ from tests.crash.zygote import Life, Zygote
 
 from remit.app import App
 from remit.config_file import load
+from remit.database import SqliteSealing
 from remit.front.guard import Guard
 from remit.front.serving import serve_http
 from remit.journal import Journal
 from remit.ledger import Ledger
+from remit.postgres import Session
 from remit_adapters.base import Operation
 from remit_adapters.mcp import McpAdapter
 
@@ -53,7 +55,16 @@ for _name in (
     "uvloop",
 ):
     import_module(_name)
-Moment = Literal["before commit", "after commit", "before run", "after run", "before answer", "after answer"]
+Moment = Literal[
+    "before commit",
+    "after commit",
+    "before run",
+    "after run",
+    "before answer",
+    "after answer",
+    "before seal",
+    "after seal",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +81,7 @@ def serve(
     *,
     config: str,
     log: str,
-    tell: Callable[[str], object],
+    tell: Callable[[str], None],
     death: Mapping[str, Any] | None,
     fault: str | None,
 ) -> None:
@@ -107,6 +118,7 @@ def _arm(death: Death) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     transaction, run, answer = Ledger.transaction, McpAdapter.run, Guard.__call__
+    sealing = {SqliteSealing: SqliteSealing.transaction, Session: Session.transaction}
 
     @contextmanager
     def committing(self: Ledger, *, durable: bool, wait: bool = True) -> Generator[None]:
@@ -130,6 +142,20 @@ def _arm(death: Death) -> None:
         await answer(self, scope, receive, last_moment)
         passes("after answer")
 
+    def sealed(of: Callable[..., AbstractContextManager[None]]) -> Callable[..., Any]:
+        @contextmanager
+        def transaction(self: Any, **how: bool) -> Generator[None]:
+            with of(self, **how):
+                yield
+                if not how.get("snapshot"):
+                    passes("before seal")
+            if not how.get("snapshot"):
+                passes("after seal")
+
+        return transaction
+
+    for store, of in sealing.items():
+        store.transaction = sealed(of)
     Ledger.transaction = committing
     McpAdapter.run = running
     Guard.__call__ = answering

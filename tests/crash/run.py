@@ -1,6 +1,7 @@
 """Kill Remit in the middle of its work, again and again, and see after each restart what was lost.
 
-    python -m tests.crash.run --kills 200 [--database sqlite|postgresql] [--servers 3] [--seed S] [--json]
+    python -m tests.crash.run --kills 200 [--database sqlite|postgresql] [--servers 3] [--every-point]
+        [--seed S] [--json]
 
 `remit serve`, as one server or several on one database, stands in front of Acme; agents refund, write, ask
 people and take back, several at once. At a moment that nobody chose, or at a numbered point of a call:
@@ -32,6 +33,7 @@ import anyio
 from anyio.to_thread import run_sync
 from tests.crash.at_point import Death, Moment, fork
 from tests.crash.clients import Clients, Vote
+from tests.crash.every_point import cut_everywhere
 from tests.crash.line import Line, a_line
 from tests.crash.place import Place, acme_is_gone, beside_acme
 from tests.crash.reconcile import Seen, audited, effects_of, note_what_has_ended, what_stays_wrong
@@ -46,6 +48,8 @@ from remit.errors import RemitError, StoreUnavailable
 from remit.sealer import seal
 
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
+#: Those that come many times in a life.
+_OFTEN = [moment for moment in MOMENTS if "seal" not in moment]
 Database = Literal["sqlite", "postgresql"]
 _START_S = 60
 _CONVERSATIONS_PER_AGENT = 2
@@ -72,6 +76,8 @@ class Report:
     kills: int = 0
     #: Of these, at a point that was drawn, or at each in turn; the others at any moment.
     at_a_point: int = 0
+    #: How many points of each kind there were, where a server died at each in turn.
+    points: dict[str, int] = field(default_factory=dict[str, int])
     #: Kills from outside with at least one request under way.
     in_flight: int = 0
     #: Servers stopped past their lease that went on; and how many of them others had taken for dead.
@@ -225,7 +231,7 @@ class Campaign:
         while report.kills < until and not report.flaws:
             death = None
             if rng.random() < _AT_A_POINT:
-                moment = rng.choice(MOMENTS)
+                moment = rng.choice(_OFTEN)
                 death = Death(moment=moment, number=rng.randint(1, 30 if "commit" in moment else 8))
             life = self._lives[slot] or await self._begin(slot, death)
             if report.servers > 1 and rng.random() < _STOPPED:
@@ -363,10 +369,14 @@ async def forked(
     report: Report,
     *,
     kills: int,
+    every_point: bool = False,
     fault: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Kill `kills` times, in one place after another; ends in the first where anything is wrong."""
+    """Kill `kills` times, in one place after another; ends in the first where anything is wrong.
+
+    With `every_point`, a server first dies at each numbered point in turn, beside those kills.
+    """
     began = time.monotonic()
     async with AsyncExitStack() as stack:
         zygote = stack.enter_context(a_zygote())
@@ -375,6 +385,18 @@ async def forked(
             server = Server()
             stack.callback(server.stop)
             databases = Databases(server.url())
+        if every_point:
+            here = folder / "every-point"
+            here.mkdir()
+            async with beside_acme(here, agents=1, database=databases and databases.fresh()) as place:
+                deaths, report.flaws = await cut_everywhere(
+                    place, zygote, MOMENTS, servers=report.servers, fault=fault
+                )
+            for death in deaths:
+                _add(report.points, death.moment, 1)
+            report.kills += len(deaths)
+            report.at_a_point += len(deaths)
+            progress(report.kills)
         until = report.kills + kills
         while report.kills < until and not report.flaws:
             here = folder / f"after-{report.kills}"
@@ -416,6 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--database", choices=get_args(Database), default="sqlite")
     parser.add_argument("--servers", type=int, default=1, help="Remit processes on one database")
     parser.add_argument("--seed", type=int, default=None, help="draws what the agents do and when it ends")
+    parser.add_argument("--every-point", action="store_true", help="first die at each point in turn, too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.randrange(2**32)
@@ -427,7 +450,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def progress(kills: int) -> None:
         print(f"{kills} of {options.kills} kills, {report.seconds} s", file=sys.stderr, flush=True)
 
-    anyio.run(partial(forked, folder, report, kills=options.kills, progress=progress))
+    run = partial(forked, folder, report, kills=options.kills, progress=progress)
+    anyio.run(partial(run, every_point=options.every_point))
     if options.json:
         print(json.dumps(asdict(report), indent=2))
     else:

@@ -123,14 +123,18 @@ def _gone(lives: set[int]) -> set[int]:
 def _live(serve: Callable[..., None], order: Mapping[str, Any], told: int) -> None:
     last: Ended = "failed"
     try:
-        os.write(told, f"{os.getpid()}\n".encode())
-        serve(**order, tell=lambda url: os.write(told, f"{url}\n".encode()))
+        _tell(told, str(os.getpid()))
+        serve(**order, tell=lambda url: _tell(told, url))
         last = "in order"
     except BaseException:  # noqa: BLE001 - a process of its own, whose end is its last word
         traceback.print_exc()
     finally:
         os.write(told, last.encode())
         os._exit(0)
+
+
+def _tell(told: int, line: str) -> None:
+    os.write(told, f"{line}\n".encode())
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ NOT_RUN = (
     "make demo ONCE=1",
     "make test",
     "make test-slow",
+    "python -m tests.crash.run --kills 1000 --servers 3 --database postgresql --every-point",
     "make lint",
     "make venv",
     "make schema",
