@@ -138,8 +138,10 @@ def place(tmp_path: Path, node: Node, python_with: Callable[[str], str]) -> Plac
                 "resource": "'index of ' + args.repo_path",
                 "undo": {"call": "git.git_reset", "args": {"repo_path": "args.repo_path"}},
             },
+            "memory.open_nodes": {"effect": "read"},
             "memory.create_entities": {
                 "effect": "reversible",
+                "after": {"call": "memory.open_nodes", "args": {"names": "[args.entities[0].name]"}},
                 "undo": {
                     "call": "memory.delete_entities",
                     "args": {"entityNames": "[args.entities[0].name]"},
@@ -237,6 +239,8 @@ def test_what_outsiders_wrote_meanwhile_is_named_and_left_alone(place: Place) ->
     with closing(sqlite3.connect(place.folder / "acme.db")) as db:
         db.execute("UPDATE customers SET note = 'Mine.' WHERE id = 'cus-102'")
         db.commit()
+    memory = place.folder / "memory.jsonl"
+    memory.write_text(memory.read_text().replace(_guest("visits"), _guest("visits", "mine")))
     ran = place.remit("rollback", "--agent", "agent:tester", "--yes", "--json")
     assert ran.code == 1
     theirs = (f"file:{place.repository}/notes.txt", "customer:cus-102")
@@ -250,11 +254,20 @@ def test_what_outsiders_wrote_meanwhile_is_named_and_left_alone(place: Place) ->
     assert [row for row in after["customers"] if row not in before["customers"]] == [
         row for row in after["customers"] if "Mine." in row
     ]
-    for system in before.keys() - {"files", "index", "customers"}:
+    assert after["memory"] == f"{before['memory']}\n{_guest('visits', 'mine')}"
+    for system in before.keys() - {"files", "index", "customers", "memory"}:
         assert after[system] == before[system]
+
+
+def _guest(*observations: str) -> str:
+    """A line of the memory: one who came in the run."""
+    guest = {"type": "entity", "name": "Guest 1", "entityType": "person", "observations": observations}
+    return json.dumps(guest, separators=(",", ":"))
 
 
 def _about(call: tuple[str, dict[str, Any]], resources: tuple[str, ...]) -> bool:
     name, arguments = call
+    if name == "memory.create_entities":
+        return arguments["entities"][0]["name"] == "Guest 1"
     touched = {"files.write_file": "file:{path}", "acme.update_customer": "customer:{id}"}.get(name, "")
     return touched.format(**arguments) in resources
