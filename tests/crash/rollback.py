@@ -69,4 +69,4 @@ async def _roll_back(place: Place) -> list[dict[str, Any]]:
     words = ["rollback", "--tool", "acme.*", "--yes", "--json", "--config", str(place.config)]
     ran = await anyio.run_process([sys.executable, "-m", "remit", *words], check=False)
     assert ran.returncode in (0, 1), ran.stderr.decode()
-    return json.loads(ran.stdout)
+    return json.loads(ran.stdout)["steps"]
