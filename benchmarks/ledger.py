@@ -156,9 +156,12 @@ async def burst(
         until = wall + seconds
 
         async def client() -> None:
-            while ready and (began := time.perf_counter()) < until:
+            ended = wall
+            while ready and ended < until:  # once at least, however late the clients begin
+                began = time.perf_counter()
                 await record(*ready.pop(), on)
-                sums.latencies_s.append(time.perf_counter() - began)
+                ended = time.perf_counter()
+                sums.latencies_s.append(ended - began)
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
         sums.cpu_s += time.process_time() - cpu

@@ -1155,8 +1155,11 @@ class Journal:
 
         return await anyio.to_thread.run_sync(read)
 
-    async def undoable(self, call_id: str) -> Undoable | None:
-        """The call and its plan, whatever their state; None when the call does not exist or has no plan."""
+    async def undoable(self, call_id: str, *, beneath: str | None = None) -> Undoable | None:
+        """The call and its plan, whatever their state; None when the call does not exist or has no plan.
+
+        With `beneath` as that call on the same thing has found it, whatever was done from then on.
+        """
 
         def change() -> Undoable | None:
             row = self._ledger.one(
@@ -1185,7 +1188,7 @@ class Journal:
                 undo_arguments=kept["undo"] or kept["restore"],
                 result=kept["result"],
                 before=kept["before"],
-                after=self._left(row, kept["after"]),
+                after=self._left(row, kept["after"], beneath),
                 expires_us=row["expires_us"],
                 resource=row["resource"],
                 residue=row["residue"],
@@ -1577,10 +1580,11 @@ class Journal:
             waits=Waits(due_us=row["due_us"], waits_for=row["waits_for"]) if waits else None,
         )
 
-    def _left(self, row: Row, left: dict[str, Any] | None) -> Json | None:
-        """What a call left behind, by the version that it has by now."""
+    def _left(self, row: Row, left: dict[str, Any] | None, beneath: str | None) -> Json | None:
+        """What a call left behind, by the version that it has by now, or had when `beneath` was made."""
         if left is None or left["etag"] is None:
             return left
+        until = self._ledger.one("SELECT dispatched_us, id FROM calls WHERE id = ?", (beneath,))
         later = [
             Undone(
                 made=(it["made_us"], it["id"]),
@@ -1594,8 +1598,9 @@ class Journal:
                 " FROM touches JOIN calls AS l ON l.id = touches.call_id"
                 " JOIN undos ON undos.call_id = l.id AND undos.state = 'done'"
                 " JOIN calls AS back ON back.id = undos.undo_call"
-                " WHERE touches.resource = ? AND l.tenant = ? AND (l.dispatched_us, l.id) > (?, ?)",
-                (row["resource"], row["tenant"], row["dispatched_us"], row["id"]),
+                " WHERE touches.resource = ? AND l.tenant = ? AND (l.dispatched_us, l.id) > (?, ?)"
+                " AND (l.dispatched_us, l.id) < (?, ?)",
+                (row["resource"], row["tenant"], row["dispatched_us"], row["id"], *(until or _NEVER)),
             )
         ]
         return {**left, "etag": version_by_now(left, later)}
@@ -2020,6 +2025,8 @@ _NOT_ASKED_TOO = (
     " AND asked.state = 'awaiting_approval')"
 )
 _LET_IN = ("scheduled", "dispatched")
+#: A moment after every call's.
+_NEVER = (2**63 - 1, "")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 
 

@@ -62,7 +62,7 @@ class Step:
     undo_tool: str | None
     residue: str | None
     until_us: int | None
-    #: Later calls on the same thing: those that must be taken back before it, and those that stay.
+    #: Later calls on the same thing: those that must be taken back before it, and those that surely stay.
     after: tuple[str, ...] = ()
     in_the_way: tuple[str, ...] = ()
     #: What the undo may cost, by unit.
@@ -108,10 +108,12 @@ async def plan(
             step = _recorded(call, records.undo(call.id), on.catalog.tools)
             if step.part == "undo" and step.resource is not None:
                 step = _in_order(step, records.later_touches(call, step.resource), steps, force=force)
-            if step.part in ("undo", "waits") and (entry := await on.journal.undoable(call.id)):
-                above = entries.get(step.after[0]) if step.after else None
-                step = await _asked(step, entry, above, principal, run, on, force=force)
-                entries[call.id] = entry
+            if step.part in ("undo", "waits"):
+                beneath = step.after[0] if step.after else None
+                if entry := await on.journal.undoable(call.id, beneath=beneath):
+                    above = entries.get(beneath or "")
+                    step = await _asked(step, entry, above, principal, run, on, force=force)
+                    entries[call.id] = entry
             steps[call.id] = step
         advance()
     return list(steps.values())
@@ -207,8 +209,9 @@ def _in_order(step: Step, later: Sequence[CallRecord], steps: Mapping[str, Step]
     first = {it.id: steps[it.id] for it in later if it.id in steps and steps[it.id].part in ("undo", "waits")}
     staying = [] if force else [it for it in later if it.id not in first]
     if staying:
-        in_the_way = tuple(it.id for it in staying)
-        return replace(step, part="conflict", why=_changed_by(staying[0]), in_the_way=in_the_way)
+        # What is tried, although it is likely to stay, may go after all.
+        surely = tuple(it.id for it in staying if it.id not in steps or not steps[it.id].is_tried)
+        return replace(step, part="conflict", why=_changed_by(staying[0]), in_the_way=surely)
     if first:
         step = replace(step, after=tuple(first), why=f"{step.why} Call {next(iter(first))} goes before it.")
     if waiting := [it for it in first.values() if it.part == "waits" and not force]:
