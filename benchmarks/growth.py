@@ -422,6 +422,7 @@ def filters(now: int) -> dict[str, CallQuery]:
 
 
 def ask(at: Location, now: int, given_up_s: float) -> Iterator[Asked]:
+    """Every question in turn; one that takes longer than that is given up, and the next is asked."""
     values = {"day": now - DAY_US, "now": now}
     sqls = [(name, sql.format(**values)) for name, sql in VIEWS.items()]
     if isinstance(at, Path):  # the page is for SQLite
@@ -437,25 +438,26 @@ def asked(at: Location, question: str, read: Callable[[Records], Sequence[Any]],
     """The shortest of three times, after a first one that warms the cache."""
     times: list[float] = []
     rows: Sequence[Any] = ()
-    with open_records(at) as records:
-        db: Any = getattr(records._db, "_db", None)  # pyright: ignore[reportPrivateUsage]
-        scans: set[str] = set()
-        if isinstance(db, sqlite3.Connection):
-            until = time.perf_counter() + given_up_s
-            db.set_progress_handler(lambda: time.perf_counter() > until, 100_000)
-            db.set_trace_callback(lambda sql: scans.update(scanned(at, sql)) if not times else None)
-        try:
+    scans: set[str] = set()
+    try:
+        with open_records(at) as records:
+            db: Any = getattr(records._db, "_db", None)  # pyright: ignore[reportPrivateUsage]
+            if isinstance(db, sqlite3.Connection):
+                until = time.perf_counter() + given_up_s
+                db.set_progress_handler(lambda: time.perf_counter() > until, 1_000)
+                db.set_trace_callback(lambda sql: scans.update(scanned(at, sql)) if not times else None)
             for _ in range(4):
                 began = time.perf_counter()
                 rows = read(records)
                 times.append(time.perf_counter() - began)
                 if sum(times) > given_up_s / 4:
                     break
-        except StoreUnavailable:
-            return Asked(question=question, ms=None, rows=0, scans=tuple(sorted(scans)))
+    except StoreUnavailable as error:
+        if "interrupted" not in str(error):
+            raise
     return Asked(
         question=question,
-        ms=round(min(times[1:] or times) * 1000, 2),
+        ms=round(min(times[1:] or times) * 1000, 2) if times else None,
         rows=len(rows),
         scans=tuple(sorted(scans)),
     )

@@ -37,3 +37,10 @@ def test_a_record_grown_in_bulk_verifies_and_answers_every_question(tmp_path: Pa
     assert report.events > 390
     assert report.verify_events_per_s > 0
     assert len(report.asked) == len(dict(growth.documented())) + len(growth.VIEWS) + len(growth.filters(0))
+
+
+def test_a_question_that_takes_too_long_is_given_up_and_the_others_are_asked(tmp_path: Path) -> None:
+    growth.load(tmp_path / "growth.db", tmp_path, 300, lambda _: None)
+    answers = list(growth.ask(tmp_path / "growth.db", 0, given_up_s=0))
+    assert len(answers) == len(dict(growth.documented())) + len(growth.VIEWS) + len(growth.filters(0))
+    assert any(each.ms is None for each in answers)
