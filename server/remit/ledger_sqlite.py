@@ -182,11 +182,13 @@ class SqliteStore:
         except BlockingIOError:
             raise OthersWrite from None
 
-    def _begin(self, wait: bool) -> None:
-        busy_ms = _BUSY_MS if wait else 0
+    def _wait_for_others(self, busy_ms: int) -> None:
         if busy_ms != self._busy_ms:
             self._db.execute(f"PRAGMA busy_timeout = {busy_ms}")
             self._busy_ms = busy_ms
+
+    def _begin(self, wait: bool) -> None:
+        self._wait_for_others(_BUSY_MS if wait else 0)
         try:
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -204,6 +206,8 @@ class SqliteStore:
         except FileNotFoundError:
             return
         if size > _WAL_MAX_BYTES:
+            # Who reads for long must not hold up who writes: what they still need stays in the log for now.
+            self._wait_for_others(0)
             self._db.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def _set_sync(self, mode: str) -> None:

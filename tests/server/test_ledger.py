@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.crash import books
 from tests.server.builders import Clock, a_database
 
-from remit import balances
+from remit import balances, ledger_sqlite
 from remit.database import SqliteReader
 from remit.ledger import Ledger
 from remit.ledger_sqlite import SqliteStore
@@ -255,3 +255,32 @@ def test_every_table_can_be_filled_by_position(tmp_path: Path) -> None:
         for name, table in metadata.tables.items():
             columns = [row[1] for row in db.execute(f"PRAGMA table_info({name})")]
             assert columns == [column.name for column in table.columns], name
+
+
+def test_who_reads_for_long_holds_up_nobody_who_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that waited for readers would wait ten seconds for each of these transactions."""
+    monkeypatch.setattr(ledger_sqlite, "_WAL_MAX_BYTES", 0)
+    monkeypatch.setattr(ledger_sqlite, "_COMMITS_BETWEEN_LOOKS", 1)
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+
+    def frames() -> int:
+        with closing(sqlite3.connect(path)) as db:
+            return db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+
+    def write() -> None:
+        with ledger.transaction(durable=True):
+            ledger.event("something.else", tenant=None, call_id=None)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM events").fetchall()
+        for _ in range(30):
+            write()
+        grown = frames()
+    for _ in range(2):
+        write()
+    assert frames() < grown, "the log begins anew once nobody reads from it"
+    ledger.close()
