@@ -18,6 +18,9 @@ from remit_adapters.mcp.http1 import BrokenError, Pool, Response, UnreachableErr
 HEAD = b"HTTP/1.1 200 OK\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
+#: Its last byte comes when the test says so.
+LATE = b"HTTP/1.1 200 OK\r\nX-Late: 1\r\nContent-Length: 2\r\n\r\n{"
+
 
 class Server:
     """Answers each request with the next of its scripts: pieces of bytes, `None` closes the connection."""
@@ -27,6 +30,8 @@ class Server:
         self.requests: list[bytes] = []
         self.connections = 0
         self.asked = asyncio.Event()
+        #: Until then, the last byte of LATE is kept back.
+        self.answer = asyncio.Event()
         self.left = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,6 +47,9 @@ class Server:
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(0)
+                    if piece == LATE:
+                        await self.answer.wait()
+                        writer.write(b"}")
         except (asyncio.IncompleteReadError, ConnectionError):
             self.left.set()
         finally:
@@ -199,6 +207,17 @@ async def test_whoever_is_cancelled_closes_the_connection() -> None:
         await server.asked.wait()
         waiting.cancel()
         await server.left.wait()
+
+
+async def test_what_is_under_way_when_a_pool_retires_still_gets_its_answer() -> None:
+    async with a_pool([LATE]) as (pool, server):
+        response = await pool.send("POST", {}, b"x")
+        pool.retire()
+        assert not server.left.is_set()
+        server.answer.set()
+        with response:
+            assert await response.read() == b"{}"
+        await server.left.wait()  # and then the connection ends
 
 
 async def test_a_body_that_nobody_reads_makes_the_server_wait() -> None:

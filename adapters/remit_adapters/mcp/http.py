@@ -427,7 +427,10 @@ async def connected(
     )
     try:
         yield endpoint
-    finally:
+        # The session is lost. Whoever asked over it just now is still told so by the source itself.
+        pool.retire()
+    except BaseException:
         with anyio.CancelScope(shield=True):
             await endpoint.leave()
             await pool.close()
+        raise

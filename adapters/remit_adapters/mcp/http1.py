@@ -123,6 +123,7 @@ class Pool:
         self._idle_s = idle_s
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
+        self._retired = False
 
     async def send(self, method: str, headers: Mapping[str, str], body: bytes = b"") -> Response:
         """Make one request and wait for the head of its answer, which the caller releases.
@@ -159,10 +160,20 @@ class Pool:
         return connection
 
     def keep(self, connection: _Connection) -> None:
-        self._idle.append(connection)
+        if self._retired:
+            connection.close()
+        else:
+            self._idle.append(connection)
 
     def forget(self, connection: _Connection) -> None:
         self._open.discard(connection)
+
+    def retire(self) -> None:
+        """End each connection when nothing is under way over it."""
+        self._retired = True
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
 
     async def close(self) -> None:
         """End every connection, and wait until they are gone."""
