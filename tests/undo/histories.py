@@ -168,7 +168,7 @@ class History:
             calls = records.calls(CallQuery(tenant="acme", **query), limit=10_000)
             steps = await plan(records, calls, BOSS, "cli", self.remit.on, force=False)
         ended = await roll_back(steps, BOSS, "cli", self.remit.on, force=False)
-        waited = {step.call_id for step in steps if step.tool == "shop.send" and step.part == "undo"}
+        waited = {call.id for call in calls if call.state == "scheduled"}
         must(
             all(step.part == "done" for step in ended if step.call_id in waited),
             "U6: what was held back was not called off",
