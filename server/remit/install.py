@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from remit.errors import RemitError
+from remit.files import put_whole
 
 Entry: TypeAlias = Mapping[str, Any]
 
@@ -257,30 +258,14 @@ def _write(file: Path, settings: Mapping[str, Any]) -> Path | None:
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     indent: str | int = 2
     backup = None
+    # For the owner's eyes only, both of them: other entries may hold keys.
     if target.exists():
         before = target.read_bytes()
         if found := re.search(rb"^([ \t]+)\S", before, re.MULTILINE):
             indent = found[1].decode()
         backup = target.with_name(f"{target.name}.bak")
-        _replace(backup, before)
+        put_whole(backup, before)
     text = json.dumps(settings, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
     # Half a surrogate pair has no UTF-8 form; as an escape it means the same in JSON.
-    _replace(target, text.encode("utf-8", "backslashreplace"))
+    put_whole(target, text.encode("utf-8", "backslashreplace"))
     return backup
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Put the file there in one step, readable by its owner only: other entries may hold keys."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with open(draft, "xb", opener=_privately) as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _privately(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -23,6 +23,7 @@ from remit.chain import entry
 from remit.checkpoint import BadNote, Checkpoint, Signer, new_signer, read_signer, sign
 from remit.database import Location, Reader, Sealing, beside, reading, sealing
 from remit.errors import RemitError
+from remit.files import put_whole
 from remit.ids import Clock, now_us
 
 #: Most events that one checkpoint adds: bounds memory, and the length of the write.
@@ -143,18 +144,7 @@ def _new_name() -> str:
 
 
 def _write_keys(at: Location, signers: Sequence[Signer]) -> None:
-    """Put the file there whole or not at all."""
-    file = key_file(at)
-    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as opened:
-            opened.writelines(f"{signer.encoded()}\n" for signer in signers)
-            opened.flush()
-            os.fsync(opened.fileno())
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    put_whole(key_file(at), "".join(f"{signer.encoded()}\n" for signer in signers).encode("ascii"))
 
 
 def _size(db: Reader) -> int:

@@ -8,14 +8,12 @@ Needs the `timestamps` extra.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from remit.errors import RemitError
+from remit.files import put_whole
 
 if TYPE_CHECKING:
     from remit.config import Timestamp
@@ -32,8 +30,8 @@ class NotStamped(RemitError):
 async def stamp(note: str, size: int, by: Timestamp) -> None:
     """Have the checkpoint of this size stamped, and keep both. Raises NotStamped, OSError, TimeoutError."""
     answer = await _answer(note.encode(), by)
-    await anyio.to_thread.run_sync(_keep, by.folder / f"{size}.checkpoint", note.encode())
-    await anyio.to_thread.run_sync(_keep, by.folder / f"{size}.tsr", answer)
+    await anyio.to_thread.run_sync(put_whole, by.folder / f"{size}.checkpoint", note.encode())
+    await anyio.to_thread.run_sync(put_whole, by.folder / f"{size}.tsr", answer)
 
 
 async def _answer(note: bytes, by: Timestamp) -> bytes:
@@ -69,17 +67,3 @@ async def _answer(note: bytes, by: Timestamp) -> bytes:
     except (rfc3161.VerificationError, ValueError) as error:
         raise NotStamped(f"its answer cannot be relied on: {error}") from None
     return answer
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """Put the file there whole or not at all."""
-    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
