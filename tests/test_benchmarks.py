@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from benchmarks import growth, ledger, stages
-
-# A front that never serves has streams that nobody closes; which test notices, chance says.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 async def test_the_stages_of_a_call_are_measured_on_calls_that_succeed(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ differs between the eras is only how a source's question reaches the client and 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-import anyio
 import mcp_types as t
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
@@ -99,7 +99,7 @@ class Front:
         self._listen = ListenHandler(self._bus)
         self._agent_tools = [AGENT_TOOLS[f"remit.{name}"] for name in sorted(app.config.agent_tools)]
         self.server = self._build()
-        self._events, self._to_tell = anyio.create_memory_object_stream[Event](256)
+        self._to_tell: asyncio.Queue[Event] = asyncio.Queue(256)
         app.listen(self._heard)
 
     def _build(self) -> Server[Any]:
@@ -346,18 +346,16 @@ class Front:
 
     def _heard(self, event: Event) -> None:
         try:
-            self._events.send_nowait(event)
-        except anyio.WouldBlock:
+            self._to_tell.put_nowait(event)
+        except asyncio.QueueFull:
             _log.warning("too many changes at once: clients learn of some when they next ask")
-        except anyio.ClosedResourceError:
-            pass  # nobody is served any more
 
     async def tell_clients(self) -> None:
         """Announce changes to every client, until cancelled. Runs beside whatever serves."""
-        with self._events, self._to_tell:
-            async for event in self._to_tell:
-                await self._bus.publish(_announcement(event))
-                await self._sessions.announce(event)
+        while True:
+            event = await self._to_tell.get()
+            await self._bus.publish(_announcement(event))
+            await self._sessions.announce(event)
 
     # Who asks, and what the asking client can do for a source.
 
