@@ -132,7 +132,6 @@ class App:
                 clock=self._clock,
                 key=self.loaded.master_key(),
             )
-            await self._know_pepper(journal)
             if self.config.telemetry.otlp:
                 telemetry.configure(self.config.telemetry.otlp)
             telemetry.notice()
@@ -151,6 +150,7 @@ class App:
                 in_flight={},
             )
             self._services = services
+            await journal.know_pepper(pepper_check(self.pepper))
             await self._watch.keep(journal)
             async with anyio.create_task_group() as starts:
                 for name in services.adapters:
@@ -178,13 +178,6 @@ class App:
             raise
         finally:
             self._settled.set()
-
-    async def _know_pepper(self, journal: Journal) -> None:
-        try:
-            await journal.know_pepper(pepper_check(self.pepper))
-        except RemitError:
-            await journal.close()
-            raise
 
     async def _stop(self) -> None:
         if self._services is None:

@@ -45,6 +45,11 @@ def own_accounts(budgets: Sequence[Budget], principal: Principal, run: str, at_u
     return _applied(budgets, principal.tenant, subjects, {budget.unit: 0 for budget in budgets}, at_us)
 
 
+def in_words(amounts: Mapping[str, int]) -> str:
+    """What something costs, by unit, as people read it; empty when it costs nothing."""
+    return ", ".join(f"{amount} {unit}" for unit, amount in amounts.items())
+
+
 def _applied(
     budgets: Sequence[Budget],
     tenant: str,

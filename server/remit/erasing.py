@@ -156,7 +156,7 @@ def uncleared(ledger: Ledger) -> list[tuple[str, str, str]]:
     if not rows:
         return []
     named: dict[str, str] = {}
-    for event in ledger.all("SELECT body FROM events WHERE kind = 'audit.erased'"):
+    for event in ledger.all("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.erased'"):
         facts = orjson.loads(event["body"])
         named |= dict.fromkeys(facts["keys"], facts["subject"] or "")
     return [(row["id"], row["tenant"], named.get(row["id"], "")) for row in rows]

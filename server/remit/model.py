@@ -272,6 +272,9 @@ class Verdict:
     #: A row could not be evaluated that may matter: with more facts the verdict might be another.
     in_doubt: bool = False
 
+    def owes(self, duty: str) -> bool:
+        return any(each.name == duty for each in self.duties)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:

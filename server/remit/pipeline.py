@@ -200,7 +200,7 @@ async def _in_four_steps(
         await on.journal.refuse(call, verdict, decision.saw)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     # Before anybody is asked or anything is read: what is taken back by now, or too late, is no conflict.
-    if blocked := await _blocked(call, verdict, on):
+    if call.undoing and (blocked := await _blocked(call, call.undoing, verdict, on)):
         await on.journal.refuse(call, blocked)
         return Refused(call_id=call.id, verdict=blocked)
     approved: Approved | None = None
@@ -214,9 +214,9 @@ async def _in_four_steps(
         if not isinstance(answer, Approved):
             return answer
         approved = answer
-    if call.confirmation and not _to_confirm(verdict):
+    if call.confirmation and not verdict.owes("confirm"):
         call = replace(call, confirmation=None)  # nobody asked for it, so it stays good
-    if _to_confirm(verdict) and not confirmations.holds(call):
+    if verdict.owes("confirm") and not confirmations.holds(call):
         answer = await _ask_user(call, decision, on, asking)
         if not isinstance(answer, Confirmation):
             return answer
@@ -362,7 +362,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
         run=run.seen_by(call) if run else _NOTHING,
     )
     verdict = permission(call, on.policy, context)
-    if call.is_held_back and any(duty.name == "redact" for duty in verdict.duties):
+    if call.is_held_back and verdict.owes("redact"):
         verdict = refusals.CANNOT_DEFER
     if no_way_back and verdict.rung is not Rung.DENY:
         verdict = replace(
@@ -384,10 +384,6 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
 def _paid_at(call: Call) -> int:
     """The time whose windows a call pays in: that at which its cost was held."""
     return call.received_us if call.waited or call.scheduled_us is None else call.scheduled_us
-
-
-def _to_confirm(verdict: Verdict) -> bool:
-    return any(duty.name == "confirm" for duty in verdict.duties)
 
 
 async def _ask_user(
@@ -740,12 +736,12 @@ async def _overtaken(
     return now is not None and now.etag != before.etag and now.kept != undoing.before
 
 
-async def _blocked(call: Call, verdict: Verdict, on: Services) -> Verdict | None:
+async def _blocked(call: Call, undoing: Undoing, verdict: Verdict, on: Services) -> Verdict | None:
     """The refusal of an undo that the record alone tells; calling off is decided by the race for it.
 
     Where people are asked, that is looked up with their answer: it goes by when they were asked.
     """
-    if call.undoing is None or call.undoing.cancels or verdict.rung is Rung.APPROVE:
+    if undoing.cancels or verdict.rung is Rung.APPROVE:
         return None
     return await on.journal.undo_obstacle(call, verdict)
 
@@ -969,7 +965,7 @@ def describe(decision: Decision) -> Mapping[str, Any]:
         "code": verdict.code,
         "reason": verdict.reason,
         "cost": decision.estimates,
-        "confirm": _to_confirm(verdict),
+        "confirm": verdict.owes("confirm"),
         "undo": _way_back(decision.plan) if decision.plan else None,
     }
 

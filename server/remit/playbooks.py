@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
+from remit.budgets import in_words
 from remit.calls import new_call, result_of
 from remit.config import Playbook, PlaybookStep
 from remit.config_file import Loaded
@@ -50,13 +51,16 @@ class Run:
 
     id: str
     name: str
-    playbook: Playbook
     inputs: Mapping[str, str]
     #: When it began, also where it is carried on later.
     started_us: int
     on: Services
     loaded: Loaded
     found: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def playbook(self) -> Playbook:
+        return self.loaded.config.playbooks[self.name]
 
     @property
     def principal(self) -> Principal:
@@ -99,7 +103,6 @@ async def begin(
     return Run(
         id=run,
         name=name,
-        playbook=playbook,
         inputs=inputs,
         started_us=started_us,
         on=on,
@@ -246,8 +249,7 @@ async def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
 
 
 def _cost(by_unit: Mapping[str, int]) -> str:
-    told = ", ".join(f"{amount} {unit}" for unit, amount in by_unit.items())
-    return f" Cost: {told}." if told else ""
+    return f" Cost: {cost}." if (cost := in_words(by_unit)) else ""
 
 
 async def _switch(run: Run, step: PlaybookStep) -> Ended:

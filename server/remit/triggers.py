@@ -60,7 +60,6 @@ async def resumed(on: Services, loaded: Loaded) -> list[Run]:
         Run(
             id=left.run,
             name=left.name,
-            playbook=books[left.name],
             inputs=left.inputs,
             started_us=left.started_us,
             on=on,
@@ -88,7 +87,6 @@ async def _begin(look: _Look, cause: _Cause, loaded: Loaded) -> Run | None:
     run = Run(
         id=uuid7(on.clock()),
         name=look.name,
-        playbook=book,
         inputs=inputs,
         started_us=look.now_us,
         on=on,

@@ -63,7 +63,7 @@ def may_go(call: Call, decision: Decision) -> bool:
         call.kind == "call"
         and call.tool.effect is Effect.READ
         and verdict.rung is Rung.EXECUTE
-        and not any(duty.name == "confirm" for duty in verdict.duties)
+        and not verdict.owes("confirm")
         and not decision.lacks_facts
         and all(unit == CALLS or not amount for unit, amount in decision.estimates.items())
     )

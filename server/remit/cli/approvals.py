@@ -169,6 +169,7 @@ def _show(request: ApprovalRecord) -> None:
 
 def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
     """What a person decides on, in this order; what the agent says comes last, and is called that."""
+    from remit.budgets import in_words
     from remit.cli.output import as_json_text, exactly
 
     shown = request.shown
@@ -185,14 +186,12 @@ def _told(request: ApprovalRecord) -> Iterator[tuple[str, object]]:
             yield "takes back", f"{back['tool']}, call {back['call_id']}"
             yield "made with", as_json_text(back["arguments"])
             yield "insists", "what was changed since goes, too" if back["forced"] else None
-        if back:
-            pass
         elif shown["effect"] == "deferred":
             yield "reversible", "until it is sent: it is held back first"
         else:
             yield "reversible", f"by {undo['tool']}" if undo else f"no: its effect is {shown['effect']}"
         yield "stays", undo["residue"] if undo else back and back["residue"]
-        yield "cost", ", ".join(f"{amount} {unit}" for unit, amount in shown["cost"].items()) or "nothing"
+        yield "cost", in_words(shown["cost"]) or "nothing"
         yield "why asked", shown["why_asked"]
     yield "votes", f"{request.votes_needed} needed"
     for vote in request.votes:

@@ -105,11 +105,6 @@ def as_json_text(value: Any) -> Text:
     return Text(text)
 
 
-def amounts(by_unit: Mapping[str, int]) -> str:
-    """What something costs."""
-    return ", ".join(f"{amount} {unit}" for unit, amount in by_unit.items())
-
-
 def when(at_us: int | None) -> str:
     """A moment in UTC, to the second."""
     return (

@@ -131,7 +131,6 @@ async def _run(
             run = Run(
                 id="dry",
                 name=name,
-                playbook=book,
                 inputs=given(book, inputs),
                 started_us=on.clock(),
                 on=on,

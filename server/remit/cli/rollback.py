@@ -132,7 +132,8 @@ def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[Ca
 
 
 def _show(steps: Sequence[Step]) -> None:
-    from remit.cli.output import amounts, exactly, listing, short
+    from remit.budgets import in_words
+    from remit.cli.output import exactly, listing, short
     from remit.rollback import price
 
     listing(
@@ -144,7 +145,7 @@ def _show(steps: Sequence[Step]) -> None:
             "tool": lambda step: step.tool,
             "touches": lambda step: step.resource,
             "becomes": lambda step: _BECOMES[step.part],
-            "cost": lambda step: amounts(step.cost),
+            "cost": lambda step: in_words(step.cost),
             "why": lambda step: step.why,
         },
         as_json=False,
@@ -155,7 +156,7 @@ def _show(steps: Sequence[Step]) -> None:
         click.echo(
             f"{len(steps)} calls: " + ", ".join(f"{n} {part}" for part, n in counts.most_common()) + "."
         )
-    if cost := amounts(price(steps)):
+    if cost := in_words(price(steps)):
         click.echo(f"Taking back what can be costs {cost}.")
 
 

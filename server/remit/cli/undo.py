@@ -45,7 +45,7 @@ def undo(
     with open_records(loaded.config.store.location, loaded.master_key) as found:
         call = found.call(call_id)
         way, erased = found.undo(call.id), found.is_erased(call.id)
-        conflict = way.resource if way and way.state == "conflict" else None
+        conflict = way.resource if dry_run and way and way.state == "conflict" else None
         later = found.later_touches(call, conflict) if conflict else []
     if erased:
         raise WrongState(ERASED)
@@ -114,12 +114,13 @@ async def _plan(
 
 def _show_plan(plan: Mapping[str, Any]) -> None:
     """What the undo would be, and how sure it is."""
-    from remit.cli.output import amounts, facts, when
+    from remit.budgets import in_words
+    from remit.cli.output import facts, when
     from remit.escaping import escaped_json
 
     def pairs() -> Iterator[tuple[str, object]]:
         yield "first", f"{plan['approvals']} must agree (remit approvals)" if plan["approvals"] else None
-        yield "cost", amounts(plan["cost"])
+        yield "cost", in_words(plan["cost"])
         yield "until", when(plan["until_us"])
         if plan["proven_us"]:
             yield "sure", f"proven {when(plan['proven_us'])}, for {plan['proof'][:12]}"
