@@ -1,7 +1,8 @@
 """Where the processor time of a governed call goes inside Remit, measured without a network.
 
 `front and pipeline` is everything from a decoded message to the bytes of its answer, with a journal and a
-source that answer at once. `journal` is the two transactions of a call on a real SQLite file, by how many
+source that answer at once. A second row has a policy on trial beside the
+calls (`remit policy shadow`). `journal` is the two transactions of a call on a real SQLite file, by how many
 calls wait together; its fsyncs are real. What `benchmarks.gateway` shows beyond these two is HTTP (or the
 pipe) on both sides.
 
@@ -15,10 +16,11 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.targets.launch import write_remit_files
 from remit import catalog
@@ -32,7 +34,8 @@ from remit.ids import now_us
 from remit.journal import Admitted, Journal, open_journal
 from remit.model import Call
 from remit.pipeline import Decision, Services, decide
-from remit.policies import load_policy
+from remit.policies import files_text, load_policy
+from remit.shadow import Shadow
 from remit_adapters.base import Caller, Offer, Reply, Request
 
 PRINCIPAL = Principal(tenant="bench", agent="agent:load", user="user:owner", auth="api_key")
@@ -62,8 +65,12 @@ class Row:
     stage: str
     together: int
     calls: int
+    #: Of the whole process, with the threads that work beside the calls.
     cpu_us: float
     calls_per_s: float
+    #: How long a call takes.
+    p50_us: float
+    p99_us: float
 
 
 class WritesNothing:
@@ -113,27 +120,51 @@ def services(folder: Path, journal: Any) -> Services:
 
 
 async def measured(stage: str, calls: int, together: int, one: Callable[[], Awaitable[object]]) -> Row:
+    times: list[float] = []
+
     async def some() -> None:
         for _ in range(calls // together):
+            began = time.perf_counter()
             await one()
+            times.append(time.perf_counter() - began)
 
     await one()
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.gather(*(some() for _ in range(together)))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    done = calls // together * together
+    done = len(times)
+    times.sort()
     return Row(
         stage=stage,
         together=together,
         calls=done,
         cpu_us=round(cpu / done * 1e6, 1),
         calls_per_s=round(done / wall, 1),
+        p50_us=round(times[done // 2] * 1e6, 1),
+        p99_us=round(times[done * 99 // 100] * 1e6, 1),
     )
 
 
-async def front_and_pipeline(folder: Path, calls: int) -> Row:
-    opened = await open_journal(folder / "unwritten.db", role="benchmark")
-    on = services(folder, WritesNothing(opened))
+@asynccontextmanager
+async def on_trial(journal: Journal, on: Services) -> AsyncIterator[None]:
+    """Have every call decided a second time beside the event loop, as a server does."""
+    version = "the same"
+    await journal.start_shadow(version=version, text=files_text(on.config).as_json(), by=PRINCIPAL.user)
+    shadow = Shadow(on.config)
+    deciding = asyncio.create_task(shadow.run(on))
+    try:
+        while on.shadow is None:  # noqa: ASYNC110 - it tells nobody when it begins
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        deciding.cancel()
+        await shadow.finish(on)
+
+
+async def front_and_pipeline(folder: Path, calls: int, *, trial: bool = False) -> Row:
+    on = services(folder, None)
+    opened = await open_journal(on.config.store.location, role="benchmark")
+    on.journal = cast(Journal, WritesNothing(opened))
     app: Any = Ready(on)
     lane = Lane(app, Front(app))
 
@@ -144,7 +175,10 @@ async def front_and_pipeline(folder: Path, calls: int) -> Row:
         assert b'"isError":false' in answer, answer
 
     try:
-        return await measured("front and pipeline", calls, 1, one)
+        if not trial:
+            return await measured("front and pipeline", calls, 1, one)
+        async with on_trial(opened, on):
+            return await measured("the same, with a policy on trial", calls, 1, one)
     finally:
         await opened.close()
 
@@ -202,14 +236,18 @@ async def main() -> None:
     scale = 1 if asked.quick else 5
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [await front_and_pipeline(folder, 2_000 * scale)]
+        rows = [await front_and_pipeline(folder, 10_000 * scale, trial=trial) for trial in (False, True)]
         rows += [await journal(folder, 400 * scale * few, few) for few in (1, 4, 16)]
     if asked.json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
         return
-    print(f"{'stage':20} {'together':>8} {'calls':>7} {'CPU µs/call':>12} {'calls/s':>10}")
+    heads = f"{'stage':32} {'together':>8} {'calls':>7} {'CPU µs/call':>12}"
+    print(f"{heads} {'calls/s':>10} {'p50 µs':>8} {'p99 µs':>8}")
     for row in rows:
-        print(f"{row.stage:20} {row.together:8} {row.calls:7} {row.cpu_us:12} {row.calls_per_s:10}")
+        print(
+            f"{row.stage:32} {row.together:8} {row.calls:7} {row.cpu_us:12} {row.calls_per_s:10}"
+            f" {row.p50_us:8} {row.p99_us:8}"
+        )
 
 
 if __name__ == "__main__":

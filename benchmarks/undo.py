@@ -22,10 +22,9 @@ from typing import Any
 from benchmarks.stages import PRINCIPAL, Echo, services
 from remit.calls import new_call
 from remit.journal import open_journal
-from remit.model import Done, UndoRule
+from remit.model import Done
 from remit.pipeline import Services, govern
 from remit.undo import undo
-from remit_rbac import compile_expression
 
 _ROUND = 50
 
@@ -47,7 +46,8 @@ class Figures:
 async def measure(folder: Path, rounds: int) -> Figures:
     journal = await open_journal(folder / "bench.db", role="benchmark")
     on = services(folder, journal)
-    plain, inverse = _tools(on)
+    inverse = on.catalog.tools["down.echo"]
+    plain = replace(inverse, undo=None)
     on.adapters = {"down": Echo()}  # pyright: ignore[reportAttributeAccessIssue] - only `run` is called
     ids: list[str] = []
     cpu: dict[str, list[float]] = {"plain": [], "inverse": []}
@@ -85,21 +85,6 @@ async def measure(folder: Path, rounds: int) -> Figures:
         undo_p50_ms=round(statistics.median(taken_ms), 2),
         undo_p99_ms=round(statistics.quantiles(taken_ms, n=100)[98], 2),
     )
-
-
-def _tools(on: Services) -> tuple[Any, Any]:
-    """The same tool without a way back and with an inverse."""
-    tool = replace(on.catalog.tools["down.echo"], undo=None)
-    rule = UndoRule(
-        tool="down.take_back",
-        arguments={"text": compile_expression("args.text", roots=("args",))},
-        within_s=86400,
-        verify=None,
-        expect=None,
-        residue=None,
-        refund=0,
-    )
-    return tool, replace(tool, undo=rule)
 
 
 def _call(on: Services, tool: Any, text: str) -> Any:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import growth, ledger, stages
+from benchmarks import growth, ledger, policy, stages, startup, undo
 
 
 async def test_the_stages_of_a_call_are_measured_on_calls_that_succeed(tmp_path: Path) -> None:
     rows = [
-        await stages.front_and_pipeline(tmp_path, calls=5),
+        *[await stages.front_and_pipeline(tmp_path, calls=5, trial=trial) for trial in (False, True)],
         *[await stages.journal(tmp_path, calls=8, together=together) for together in (1, 4)],
     ]
     assert [(row.stage, row.calls) for row in rows] == [
         ("front and pipeline", 5),
+        ("the same, with a policy on trial", 5),
         ("journal", 8),
         ("journal", 8),
     ]
@@ -40,3 +41,23 @@ def test_a_question_that_takes_too_long_is_given_up_and_the_others_are_asked(tmp
     answers = list(growth.ask(tmp_path / "growth.db", 0, given_up_s=0))
     assert len(answers) == len(dict(growth.documented())) + len(growth.VIEWS) + len(growth.filters(0))
     assert any(each.ms is None for each in answers)
+
+
+async def test_the_price_of_a_way_back_is_measured_on_calls_that_are_taken_back(tmp_path: Path) -> None:
+    figures = await undo.measure(tmp_path, rounds=1)
+    assert figures.calls > 0
+    assert figures.with_inverse_cpu_us > 0
+    assert figures.undo_p50_ms > 0
+
+
+def test_policy_engines_are_asked_the_same_questions() -> None:
+    row = policy.measure(10, seconds=0.01, stock_rules_max=10)
+    assert row["rules"] == 10
+    assert all(
+        row[name] > 0 for name in ("stock_us", "remit_cold_us", "remit_warm_us", "remit_decide_warm_us")
+    )
+
+
+async def test_the_first_answer_of_a_stdio_server_is_timed_beside_a_bare_one(tmp_path: Path) -> None:
+    rows, _ = await startup.measure(1, tmp_path)
+    assert {"bare", "remit"} <= {row["target"] for row in rows}
