@@ -183,11 +183,11 @@ async def front_and_pipeline(folder: Path, calls: int, *, trial: bool = False) -
         await opened.close()
 
 
-def decided(on: Services) -> tuple[Call, Decision]:
+def decided(on: Services, text: str = "text") -> tuple[Call, Decision]:
     """A call, as the pipeline hands it to the journal."""
     call = new_call(
         tool=on.catalog.tools["down.echo"],
-        arguments={"text": "text"},
+        arguments={"text": text},
         principal=PRINCIPAL,
         run="default",
         secret=on.secret,
@@ -199,24 +199,33 @@ def decided(on: Services) -> tuple[Call, Decision]:
 async def record(call: Call, decision: Decision, on: Services) -> None:
     """Record one governed call, before and after an effect that does nothing."""
     with on.journal.under_way():
-        await on.journal.admit(
-            call,
-            decision.verdict,
-            decision.charges,
-            decision.plan,
-            stopped=stopped,
-            in_force=lambda: on.policy.version,
-            saw=decision.saw,
-        )
-        await on.journal.settle(
-            call,
-            call_id=call.id,
-            state="succeeded",
-            costs={charge.unit: charge.amount for charge in decision.charges},
-            reply=b"{}",
-            error=None,
-            plan=decision.plan,
-        )
+        await admitted(call, decision, on)
+        await settled(call, decision, on)
+
+
+async def admitted(call: Call, decision: Decision, on: Services) -> None:
+    answer = await on.journal.admit(
+        call,
+        decision.verdict,
+        decision.charges,
+        decision.plan,
+        stopped=stopped,
+        in_force=lambda: on.policy.version,
+        saw=decision.saw,
+    )
+    assert isinstance(answer, Admitted), answer
+
+
+async def settled(call: Call, decision: Decision, on: Services) -> None:
+    await on.journal.settle(
+        call,
+        call_id=call.id,
+        state="succeeded",
+        costs={charge.unit: charge.amount for charge in decision.charges},
+        reply=b"{}",
+        error=None,
+        plan=decision.plan,
+    )
 
 
 async def journal(folder: Path, calls: int, together: int) -> Row:

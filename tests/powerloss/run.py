@@ -24,18 +24,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.stages import PRINCIPAL, services
+from benchmarks.stages import admitted, decided, services, settled
 from tests.powerloss.disk import Disk, cuts
 from tests.powerloss.recording import Recording, recording
 
 from remit import ledger_sqlite, verifying
 from remit.audit import verify_balances
-from remit.calls import new_call
-from remit.checks.containment import stopped
 from remit.errors import RemitError
-from remit.ids import now_us
-from remit.journal import Admitted, Journal, open_journal
-from remit.pipeline import Services, decide
+from remit.journal import Journal, open_journal
+from remit.pipeline import Services
 from remit.records import CallQuery, open_records
 from remit.sealer import seal
 
@@ -77,36 +74,11 @@ async def load(to: Recording, at: Path, rng: random.Random, *, relaxed: bool) ->
 
 
 async def one_call(to: Recording, journal: Journal, on: Services, text: str) -> None:
-    call = new_call(
-        tool=on.catalog.tools["down.echo"],
-        arguments={"text": text},
-        principal=PRINCIPAL,
-        run="default",
-        secret=on.secret,
-        at_us=now_us(),
-    )
-    decision = decide(call, on)
+    call, decision = decided(on, text)
     with journal.under_way():
-        admitted = await journal.admit(
-            call,
-            decision.verdict,
-            decision.charges,
-            decision.plan,
-            stopped=stopped,
-            in_force=lambda: on.policy.version,
-            saw=decision.saw,
-        )
-        assert isinstance(admitted, Admitted)
+        await admitted(call, decision, on)
         to.told(call.id, "dispatched")
-        await journal.settle(
-            call,
-            call_id=call.id,
-            state="succeeded",
-            costs={charge.unit: charge.amount for charge in decision.charges},
-            reply=text.encode(),
-            error=None,
-            plan=decision.plan,
-        )
+        await settled(call, decision, on)
         to.told(call.id, "succeeded")
 
 
