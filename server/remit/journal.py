@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, deferred, erasing, keeping, notices, proven, runs, versions
+from remit import balances, deferred, erasing, keeping, notices, playbook_runs, proven, runs, versions
 from remit.calls import redacted
 from remit.chain import entry
 from remit.comparing import Group
@@ -37,6 +37,7 @@ from remit.ledger import Ledger, Store
 from remit.ledger_sqlite import SqliteStore, must_be_local
 from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
+from remit.playbook_runs import Resumed
 from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
@@ -121,16 +122,6 @@ class Approved:
     approval_id: str
     asked_us: int
     voters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
-    """A run of a playbook that another process began and did not end."""
-
-    run: str
-    name: str
-    inputs: Mapping[str, str]
-    started_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1299,40 +1290,18 @@ class Journal:
         anew: bool,
     ) -> tuple[str, int]:
         """Begin a run, or carry on an equal one that has not ended well; return its id, and when it began."""
-
-        def change() -> tuple[str, int]:
-            ledger, told = self._ledger, orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS).decode()
-            open_run = ledger.one(
-                "SELECT id, started_us FROM playbook_runs WHERE name = ? AND digest = ? AND inputs = ?"
-                " AND tenant = ? AND state <> 'done' ORDER BY id DESC LIMIT 1",
-                (name, digest, told, tenant),
-            )
-            found, started_us = run, ledger.now_us
-            if open_run and not anew:
-                found, started_us = open_run["id"], open_run["started_us"]
-                ledger.execute(
-                    "UPDATE playbook_runs SET state = 'running', incarnation = ?, ended_us = NULL"
-                    " WHERE id = ?",
-                    (ledger.stream, found),
-                )
-            else:
-                ledger.insert(
-                    "playbook_runs",
-                    (run, name, digest, told, tenant, "running", by, None, ledger.stream, started_us, None),
-                )
-            ledger.event(
-                "playbook.started",
-                tenant=tenant,
-                call_id=None,
-                run=found,
-                playbook=name,
+        return await self._writer.write(
+            lambda: playbook_runs.begin(
+                self._ledger,
+                run=run,
+                name=name,
                 digest=digest,
-                carried_on=found != run,
+                inputs=inputs,
+                tenant=tenant,
                 by=by,
+                anew=anew,
             )
-            return found, started_us
-
-        return await self._writer.write(change)
+        )
 
     async def trigger_playbook(
         self,
@@ -1348,94 +1317,39 @@ class Journal:
     ) -> bool:
         """Begin a run that nobody asked for. False when this cause had its run, by whichever process, or the
         last run that nobody asked for is too new."""
-
-        def change() -> bool:
-            ledger, told = self._ledger, orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS).decode()
-            ledger.write_out()
-            if ledger.one(
-                "SELECT id FROM playbook_runs WHERE name = ? AND tenant = ? AND cause IS NOT NULL"
-                " AND (started_us > ? OR cause = ?) LIMIT 1",
-                (name, tenant, ledger.now_us - every_us, cause),
-            ):
-                return False
-            row = (run, name, digest, told, tenant, "running", "trigger", cause, ledger.stream)
-            ledger.insert("playbook_runs", (*row, ledger.now_us, None))
-            ledger.event(
-                "playbook.started",
-                tenant=tenant,
-                call_id=None,
+        return await self._writer.write(
+            lambda: playbook_runs.trigger(
+                self._ledger,
                 run=run,
-                playbook=name,
+                name=name,
                 digest=digest,
-                carried_on=False,
-                by="trigger",
+                inputs=inputs,
+                tenant=tenant,
                 trigger=trigger,
+                cause=cause,
+                every_us=every_us,
             )
-            return True
-
-        return await self._writer.write(change)
+        )
 
     async def take_over_playbooks(self, digests: Mapping[str, str]) -> list[Resumed]:
         """The runs that began by themselves and whose process is gone: this one carries them on.
 
         `digests` are the versions of now, by name: a run of another version ends here, as failed.
         """
-
-        def change() -> list[Resumed]:
-            ledger, found = self._ledger, list[Resumed]()
-            for row in ledger.all(
-                "SELECT p.* FROM playbook_runs AS p JOIN incarnations AS i ON i.id = p.incarnation"
-                " WHERE p.state = 'running' AND p.cause IS NOT NULL AND i.state <> 'live' ORDER BY p.id",
-                (),
-            ):
-                run, name, tenant = row["id"], row["name"], row["tenant"]
-                if digests.get(name) != row["digest"]:
-                    self._end_playbook(run, tenant, "failed", why="its version is not configured any more")
-                    continue
-                ledger.execute("UPDATE playbook_runs SET incarnation = ? WHERE id = ?", (ledger.stream, run))
-                ledger.event(
-                    "playbook.started",
-                    tenant=tenant,
-                    call_id=None,
-                    run=run,
-                    playbook=name,
-                    digest=row["digest"],
-                    carried_on=True,
-                    by="trigger",
-                )
-                found.append(
-                    Resumed(
-                        run=run,
-                        name=name,
-                        inputs=orjson.loads(row["inputs"]),
-                        started_us=row["started_us"],
-                    )
-                )
-            return found
-
-        return await self._writer.write(change)
+        return await self._writer.write(lambda: playbook_runs.take_over(self._ledger, digests))
 
     async def note_playbook(
         self, *, run: str, tenant: str, step: str, state: str, said: str, call_id: str | None
     ) -> None:
         """Record how one step ended."""
-
-        def change() -> None:
-            self._ledger.event(
-                "playbook.step",
-                tenant=tenant,
-                call_id=None,
-                run=run,
-                step=step,
-                state=state,
-                said=said,
-                call=call_id,
+        await self._writer.write(
+            lambda: playbook_runs.note_step(
+                self._ledger, run=run, tenant=tenant, step=step, state=state, said=said, call_id=call_id
             )
-
-        await self._writer.write(change)
+        )
 
     async def end_playbook(self, *, run: str, tenant: str, state: str) -> None:
-        await self._writer.write(lambda: self._end_playbook(run, tenant, state))
+        await self._writer.write(lambda: playbook_runs.end(self._ledger, run=run, tenant=tenant, state=state))
 
     async def tell(self, run: RunKey) -> tuple[Notice, ...]:
         """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""
@@ -1512,13 +1426,6 @@ class Journal:
             await self._writer.stop()
 
     # The parts of a transaction.
-
-    def _end_playbook(self, run: str, tenant: str, state: str, **more: str) -> None:
-        self._ledger.execute(
-            "UPDATE playbook_runs SET state = ?, ended_us = ? WHERE id = ?",
-            (state, self._ledger.now_us, run),
-        )
-        self._ledger.event("playbook.ended", tenant=tenant, call_id=None, run=run, state=state, **more)
 
     def _otherwise(
         self,
