@@ -21,7 +21,18 @@ from typing import Any, Literal, TypeVar
 import anyio.to_thread
 import orjson
 
-from remit import balances, deferred, erasing, keeping, notices, playbook_runs, proven, runs, versions
+from remit import (
+    balances,
+    deferred,
+    erasing,
+    keeping,
+    notices,
+    playbook_runs,
+    proven,
+    runs,
+    versions,
+    ways_back,
+)
 from remit.calls import redacted
 from remit.chain import entry
 from remit.comparing import Group
@@ -32,7 +43,6 @@ from remit.erasing import Erasure
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
-from remit.images import Undone, version_by_now
 from remit.ledger import Ledger, Store
 from remit.ledger_sqlite import SqliteStore, must_be_local
 from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
@@ -41,10 +51,10 @@ from remit.playbook_runs import Resumed
 from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
-from remit.states import changed_since
 from remit.unrecorded import Gap
 from remit.vault import KeyUnusable, Seal, Sealer, committed, is_living, master_key
 from remit.versions import Digests, Version
+from remit.ways_back import Undoable, UndoEnd
 from remit.writer import Writer
 from remit_adapters.base import Json, Reply
 from remit_rbac import Rung
@@ -54,8 +64,6 @@ T = TypeVar("T")
 _REJECTION_HOLDS_US = 600_000_000
 
 SwitchKind = Literal["kill", "safe"]
-#: What an undo did to the call that it serves; `ready` when it certainly did nothing and may run again.
-UndoEnd = Literal["done", "failed", "indeterminate", "ready"]
 Switch = tuple[str, str, str, str]
 
 
@@ -122,34 +130,6 @@ class Approved:
     approval_id: str
     asked_us: int
     voters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undoable:
-    """A call and the plan that takes it back, as read inside one transaction."""
-
-    call_id: str
-    tenant: str
-    agent: str
-    user: str
-    run: str
-    tool: str
-    effect: str
-    #: It has not been sent yet: taking it back is calling it off.
-    waits: bool
-    #: None when erased, or no longer kept; so are `result`, `before` and `after` then.
-    arguments: Json | None
-    state: str
-    undo_tool: str
-    #: None also where they could not be worked out.
-    undo_arguments: Json | None
-    result: Json | None
-    before: Any
-    #: What it left behind, `kept` and `etag`; None when that was not seen.
-    after: Json | None
-    expires_us: int
-    resource: str | None
-    residue: str | None
 
 
 class Journal:
@@ -240,7 +220,9 @@ class Journal:
             state = row["state"] if row and row["expires_us"] > now else None
             if call.undoing:
                 asked_us = row["created_us"] if row and state in ("pending", "approved") else now
-                if refusal := self._undo_blocked(call, verdict, asked_us, asking=True):
+                if refusal := ways_back.blocked(
+                    self._ledger, self._sealer, call, verdict, asked_us, asking=True
+                ):
                     return refusal
             if row and state == "pending":
                 return Waiting(call_id=row["call_id"], approval_id=row["id"], expires_us=row["expires_us"])
@@ -335,8 +317,9 @@ class Journal:
             late = self._short(call, verdict, charges, now, agreed=approved is not None)
             if isinstance(late, Verdict):
                 return late
+            asked_us = approved.asked_us if approved else now
             if call.undoing and (
-                refusal := self._undo_blocked(call, verdict, approved.asked_us if approved else now)
+                refusal := ways_back.blocked(self._ledger, self._sealer, call, verdict, asked_us)
             ):
                 return refusal
             if call.confirmation and (refusal := self._spent(call.confirmation, verdict)):
@@ -367,16 +350,13 @@ class Journal:
             for charge in to_hold:
                 balances.hold(self._ledger, call_id, charge)
             if way_back:
-                self._ledger.insert("undos", _undo_row(call_id, way_back, "ready" if waits else "registered"))
+                ways_back.register(self._ledger, call_id, way_back, "ready" if waits else "registered")
             if touches is not None and not waits:
                 self._ledger.insert("touches", (touches, call_id))
             if before is not None and not waits:
                 self._sealer.keep(self._seal(call), call_id, "before", before)
             if call.kind == "undo":
-                self._ledger.execute(
-                    "UPDATE undos SET state = 'running', undo_call = ? WHERE call_id = ?",
-                    (call_id, call.of_call),
-                )
+                ways_back.take(self._ledger, call, call_id)
             self._event(
                 "call.scheduled" if waits else "call.dispatched",
                 call,
@@ -386,7 +366,7 @@ class Journal:
                 **({"due_us": waits.due_us} if waits else {"deadline_us": deadline_us}),
                 **({"waits_for": late.account} if late else {}),
                 holds=_held(to_hold),
-                undo={"tool": way_back.tool, "expires_us": way_back.expires_us} if way_back else None,
+                undo=ways_back.told(way_back),
                 **({"forced": True} if call.undoing and call.undoing.forced else {}),
                 **sealed,
                 **_decision(verdict),
@@ -452,11 +432,10 @@ class Journal:
                 way_back = plan if call.tool.effect is not Effect.DEFERRED else None
                 if way_back:
                     self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
-                    self._ledger.insert("undos", _undo_row(call.id, way_back, "registered"))
+                    ways_back.register(self._ledger, call.id, way_back, "registered")
                 if before is not None:
                     self._sealer.keep(self._seal(call), call.id, "before", before)
-                undo = {"tool": way_back.tool, "expires_us": way_back.expires_us} if way_back else None
-                more = {"holds": _held(charges), "undo": undo}
+                more = {"holds": _held(charges), "undo": ways_back.told(way_back)}
             self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
             return Admitted(deadline_us=deadline_us, warnings=warnings)
 
@@ -473,7 +452,7 @@ class Journal:
             ledger.write_out()  # it may have been let in in this very transaction
             held = ledger.one("SELECT 1 FROM calls WHERE id = ? AND state = 'scheduled'", (call.of_call,))
             if held is None:
-                blocked = self._undo_blocked(call, verdict, ledger.now_us)
+                blocked = ways_back.blocked(self._ledger, self._sealer, call, verdict, ledger.now_us)
                 if blocked and blocked.code == "undo_used":
                     return blocked
                 reason = "That call was held back, and has been sent or called off by now."
@@ -602,13 +581,7 @@ class Journal:
                     self._sealer.keep(self._seal(call), call_id, kind, orjson.dumps(plan.arguments))
             refunded: list[Json] = []
             if undo_state and call.of_call:
-                ledger.execute(
-                    "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
-                    (undo_state, call.of_call, call_id),
-                )
-                if undo_state == "done":
-                    refunded = self._refund(call.of_call)
-                    notices.leave(ledger, call_id)
+                refunded = ways_back.conclude(ledger, call.of_call, call_id, undo_state)
             self._event(
                 f"call.{state}",
                 call,
@@ -637,11 +610,8 @@ class Journal:
             if moved == 1:
                 self._ledger.look_up_doubts()
                 self._ledger.held.pop(call_id, None)
-                if call.kind == "undo":
-                    self._ledger.execute(
-                        "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",
-                        (call.of_call, call_id),
-                    )
+                if call.kind == "undo" and call.of_call:
+                    ways_back.conclude(self._ledger, call.of_call, call_id, "indeterminate")
                 self._event("call.in_doubt", call, call_id=call_id, error_code=code)
 
         await self._write_or_owe(change)
@@ -821,13 +791,8 @@ class Journal:
                 ledger.execute("UPDATE undos SET state = 'void' WHERE call_id = ?", (call_id,))
             refunded: list[Json] = []
             if row["kind"] == "undo":
-                ledger.execute(
-                    "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?",
-                    ("done" if happened else "ready", row["of_call"], call_id),
-                )
-                if happened:
-                    refunded = self._refund(row["of_call"])
-                    notices.leave(ledger, call_id)
+                end = "done" if happened else "ready"
+                refunded = ways_back.conclude(ledger, row["of_call"], call_id, end)
             ledger.event(
                 "call.resolved",
                 tenant=row["tenant"],
@@ -1151,41 +1116,9 @@ class Journal:
 
         With `beneath` as that call on the same thing has found it, whatever was done from then on.
         """
-
-        def change() -> Undoable | None:
-            row = self._ledger.one(
-                "SELECT calls.*, undos.state AS undo_state, undos.tool AS undo_tool, undos.expires_us,"
-                " undos.resource, undos.residue"
-                " FROM calls JOIN undos ON undos.call_id = calls.id"
-                " WHERE calls.id = ?",
-                (call_id,),
-            )
-            if row is None:
-                return None
-            kinds = ("arguments", "undo", "restore", "result", "before", "after")
-            kept = {kind: self._carried(call_id, kind) for kind in kinds}
-            return Undoable(
-                call_id=call_id,
-                tenant=row["tenant"],
-                agent=row["agent"],
-                user=row["user"],
-                run=row["run"],
-                tool=row["tool"],
-                effect=row["effect"],
-                waits=row["state"] == "scheduled",
-                arguments=kept["arguments"],
-                state=row["undo_state"],
-                undo_tool=row["undo_tool"],
-                undo_arguments=kept["undo"] or kept["restore"],
-                result=kept["result"],
-                before=kept["before"],
-                after=self._left(row, kept["after"], beneath),
-                expires_us=row["expires_us"],
-                resource=row["resource"],
-                residue=row["residue"],
-            )
-
-        return await self._writer.write(change, durable=False)
+        return await self._writer.write(
+            lambda: ways_back.undoable(self._ledger, self._sealer, call_id, beneath=beneath), durable=False
+        )
 
     async def in_doubt(self, *, before_us: int) -> Mapping[str, tuple[str, str]]:
         """The kind and tool of every call in doubt whose time was over by `before_us`, oldest first."""
@@ -1357,21 +1290,16 @@ class Journal:
 
     async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """The refusal that this undo would meet if it were let out now."""
-
-        def change() -> Verdict | None:
-            return self._undo_blocked(call, verdict, self._ledger.now_us)
-
-        return await self._writer.write(change, durable=False)
+        return await self._writer.write(
+            lambda: ways_back.blocked(self._ledger, self._sealer, call, verdict, self._ledger.now_us),
+            durable=False,
+        )
 
     async def changed_since(self, call_id: str, tenant: str) -> bool:
         """Whether a later call touched the same thing as this one, or may have, and is not taken back."""
-
-        def change() -> bool:
-            self._ledger.write_out()
-            undo = self._ledger.one("SELECT * FROM undos WHERE call_id = ?", (call_id,))
-            return undo is not None and self._changed_since(undo, tenant)
-
-        return await self._writer.write(change, durable=False)
+        return await self._writer.write(
+            lambda: ways_back.touched_since(self._ledger, self._sealer, call_id, tenant), durable=False
+        )
 
     async def standing(self, tenant: str, agent: str, accounts: Sequence[Charge]) -> dict[str, Any]:
         """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
@@ -1478,7 +1406,9 @@ class Journal:
                 )
         if row is None:
             return None
-        answer = self._carried(row["id"], "result") if row["state"] in ("succeeded", "failed") else None
+        answer = None
+        if row["state"] in ("succeeded", "failed"):
+            answer = self._sealer.carried(row["id"], "result")
         waits = row["state"] == "scheduled"
         return Repeated(
             call_id=row["id"],
@@ -1486,43 +1416,6 @@ class Journal:
             reply=_reply(answer) if answer else None,
             waits=Waits(due_us=row["due_us"], waits_for=row["waits_for"]) if waits else None,
         )
-
-    def _left(self, row: Row, left: dict[str, Any] | None, beneath: str | None) -> Json | None:
-        """What a call left behind, by the version that it has by now, or had when `beneath` was made."""
-        if left is None or left["etag"] is None:
-            return left
-        until = self._ledger.one("SELECT dispatched_us, id FROM calls WHERE id = ?", (beneath,))
-        later = [
-            Undone(
-                made=(it["made_us"], it["id"]),
-                left=self._carried(it["id"], "after"),
-                undone=(it["undone_us"], it["undone_id"]),
-                restored=self._carried(it["undone_id"], "after"),
-            )
-            for it in self._ledger.all(
-                "SELECT l.id, l.dispatched_us AS made_us, back.id AS undone_id,"
-                " back.dispatched_us AS undone_us"
-                " FROM touches JOIN calls AS l ON l.id = touches.call_id"
-                " JOIN undos ON undos.call_id = l.id AND undos.state = 'done'"
-                " JOIN calls AS back ON back.id = undos.undo_call"
-                " WHERE touches.resource = ? AND l.tenant = ? AND (l.dispatched_us, l.id) > (?, ?)"
-                " AND (l.dispatched_us, l.id) < (?, ?)",
-                (row["resource"], row["tenant"], row["dispatched_us"], row["id"], *(until or _NEVER)),
-            )
-        ]
-        return {**left, "etag": version_by_now(left, later)}
-
-    def _carried(self, call_id: str, kind: str) -> Any:
-        """What a payload of a call says; None when it is erased, or not kept (any more)."""
-        opened = self._opened(call_id, kind)
-        return orjson.loads(opened[1]) if opened else None
-
-    def _opened(self, call_id: str, kind: str) -> tuple[bytes, bytes] | None:
-        """The salt and the bytes of it."""
-        row = self._ledger.one(
-            "SELECT keys, body FROM payloads WHERE call_id = ? AND kind = ?", (call_id, kind)
-        )
-        return self._sealer.vault.opened(call_id, kind, row["keys"], row["body"]) if row else None
 
     def _seal(self, call: Call) -> Seal | None:
         """What this call's payloads are sealed with: an undo carries what the call did that it takes back."""
@@ -1536,7 +1429,7 @@ class Journal:
         return self._sealer.seal_for(who.tenant, (who.user, *call.subjects), also)
 
     def _recorded(self, row: Row) -> Recorded:
-        exact = self._opened(row["id"], "arguments")
+        exact = self._sealer.opened(row["id"], "arguments")
         if exact and committed(*exact) != row["arguments_commit"]:
             exact = None
         return Recorded(
@@ -1550,7 +1443,7 @@ class Journal:
             effect=row["effect"],
             fingerprint=row["fingerprint"],
             arguments=exact[1] if exact else None,
-            before=self._carried(row["id"], "before"),
+            before=self._sealer.carried(row["id"], "before"),
             received_us=row["created_us"],
             deadline_us=row["deadline_us"],
             client_key=row["client_key"],
@@ -1561,12 +1454,6 @@ class Journal:
             due_us=row["due_us"],
             waits_for=row["waits_for"],
         )
-
-    def _refund(self, call_id: str) -> list[Json]:
-        """Give back what the undo of this call brings back, as its plan says; return that."""
-        row = self._ledger.one("SELECT refund FROM undos WHERE call_id = ?", (call_id,))
-        percent = row["refund"] if row else 0
-        return balances.refund(self._ledger, call_id, percent) if percent else []
 
     def _short(
         self, call: Call, verdict: Verdict, charges: Sequence[Charge], now: int, *, agreed: bool
@@ -1680,45 +1567,6 @@ class Journal:
             ),
         )
         return None
-
-    def _undo_blocked(
-        self, call: Call, verdict: Verdict, asked_us: int, *, asking: bool = False
-    ) -> Verdict | None:
-        """Why the call that `call` would take back cannot be taken back (any more).
-
-        `asked_us` is when that was asked for. When people are only being asked (`asking`), what waits to be
-        taken back itself is no conflict: both may go, in their order, once people have agreed.
-        """
-        insisted = call.undoing is not None and (call.undoing.forced or call.undoing.cancels)
-        self._ledger.write_out()  # a call on the same thing may have been let out in this very transaction
-        row = self._ledger.one("SELECT * FROM undos WHERE call_id = ?", (call.of_call,))
-        reason: str | None = None
-        code = "undo_unavailable"
-        if row is None or row["state"] in ("registered", "void"):
-            reason = "That call has no way back that is ready."
-        elif row["state"] != "ready":
-            reason = f"The undo of that call is already {row['state']}: it runs at most once."
-            code = "undo_used"
-        elif row["expires_us"] <= asked_us:
-            reason = "The time in which that call could be undone is over."
-            code = "undo_expired"
-        elif not insisted and self._changed_since(row, call.principal.tenant, asking=asking):
-            reason = "Something has changed the same thing since: undo that first, or ask a person."
-            code = "undo_conflict"
-        if reason is None:
-            return None
-        return replace(verdict, rung=Rung.DENY, code=code, reason=reason, remedy=Remedy.STOP)
-
-    def _changed_since(self, undo: Row, tenant: str, *, asking: bool = False) -> bool:
-        """Whether what the call touched was changed later by what stays (`states.changed_since`)."""
-        if undo["resource"] is None:
-            return False
-        found = self._ledger.one(
-            "SELECT 1 FROM undos AS u JOIN calls AS c ON c.id = u.call_id WHERE u.call_id = ?"  # noqa: S608 - all of it is ours
-            f" AND {changed_since('?', _NOT_ASKED_TOO if asking else '')}",
-            (undo["call_id"], erasing.pseudonym(self._sealer.vault, tenant, undo["resource"])),
-        )
-        return found is not None
 
     def _close_waiting(self, call_id: str, state: str) -> None:
         self._ledger.execute(
@@ -1913,10 +1761,7 @@ def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
     else:
         ledger.look_up_doubts()
     if call["kind"] == "undo":
-        ledger.execute(
-            "UPDATE undos SET state = 'indeterminate' WHERE call_id = ? AND undo_call = ?",
-            (call["of_call"], call["id"]),
-        )
+        ways_back.conclude(ledger, call["of_call"], call["id"], "indeterminate")
     ledger.event(
         "call.failed" if harmless else "call.in_doubt",
         tenant=call["tenant"],
@@ -1926,14 +1771,7 @@ def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
     )
 
 
-#: Of another call on the same thing: people are not being asked whether to take that back, too.
-_NOT_ASKED_TOO = (
-    " AND NOT EXISTS (SELECT 1 FROM calls AS asked WHERE asked.of_call = other.id AND asked.kind = 'undo'"
-    " AND asked.state = 'awaiting_approval')"
-)
 _LET_IN = ("scheduled", "dispatched")
-#: A moment after every call's.
-_NEVER = (2**63 - 1, "")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 
 
@@ -1960,20 +1798,6 @@ def _held(charges: Sequence[Charge]) -> list[Json]:
         {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
         for charge in charges
     ]
-
-
-def _undo_row(call_id: str, plan: UndoPlan, state: str) -> tuple[object, ...]:
-    return (
-        call_id,
-        state,
-        plan.tool,
-        plan.refund,
-        plan.resource,
-        plan.expires_us,
-        None,
-        plan.residue,
-        plan.best_effort,
-    )
 
 
 def _reply(value: Json) -> Reply:

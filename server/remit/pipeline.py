@@ -39,7 +39,7 @@ from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
 from remit.images import Seen, conflict, seen
-from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, UndoEnd, Waits
+from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, Waits
 from remit.model import (
     OWN_READS,
     Call,
@@ -63,6 +63,7 @@ from remit.model import (
     Verdict,
 )
 from remit.runs import Run
+from remit.ways_back import UndoEnd
 from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Json, Operation, Reply, Request
 from remit_rbac import Engine, EvaluationError, Rung
 

@@ -17,7 +17,6 @@ from remit.approvals import votes_needed
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
 from remit.images import Seen, conflict
-from remit.journal import Undoable
 from remit.model import (
     Call,
     Done,
@@ -33,6 +32,7 @@ from remit.model import (
 from remit.pipeline import Services, decide, obstacle
 from remit.records import CallRecord, Records, UndoRecord
 from remit.undo import undo, undo_call
+from remit.ways_back import Undoable
 from remit_rbac import Rung
 
 #: Every call of a rollback is in exactly one of these.

@@ -11,9 +11,9 @@ from remit.config import Effect
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
-from remit.journal import Undoable
 from remit.model import Call, Outcome, Undoing
 from remit.pipeline import Services, govern
+from remit.ways_back import Undoable
 from remit_adapters.base import Reply
 
 ERASED = "what this call carried is erased, so it cannot be taken back any more"

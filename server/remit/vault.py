@@ -6,8 +6,8 @@ in the database, wrapped by a master key that lies elsewhere. What a call carrie
 can be opened again. What is sealed begins with the salt of its commitment, so that an erased value cannot be
 found by guessing either.
 
-The journal seals, in its transactions; `records.py` opens what people read. Which calls are erased, and what
-else goes with them, is `erasing.py`.
+The journal seals and opens, in its transactions; `records.py` opens what people read. Which calls are erased,
+and what else goes with them, is `erasing.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from remit.database import Location, beside
 from remit.errors import RemitError, StoreUnavailable
@@ -118,7 +120,7 @@ class Vault:
 
 
 class Sealer:
-    """Seals payloads inside the journal's transactions."""
+    """Seals payloads inside the journal's transactions, and opens there what was kept."""
 
     def __init__(self, master: bytes, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -152,6 +154,18 @@ class Sealer:
             sealed = nonce + seal.cipher.encrypt(nonce, salt + body, f"{call_id} {kind}".encode())
             self._ledger.insert("payloads", (call_id, kind, seal.keys, sealed))
         return committed(salt, body if exact is None else exact)
+
+    def opened(self, call_id: str, kind: str) -> tuple[bytes, bytes] | None:
+        """The salt and the bytes of a payload; None when it is erased, or not kept (any more)."""
+        row = self._ledger.one(
+            "SELECT keys, body FROM payloads WHERE call_id = ? AND kind = ?", (call_id, kind)
+        )
+        return self.vault.opened(call_id, kind, row["keys"], row["body"]) if row else None
+
+    def carried(self, call_id: str, kind: str) -> Any:
+        """What a payload says, decoded; None as `opened` gives it."""
+        opened = self.opened(call_id, kind)
+        return orjson.loads(opened[1]) if opened else None
 
     def _key_of(self, tenant: str, subject: str) -> str:
         """The id of the living key of a subject, made now where there is none."""

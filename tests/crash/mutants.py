@@ -134,7 +134,7 @@ def undo_not_marked() -> None:
     execute = SqliteStore.execute
 
     def unmarked(self: SqliteStore, sql: str, parameters: Any = ()) -> int:
-        if "SET state = 'running'" in sql or "SET state = 'indeterminate'" in sql:
+        if "SET state = 'running'" in sql or parameters[:1] == ("indeterminate",):
             return 0
         return execute(self, sql.replace("AND undo_call = ?", "AND ? <> ''"), parameters)
 

@@ -18,8 +18,8 @@ class Mutant:
 
 MUTANTS = [
     # Once only, in order, and nothing of others.
-    Mutant("journal.py", 'elif row["state"] != "ready":', 'elif row["state"] == "void":'),
-    Mutant("journal.py", "elif not insisted and self._changed_since(", "elif False and self._changed_since("),
+    Mutant("ways_back.py", 'elif row["state"] != "ready":', 'elif row["state"] == "void":'),
+    Mutant("ways_back.py", "elif not insisted and _touched_since(", "elif False and _touched_since("),
     Mutant("pipeline.py", "None if undoing.forced else conflict(undoing, now, verdict)", "None"),
     Mutant("images.py", "    if left is None:\n", "    if left is None:\n        return None\n"),
     Mutant("images.py", "(now.body, now.etag) != (", "(now.body, left['etag']) != ("),
