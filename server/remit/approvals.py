@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
+from remit.approval_requests import Approved, Waiting
 from remit.calls import redacted
 from remit.checks.permission import question_of
 from remit.context import at_vote, lasting
 from remit.context import redacted as context_redacted
+from remit.earlier_calls import Repeated
 from remit.errors import RemitError
-from remit.journal import Approved, Repeated, Saw, Waiting
+from remit.journal import Saw
 from remit.model import Call, Pending, Refused, Remedy, UndoPlan, Verdict
 from remit_adapters.base import Json
 from remit_rbac import Duty, Engine, Question, Rung

@@ -7,6 +7,8 @@ in whatever process. What is here runs inside the journal's transactions; when t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from remit import balances
 from remit.config import Effect
 from remit.ledger import Ledger
@@ -14,6 +16,18 @@ from remit.model import Call, Charge, UndoPlan
 
 #: Most calls that wait for one account.
 _WAITING_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """The call is let in and held back: it is sent at `due_us`, unless it is called off.
+
+    With `waits_for`, the account that cannot take it now, it is looked at again then, if not before.
+    """
+
+    due_us: int
+    waits_for: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def can_wait(ledger: Ledger, call: Call, charge: Charge) -> bool:

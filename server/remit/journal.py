@@ -22,8 +22,10 @@ import anyio.to_thread
 import orjson
 
 from remit import (
+    approval_requests,
     balances,
     deferred,
+    earlier_calls,
     erasing,
     keeping,
     notices,
@@ -33,12 +35,15 @@ from remit import (
     versions,
     ways_back,
 )
+from remit.approval_requests import Approved, Waiting
 from remit.calls import redacted
 from remit.chain import entry
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
 from remit.database import Location, Postgres, Row, beside, reading
+from remit.deferred import Waits
+from remit.earlier_calls import Repeated
 from remit.erasing import Erasure
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
 from remit.identity import KeyRecord, Principal
@@ -52,16 +57,14 @@ from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
 from remit.unrecorded import Gap
-from remit.vault import KeyUnusable, Seal, Sealer, committed, is_living, master_key
+from remit.vault import KeyUnusable, Seal, Sealer, is_living, master_key
 from remit.versions import Digests, Version
 from remit.ways_back import Undoable, UndoEnd
 from remit.writer import Writer
-from remit_adapters.base import Json, Reply
+from remit_adapters.base import Json
 from remit_rbac import Rung
 
 T = TypeVar("T")
-#: An identical request that people refused is not put to them again within this time.
-_REJECTION_HOLDS_US = 600_000_000
 
 SwitchKind = Literal["kill", "safe"]
 Switch = tuple[str, str, str, str]
@@ -77,18 +80,6 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waits:
-    """The call is let in and held back: it is sent at `due_us`, unless it is called off.
-
-    With `waits_for`, the account that cannot take it now, it is looked at again then, if not before.
-    """
-
-    due_us: int
-    waits_for: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
     """The policy or the run is not any more what the decision was made by; nothing was written."""
 
@@ -100,36 +91,6 @@ class Saw:
     context: Json
     #: The calls that looked its facts up, by fact.
     reads: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeated:
-    """An equal call was admitted before. `reply` is its recorded answer, if it has one."""
-
-    call_id: str
-    state: str
-    reply: Reply | None
-    #: What it waits for, while it is held back.
-    waits: Waits | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """People have been asked, now or by an earlier equal call."""
-
-    call_id: str
-    approval_id: str
-    expires_us: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Approved:
-    """People agreed to exactly this call; `voters` must still hold their role when it is sent."""
-
-    call_id: str
-    approval_id: str
-    asked_us: int
-    voters: tuple[str, ...]
 
 
 class Journal:
@@ -210,60 +171,21 @@ class Journal:
         """
 
         def change() -> Waiting | Approved | Repeated | Verdict:
-            now = self._ledger.now_us
-            self._ledger.write_out()
-            row = self._ledger.one(
-                "SELECT * FROM approvals WHERE fingerprint = ? AND binding = ?"
-                " ORDER BY created_us DESC LIMIT 1",
-                (call.fingerprint, binding),
-            )
-            state = row["state"] if row and row["expires_us"] > now else None
+            said = approval_requests.said(self._ledger, call, verdict, binding)
             if call.undoing:
-                asked_us = row["created_us"] if row and state in ("pending", "approved") else now
+                asked_us = said.asked_us if isinstance(said, Waiting | Approved) else self._ledger.now_us
                 if refusal := ways_back.blocked(
                     self._ledger, self._sealer, call, verdict, asked_us, asking=True
                 ):
                     return refusal
-            if row and state == "pending":
-                return Waiting(call_id=row["call_id"], approval_id=row["id"], expires_us=row["expires_us"])
-            if row and state == "approved":
-                voters = self._ledger.all(
-                    "SELECT \"user\" FROM votes WHERE approval_id = ? AND vote = 'approve'", (row["id"],)
-                )
-                return Approved(
-                    call_id=row["call_id"],
-                    approval_id=row["id"],
-                    asked_us=row["created_us"],
-                    voters=tuple(voter["user"] for voter in voters),
-                )
-            if row and row["state"] == "rejected" and row["decided_us"] + _REJECTION_HOLDS_US > now:
-                return replace(
-                    verdict,
-                    rung=Rung.DENY,
-                    code="approval_rejected",
-                    reason="A person looked at exactly this call and refused it. Do not ask again unless "
-                    "something about it has changed.",
-                    remedy=Remedy.STOP,
-                )
-            if earlier := self._earlier(call, now):
+            if said:
+                return said
+            if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
                 return earlier
-            approval_id = uuid7(now)
-            expires_us = now + pending_s * 1_000_000
+            approval_id = uuid7(self._ledger.now_us)
             sealed = self._insert_call(call, verdict, saw, state="awaiting_approval", approval_id=approval_id)
-            self._ledger.insert(
-                "approvals",
-                (
-                    approval_id,
-                    call.id,
-                    call.principal.tenant,
-                    "pending",
-                    binding,
-                    call.fingerprint,
-                    votes,
-                    now,
-                    expires_us,
-                    None,
-                ),
+            waiting = approval_requests.put(
+                self._ledger, call, approval_id, binding=binding, votes=votes, pending_s=pending_s
             )
             self._sealer.keep(self._seal(call), call.id, "shown", orjson.dumps(shown))
             self._event(
@@ -272,11 +194,11 @@ class Journal:
                 approval_id=approval_id,
                 binding=binding,
                 votes_needed=votes,
-                expires_us=expires_us,
+                expires_us=waiting.expires_us,
                 **sealed,
                 **_decision(verdict),
             )
-            return Waiting(call_id=call.id, approval_id=approval_id, expires_us=expires_us)
+            return waiting
 
         return await self._write(change)
 
@@ -312,7 +234,7 @@ class Journal:
             now = self._ledger.now_us
             if other := self._otherwise(call, verdict, stopped, in_force, run, of_run):
                 return other
-            if earlier := self._earlier(call, now):
+            if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
                 return earlier
             late = self._short(call, verdict, charges, now, agreed=approved is not None)
             if isinstance(late, Verdict):
@@ -340,7 +262,9 @@ class Journal:
                 sealed = self._insert_call(
                     call, verdict, saw, state=state, waits=waits, deadline_us=deadline_us
                 )
-            elif refusal := self._use_approval(call, approved, verdict, waits, deadline_us, now):
+            elif refusal := approval_requests.use(
+                self._ledger, call, approved, verdict, waits=waits, deadline_us=deadline_us
+            ):
                 return refusal
             elif saw and saw.reads:
                 sealed = {"facts": saw.reads}
@@ -461,7 +385,7 @@ class Journal:
             call_id = approved.call_id if approved else call.id
             if approved is None:
                 sealed = self._insert_call(call, verdict, None, state="dispatched")
-            elif refusal := self._use_approval(call, approved, verdict, None, None, ledger.now_us):
+            elif refusal := approval_requests.use(ledger, call, approved, verdict):
                 return refusal
             why = f"{call.principal.user} took it back, call {call_id}"
             deferred.call_off(ledger, call.of_call or "", ("cancelled", why), undo_call=call_id)
@@ -486,20 +410,9 @@ class Journal:
 
     async def due(self, *, limit: int) -> list[Recorded]:
         """The calls whose time has come, the first ones first; and the first that waits for each account."""
-
-        def change() -> list[Recorded]:
-            rows = self._ledger.all(
-                "SELECT * FROM calls WHERE state = 'scheduled' AND due_us <= ? ORDER BY due_us, id LIMIT ?",
-                (self._ledger.now_us, limit),
-            )
-            waiting = self._ledger.all(
-                "SELECT * FROM calls WHERE due_us > ? AND id IN (SELECT MIN(id) FROM calls"
-                " WHERE state = 'scheduled' AND waits_for IS NOT NULL GROUP BY waits_for)",
-                (self._ledger.now_us,),
-            )
-            return [self._recorded(row) for row in (*rows, *waiting)]
-
-        return await self._writer.write(change, durable=False)
+        return await self._writer.write(
+            lambda: earlier_calls.due(self._ledger, self._sealer, limit=limit), durable=False
+        )
 
     async def can_take(self, charges: Sequence[Charge]) -> bool:
         """Whether the accounts for which calls may wait can take these charges now."""
@@ -512,16 +425,9 @@ class Journal:
 
     async def agreed(self, call_id: str) -> tuple[str, ...]:
         """Who agreed to a call whose approval was used."""
-
-        def change() -> tuple[str, ...]:
-            rows = self._ledger.all(
-                "SELECT votes.user FROM votes JOIN approvals ON approvals.id = votes.approval_id"
-                " WHERE approvals.call_id = ? AND approvals.state = 'used' AND vote = 'approve'",
-                (call_id,),
-            )
-            return tuple(row["user"] for row in rows)
-
-        return await self._writer.write(change, durable=False)
+        return await self._writer.write(
+            lambda: approval_requests.agreed(self._ledger, call_id), durable=False
+        )
 
     async def settle(
         self,
@@ -680,87 +586,26 @@ class Journal:
 
         Raises UnknownRecord, or WrongState when it is no longer open or the person has voted.
         """
-
-        def change() -> str:
-            ledger, now = self._ledger, self._ledger.now_us
-            row = ledger.one("SELECT * FROM approvals WHERE id = ?", (approval_id,))
-            if row is None:
-                raise UnknownRecord(f"there is no approval {approval_id}")
-            if row["state"] != "pending":
-                raise WrongState(f"this approval is {row['state']}: it takes no more votes")
-            if row["expires_us"] <= now:
-                raise WrongState("this approval has expired: the agent must ask anew")
-            seen = ledger.all('SELECT "user", vote FROM votes WHERE approval_id = ?', (approval_id,))
-            if any(voter["user"] == user for voter in seen):
-                raise WrongState(f"{user} has voted on this already")
-            ledger.insert("votes", (approval_id, user, vote, "local", now, comment))
-            agreed = sum(voter["vote"] == "approve" for voter in seen) + (vote == "approve")
-            state = (
-                "rejected" if vote == "reject" else "approved" if agreed >= row["votes_needed"] else "pending"
-            )
-            if state != "pending":
-                expires_us = now + use_within_s * 1_000_000 if state == "approved" else row["expires_us"]
-                ledger.execute(
-                    "UPDATE approvals SET state = ?, decided_us = ?, expires_us = ? WHERE id = ?",
-                    (state, now, expires_us, approval_id),
-                )
-            if state == "rejected":
-                self._close_waiting(row["call_id"], "rejected")
-            ledger.event(
-                f"approval.{vote}",
-                tenant=row["tenant"],
-                call_id=row["call_id"],
-                approval_id=approval_id,
+        return await self._writer.write(
+            lambda: approval_requests.vote(
+                self._ledger,
+                approval_id,
                 user=user,
+                vote=vote,
                 comment=comment,
-                state=state,
-                binding=row["binding"],
+                use_within_s=use_within_s,
             )
-            return state
-
-        return await self._writer.write(change)
+        )
 
     async def withdraw(self, approval_id: str, *, tenant: str, agent: str) -> None:
         """The agent takes its own request back. Raises UnknownRecord for anybody else's."""
-
-        def change() -> None:
-            row = self._ledger.one(
-                "SELECT approvals.call_id FROM approvals JOIN calls ON calls.id = approvals.call_id"
-                " WHERE approvals.id = ? AND calls.tenant = ? AND calls.agent = ?"
-                " AND approvals.state IN ('pending', 'approved')",
-                (approval_id, tenant, agent),
-            )
-            if row is None:
-                raise UnknownRecord("there is no such open request of yours")
-            self._ledger.execute(
-                "UPDATE approvals SET state = 'withdrawn', decided_us = ? WHERE id = ?",
-                (self._ledger.now_us, approval_id),
-            )
-            self._close_waiting(row["call_id"], "withdrawn")
-            self._ledger.event(
-                "approval.withdrawn", tenant=tenant, call_id=row["call_id"], approval_id=approval_id
-            )
-
-        await self._writer.write(change)
+        await self._writer.write(
+            lambda: approval_requests.withdraw(self._ledger, approval_id, tenant=tenant, agent=agent)
+        )
 
     async def expire(self) -> int:
         """Close every request whose time is up; return how many. Timeout is always refusal."""
-
-        def change() -> int:
-            rows = self._ledger.all(
-                "SELECT id, call_id, tenant FROM approvals WHERE state IN ('pending', 'approved')"
-                " AND expires_us <= ?",
-                (self._ledger.now_us,),
-            )
-            for row in rows:
-                self._ledger.execute("UPDATE approvals SET state = 'expired' WHERE id = ?", (row["id"],))
-                self._close_waiting(row["call_id"], "expired")
-                self._ledger.event(
-                    "approval.expired", tenant=row["tenant"], call_id=row["call_id"], approval_id=row["id"]
-                )
-            return len(rows)
-
-        return await self._writer.write(change)
+        return await self._writer.write(lambda: approval_requests.expire(self._ledger))
 
     async def resolve(self, call_id: str, *, happened: bool, reason: str, by: str) -> str:
         """What became of a call in doubt, as a person or a probe says: its holds are spent, or released.
@@ -1134,12 +979,9 @@ class Journal:
 
     async def recorded(self, call_id: str) -> Recorded | None:
         """The call as its record has it; None when there is none."""
-
-        def change() -> Recorded | None:
-            row = self._ledger.one("SELECT * FROM calls WHERE id = ?", (call_id,))
-            return None if row is None else self._recorded(row)
-
-        return await self._writer.write(change, durable=False)
+        return await self._writer.write(
+            lambda: earlier_calls.recorded(self._ledger, self._sealer, call_id), durable=False
+        )
 
     async def run(self, call: Call) -> Run:
         """What the run of a call has come to, as of the newest transaction here or the last idle look."""
@@ -1170,17 +1012,7 @@ class Journal:
 
     async def asked_as(self, call: Call) -> str | None:
         """The call under which people are asked about an equal one, or have agreed to it; None otherwise."""
-
-        def look() -> str | None:
-            self._ledger.write_out()
-            row = self._ledger.one(
-                "SELECT call_id FROM approvals WHERE fingerprint = ? AND expires_us > ?"
-                " AND state IN ('pending', 'approved') ORDER BY created_us DESC LIMIT 1",
-                (call.fingerprint, self._ledger.now_us),
-            )
-            return row["call_id"] if row else None
-
-        return await self._write(look, durable=False)
+        return await self._write(lambda: approval_requests.asked_as(self._ledger, call), durable=False)
 
     async def note_proof(
         self,
@@ -1305,21 +1137,13 @@ class Journal:
         """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
 
         def change() -> dict[str, Any]:
-            now = self._ledger.now_us
-            open_requests = self._ledger.all(
-                "SELECT approvals.id, calls.id AS call_id, calls.tool, approvals.state, approvals.expires_us"
-                " FROM approvals JOIN calls ON calls.id = approvals.call_id WHERE approvals.tenant = ?"
-                " AND calls.agent = ? AND approvals.state IN ('pending', 'approved')"
-                " AND approvals.expires_us > ?",
-                (tenant, agent, now),
-            )
             held_back = self._ledger.all(
                 "SELECT id AS call_id, tool, due_us, waits_for FROM calls WHERE state = 'scheduled'"
                 " AND tenant = ? AND agent = ? ORDER BY due_us LIMIT 100",
                 (tenant, agent),
             )
             return {
-                "pending_approvals": [dict(row) for row in open_requests],
+                "pending_approvals": approval_requests.open_of(self._ledger, tenant, agent),
                 "held_back": [dict(row) for row in held_back],
                 "budgets": [
                     {
@@ -1375,48 +1199,6 @@ class Journal:
                 return Moved()
         return None
 
-    def _earlier(self, call: Call, now: int) -> Repeated | Verdict | None:
-        """An equal call that was admitted before, so that the same effect is never sent twice."""
-        columns = "SELECT id, state, fingerprint, due_us, waits_for FROM calls "
-        row: Row | None = None
-        key = _key(call)
-        if key is not None or call.tool.repeat_window_s:
-            self._ledger.write_out()  # the equal call may have been let out in this very transaction
-        if key is not None:
-            row = self._ledger.one(
-                columns + "WHERE tenant = ? AND agent = ? AND client_key = ?",
-                (call.principal.tenant, call.principal.agent, key),
-            )
-            if row and row["fingerprint"] != call.fingerprint:
-                return _no(
-                    "key_reused",
-                    "This idempotency key was used for a different call. Use a new key for a new call.",
-                    Remedy.CHANGE,
-                )
-        if row is None and call.tool.effect is not Effect.READ and call.kind == "call":
-            if self._ledger.in_doubt(call.fingerprint):
-                row = self._ledger.one(
-                    columns + "WHERE fingerprint = ? AND state = 'in_doubt' LIMIT 1", (call.fingerprint,)
-                )
-            if row is None and call.tool.repeat_window_s:
-                row = self._ledger.one(
-                    columns + "WHERE fingerprint = ? AND created_us > ?"
-                    " AND state IN ('scheduled', 'dispatched', 'succeeded') ORDER BY created_us DESC LIMIT 1",
-                    (call.fingerprint, now - call.tool.repeat_window_s * 1_000_000),
-                )
-        if row is None:
-            return None
-        answer = None
-        if row["state"] in ("succeeded", "failed"):
-            answer = self._sealer.carried(row["id"], "result")
-        waits = row["state"] == "scheduled"
-        return Repeated(
-            call_id=row["id"],
-            state=row["state"],
-            reply=_reply(answer) if answer else None,
-            waits=Waits(due_us=row["due_us"], waits_for=row["waits_for"]) if waits else None,
-        )
-
     def _seal(self, call: Call) -> Seal | None:
         """What this call's payloads are sealed with: an undo carries what the call did that it takes back."""
         also = ""
@@ -1427,33 +1209,6 @@ class Journal:
             also = row["keys"] if row else ""
         who = call.principal
         return self._sealer.seal_for(who.tenant, (who.user, *call.subjects), also)
-
-    def _recorded(self, row: Row) -> Recorded:
-        exact = self._sealer.opened(row["id"], "arguments")
-        if exact and committed(*exact) != row["arguments_commit"]:
-            exact = None
-        return Recorded(
-            call_id=row["id"],
-            kind=row["kind"],
-            of_call=row["of_call"],
-            state=row["state"],
-            principal=Principal(tenant=row["tenant"], agent=row["agent"], user=row["user"], auth=row["auth"]),
-            run=row["run"],
-            tool=row["tool"],
-            effect=row["effect"],
-            fingerprint=row["fingerprint"],
-            arguments=exact[1] if exact else None,
-            before=self._sealer.carried(row["id"], "before"),
-            received_us=row["created_us"],
-            deadline_us=row["deadline_us"],
-            client_key=row["client_key"],
-            claim=orjson.loads(row["claim"]) if row["claim"] else {},
-            trace_id=row["trace_id"],
-            tool_digest=row["tool_digest"],
-            confirmation=row["confirmation"],
-            due_us=row["due_us"],
-            waits_for=row["waits_for"],
-        )
 
     def _short(
         self, call: Call, verdict: Verdict, charges: Sequence[Charge], now: int, *, agreed: bool
@@ -1530,50 +1285,6 @@ class Journal:
             remedy=Remedy.ASK,
         )
 
-    def _use_approval(
-        self,
-        call: Call,
-        approved: Approved,
-        verdict: Verdict,
-        waits: Waits | None,
-        deadline_us: int | None,
-        now: int,
-    ) -> Verdict | None:
-        used = self._ledger.execute(
-            "UPDATE approvals SET state = 'used' WHERE id = ? AND state = 'approved' AND expires_us > ?",
-            (approved.approval_id, now),
-        )
-        if used != 1:
-            return replace(
-                verdict,
-                rung=Rung.DENY,
-                code="approval_spent",
-                reason="The approval of this call was used or has run out. Send the call again to ask anew.",
-                remedy=Remedy.ASK,
-            )
-        self._ledger.execute(
-            "UPDATE calls SET state = ?, dispatched_us = ?, due_us = ?, waits_for = ?, deadline_us = ?,"
-            " incarnation = ?, client_key = ?, confirmation = ? WHERE id = ?",
-            (
-                "scheduled" if waits else "dispatched",
-                None if waits else now,
-                waits and waits.due_us,
-                waits and waits.waits_for,
-                deadline_us,
-                self._ledger.stream,
-                _key(call),
-                call.confirmation.id if call.confirmation else None,
-                approved.call_id,
-            ),
-        )
-        return None
-
-    def _close_waiting(self, call_id: str, state: str) -> None:
-        self._ledger.execute(
-            "UPDATE calls SET state = ?, finished_us = ? WHERE id = ? AND state = 'awaiting_approval'",
-            (state, self._ledger.now_us, call_id),
-        )
-
     def _insert_call(
         self,
         call: Call,
@@ -1622,7 +1333,7 @@ class Journal:
                 call.tool.effect.value,
                 call.fingerprint,
                 commit,
-                _key(call) if state in _LET_IN else None,
+                earlier_calls.key_of(call) if state in _LET_IN else None,
                 _VERDICT[verdict.rung],
                 verdict.code,
                 verdict.reason,
@@ -1788,20 +1499,8 @@ def _no(code: str, reason: str, remedy: Remedy) -> Verdict:
     return Verdict(rung=Rung.DENY, code=code, reason=reason, remedy=remedy)
 
 
-def _key(call: Call) -> str | None:
-    """The key under which the call is not made twice; reading twice does no harm."""
-    return None if call.tool.effect is Effect.READ else call.client_key
-
-
 def _held(charges: Sequence[Charge]) -> list[Json]:
     return [
         {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
         for charge in charges
     ]
-
-
-def _reply(value: Json) -> Reply:
-    asks = value.get("resultType") == "input_required"
-    return Reply(
-        body=value, is_error=bool(value.get("isError")), kind="input_required" if asks else "complete"
-    )

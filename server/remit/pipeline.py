@@ -25,6 +25,7 @@ import anyio.lowlevel
 import orjson
 
 from remit import approvals, confirmations, refusals, runs, telemetry, unrecorded
+from remit.approval_requests import Approved
 from remit.budgets import CALLS, charges
 from remit.calls import fingerprint_of, result_of, subjects_of
 from remit.catalog import Catalog
@@ -34,12 +35,14 @@ from remit.checks.permission import permission
 from remit.config import Config, Effect
 from remit.confirmations import NOBODY_TO_ASK, AskingUser
 from remit.context import context_of
+from remit.deferred import Waits
+from remit.earlier_calls import Repeated
 from remit.effects import as_called
 from remit.errors import StoreBusy, StoreUnavailable, WrongState
 from remit.facts import Facts, parsed_of
 from remit.ids import Clock, uuid7
 from remit.images import Seen, conflict, seen
-from remit.journal import Admitted, Approved, Journal, Moved, Repeated, Saw, Waits
+from remit.journal import Admitted, Journal, Moved, Saw
 from remit.model import (
     OWN_READS,
     Call,

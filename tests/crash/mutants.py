@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from remit import journal, ledger_sqlite, pipeline
+from remit import approval_requests, earlier_calls, journal, ledger_sqlite, pipeline
 from remit.journal import Journal
 from remit.ledger import Ledger
 from remit.ledger_postgres import PostgresStore
@@ -116,7 +116,7 @@ def sweep_without_its_event() -> None:
 
 def keys_forgotten() -> None:
     """Idempotency keys are kept in memory only."""
-    journal._key = lambda call: None
+    earlier_calls.key_of = lambda call: None
 
 
 def doubt_forgotten() -> None:
@@ -143,14 +143,14 @@ def undo_not_marked() -> None:
 
 def approval_not_used_up() -> None:
     """An approval is marked as used when its call has ended, not when it is let out."""
-    use = Journal._use_approval
+    use = approval_requests.use
 
-    def keep(self: Journal, call: Any, approved: Any, *args: Any) -> Any:
-        refusal = use(self, call, approved, *args)
-        self._ledger.execute("UPDATE approvals SET state = 'approved' WHERE id = ?", (approved.approval_id,))
+    def keep(ledger: Ledger, call: Any, approved: Any, *args: Any, **more: Any) -> Any:
+        refusal = use(ledger, call, approved, *args, **more)
+        ledger.execute("UPDATE approvals SET state = 'approved' WHERE id = ?", (approved.approval_id,))
         return refusal
 
-    Journal._use_approval = keep
+    approval_requests.use = keep
 
 
 def commits_in_halves() -> None:
