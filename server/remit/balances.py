@@ -43,6 +43,20 @@ def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
     )
 
 
+def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
+    """What each account can still take, for the agent that it pays for."""
+    return [
+        {
+            "budget": charge.label,
+            "unit": charge.unit,
+            "limit": charge.limit,
+            "left": max(0, left(ledger, charge)),
+            "renewed_us": charge.window_end_us,
+        }
+        for charge in charges
+    ]
+
+
 def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
     account = _account(ledger, charge)
     account.held += charge.amount

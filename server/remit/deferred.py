@@ -8,6 +8,7 @@ in whatever process. What is here runs inside the journal's transactions; when t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from remit import balances
 from remit.config import Effect
@@ -64,6 +65,16 @@ def wait_on(ledger: Ledger, call: Call, charge: Charge) -> int | None:
         (until_us, charge.account, call.id),
     )
     return until_us if waits == 1 else None
+
+
+def held_back_of(ledger: Ledger, tenant: str, agent: str) -> list[dict[str, Any]]:
+    """The calls of one agent that are held back, those that are due first at the beginning; at most 100."""
+    rows = ledger.all(
+        "SELECT id AS call_id, tool, due_us, waits_for FROM calls WHERE state = 'scheduled'"
+        " AND tenant = ? AND agent = ? ORDER BY due_us LIMIT 100",
+        (tenant, agent),
+    )
+    return [dict(row) for row in rows]
 
 
 def calling_off(call: Call, until_us: int) -> UndoPlan:

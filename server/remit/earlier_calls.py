@@ -1,13 +1,13 @@
-"""The calls made before, as one transaction finds them: an equal one, which is not made twice, or by id.
+"""The calls made before, as one transaction finds them: an equal one, one on the same word, or one by its id.
 
 Equal is what the client says by its idempotency key, or what the call is by itself: while an equal one is in
 doubt, and within the time in which its tool takes a repetition for a mistake. Reads are never equal, since
-reading twice does no harm. What people read back of the record is `records.py`.
+reading twice does no harm. A user's word is good for one call. What people read back is `records.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -16,7 +16,7 @@ from remit.database import Row
 from remit.deferred import Waits
 from remit.identity import Principal
 from remit.ledger import Ledger
-from remit.model import Call, Recorded, Remedy, Verdict
+from remit.model import Call, Confirmation, Recorded, Remedy, Verdict
 from remit.vault import Sealer, committed
 from remit_adapters.base import Json, Reply
 from remit_rbac import Rung
@@ -77,6 +77,22 @@ def equal_to(ledger: Ledger, sealer: Sealer, call: Call) -> Repeated | Verdict |
         state=row["state"],
         reply=_reply(answer) if answer else None,
         waits=Waits(due_us=row["due_us"], waits_for=row["waits_for"]) if waits else None,
+    )
+
+
+def spent(ledger: Ledger, confirmation: Confirmation, verdict: Verdict) -> Verdict | None:
+    """The refusal when the user's word was good for another call, or is too old by now."""
+    ledger.write_out()  # that call may have been let out in this very transaction
+    used = ledger.one("SELECT 1 FROM calls WHERE confirmation = ?", (confirmation.id,))
+    if used is None and confirmation.until_us > ledger.now_us:
+        return None
+    return replace(
+        verdict,
+        rung=Rung.DENY,
+        code="confirmation_spent",
+        reason="Your user's confirmation was used already or has run out. Send the call again without it "
+        "to have them asked anew.",
+        remedy=Remedy.ASK,
     )
 
 

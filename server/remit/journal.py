@@ -4,6 +4,9 @@ The pipeline's promise rests here: the intent of a call is committed before its 
 its answer, the holds of both with them. Every method checks before it writes, and returns a refusal as a
 value without having written. Reading records back for people is `records.py`.
 
+The life of a call is told here, step by step. What else a transaction does, to balances, requests, ways back
+and so on, are functions over a `Ledger` in a module of each.
+
 The application opens one journal for each process and closes it; opening registers this process life (an
 *incarnation*), takes over what dead ones left, and starts the writer thread.
 """
@@ -22,9 +25,11 @@ import anyio.to_thread
 import orjson
 
 from remit import (
+    api_keys,
     approval_requests,
     balances,
     deferred,
+    doubts,
     earlier_calls,
     erasing,
     keeping,
@@ -32,32 +37,37 @@ from remit import (
     playbook_runs,
     proven,
     runs,
+    shortfalls,
+    switches,
+    trials,
     versions,
     ways_back,
 )
 from remit.approval_requests import Approved, Waiting
 from remit.calls import redacted
 from remit.chain import entry
+from remit.checks.containment import Switch
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
-from remit.database import Location, Postgres, Row, beside, reading
+from remit.database import Location, Postgres
 from remit.deferred import Waits
 from remit.earlier_calls import Repeated
 from remit.erasing import Erasure
-from remit.errors import RemitError, StoreUnavailable, UnknownRecord, WrongState
+from remit.errors import RemitError, StoreUnavailable, WrongState
 from remit.identity import KeyRecord, Principal
 from remit.ids import Clock, now_us, uuid7
 from remit.ledger import Ledger, Store
 from remit.ledger_sqlite import SqliteStore, must_be_local
-from remit.model import Call, Charge, Confirmation, Recorded, Remedy, Scalar, UndoPlan, Verdict
+from remit.model import Call, Charge, Recorded, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
 from remit.playbook_runs import Resumed
 from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
+from remit.switches import SwitchKind
 from remit.unrecorded import Gap
-from remit.vault import KeyUnusable, Seal, Sealer, is_living, master_key
+from remit.vault import Sealer, open_sealer
 from remit.versions import Digests, Version
 from remit.ways_back import Undoable, UndoEnd
 from remit.writer import Writer
@@ -65,9 +75,6 @@ from remit_adapters.base import Json
 from remit_rbac import Rung
 
 T = TypeVar("T")
-
-SwitchKind = Literal["kill", "safe"]
-Switch = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +194,7 @@ class Journal:
             waiting = approval_requests.put(
                 self._ledger, call, approval_id, binding=binding, votes=votes, pending_s=pending_s
             )
-            self._sealer.keep(self._seal(call), call.id, "shown", orjson.dumps(shown))
+            self._sealer.keep(self._sealer.seal_of(call), call.id, "shown", orjson.dumps(shown))
             self._event(
                 "call.awaiting_approval",
                 call,
@@ -236,7 +243,7 @@ class Journal:
                 return other
             if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
                 return earlier
-            late = self._short(call, verdict, charges, now, agreed=approved is not None)
+            late = shortfalls.short(self._ledger, call, verdict, charges, agreed=approved is not None)
             if isinstance(late, Verdict):
                 return late
             asked_us = approved.asked_us if approved else now
@@ -244,7 +251,9 @@ class Journal:
                 refusal := ways_back.blocked(self._ledger, self._sealer, call, verdict, asked_us)
             ):
                 return refusal
-            if call.confirmation and (refusal := self._spent(call.confirmation, verdict)):
+            if call.confirmation and (
+                refusal := earlier_calls.spent(self._ledger, call.confirmation, verdict)
+            ):
                 return refusal
             waits: Waits | None = None
             deadline_us: int | None = None
@@ -278,7 +287,7 @@ class Journal:
             if touches is not None and not waits:
                 self._ledger.insert("touches", (touches, call_id))
             if before is not None and not waits:
-                self._sealer.keep(self._seal(call), call_id, "before", before)
+                self._sealer.keep(self._sealer.seal_of(call), call_id, "before", before)
             if call.kind == "undo":
                 ways_back.take(self._ledger, call, call_id)
             self._event(
@@ -329,18 +338,14 @@ class Journal:
                 return other
             late = None
             if call.waited:
-                late = self._short(call, verdict, charges, now, agreed=verdict.rung is Rung.APPROVE)
+                agreed = verdict.rung is Rung.APPROVE
+                late = shortfalls.short(self._ledger, call, verdict, charges, agreed=agreed)
+            elif refusal := shortfalls.overdrawn(self._ledger, charges):
+                return refusal
             if isinstance(late, Verdict):
                 return late
             if late:
                 return self._wait_on(call, late)
-            for charge in () if call.waited else charges:
-                if charge.on_exceed == "deny" and balances.left(self._ledger, charge) < 0:
-                    return _no(
-                        "budget_exhausted",
-                        f"The budget for {charge.label} was lowered, and cannot take this call any more.",
-                        Remedy.ASK,
-                    )
             deadline_us = now + call.tool.timeout_s * 1_000_000
             if not deferred.let_out(self._ledger, call.id, deadline_us):
                 return Repeated(call_id=call.id, state="dispatched", reply=None)
@@ -358,7 +363,7 @@ class Journal:
                     self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
                     ways_back.register(self._ledger, call.id, way_back, "registered")
                 if before is not None:
-                    self._sealer.keep(self._seal(call), call.id, "before", before)
+                    self._sealer.keep(self._sealer.seal_of(call), call.id, "before", before)
                 more = {"holds": _held(charges), "undo": ways_back.told(way_back)}
             self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
             return Admitted(deadline_us=deadline_us, warnings=warnings)
@@ -464,7 +469,7 @@ class Journal:
             ledger = self._ledger
             commit: str | None = None
             if reply is not None:
-                seal = None if call.tool.effect is Effect.READ else self._seal(call)
+                seal = None if call.tool.effect is Effect.READ else self._sealer.seal_of(call)
                 commit = self._sealer.keep(seal, call_id, "result", reply)
             ledger.update(
                 "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?,"
@@ -473,7 +478,7 @@ class Journal:
                 (state, ledger.now_us, commit, *(error or (None, None)), resolution, frees_key, call_id),
             )
             if after is not None:
-                self._sealer.keep(self._seal(call), call_id, "after", after)
+                self._sealer.keep(self._sealer.seal_of(call), call_id, "after", after)
             spent = balances.resolve(ledger, call_id, costs)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
@@ -484,7 +489,7 @@ class Journal:
                 )
                 if plan.arguments is not None:
                     kind = "restore" if call.tool.undo and call.tool.undo.restores else "undo"
-                    self._sealer.keep(self._seal(call), call_id, kind, orjson.dumps(plan.arguments))
+                    self._sealer.keep(self._sealer.seal_of(call), call_id, kind, orjson.dumps(plan.arguments))
             refunded: list[Json] = []
             if undo_state and call.of_call:
                 refunded = ways_back.conclude(ledger, call.of_call, call_id, undo_state)
@@ -508,16 +513,7 @@ class Journal:
         """Record that nobody knows what became of a call that was sent. Its holds stay."""
 
         def change() -> None:
-            moved = self._ledger.execute(
-                "UPDATE calls SET state = 'in_doubt', finished_us = ?, error_code = ?, error = ?"
-                " WHERE id = ? AND state = 'dispatched'",
-                (self._ledger.now_us, code, message, call_id),
-            )
-            if moved == 1:
-                self._ledger.look_up_doubts()
-                self._ledger.held.pop(call_id, None)
-                if call.kind == "undo" and call.of_call:
-                    ways_back.conclude(self._ledger, call.of_call, call_id, "indeterminate")
+            if doubts.put_in_doubt(self._ledger, call, call_id, code, message):
                 self._event("call.in_doubt", call, call_id=call_id, error_code=code)
 
         await self._write_or_owe(change)
@@ -555,7 +551,7 @@ class Journal:
 
     async def take_over(self) -> None:
         """Conclude for processes that died since what they left open, as opening the file does."""
-        await self._writer.write(lambda: _take_over_the_dead(self._ledger))
+        await self._writer.write(lambda: doubts.take_over(self._ledger))
 
     async def _write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
         """Write a step of a call: with those of other calls, or at once where there is no other call."""
@@ -614,43 +610,9 @@ class Journal:
 
         Raises UnknownRecord, or WrongState when the call is not in doubt.
         """
-
-        def change() -> str:
-            ledger = self._ledger
-            row = ledger.one("SELECT tenant, state, kind, of_call FROM calls WHERE id = ?", (call_id,))
-            if row is None:
-                raise UnknownRecord(f"there is no call {call_id}")
-            if row["state"] != "in_doubt":
-                raise WrongState(f"this call is not in doubt: it is {row['state']}")
-            state = "succeeded" if happened else "failed"
-            told = "it happened" if happened else "it did not happen"
-            ledger.execute(
-                "UPDATE calls SET state = ?, resolution = ?,"
-                " client_key = CASE WHEN ? THEN client_key END WHERE id = ?",
-                (state, f"{by} says that {told}: {reason}", happened, call_id),
-            )
-            held = balances.held_by(ledger, call_id)
-            costs = {hold.unit: hold.amount for hold in held} if happened else {}
-            spent = balances.resolve(ledger, call_id, costs)
-            if not happened:
-                ledger.execute("UPDATE undos SET state = 'void' WHERE call_id = ?", (call_id,))
-            refunded: list[Json] = []
-            if row["kind"] == "undo":
-                end = "done" if happened else "ready"
-                refunded = ways_back.conclude(ledger, row["of_call"], call_id, end)
-            ledger.event(
-                "call.resolved",
-                tenant=row["tenant"],
-                call_id=call_id,
-                state=state,
-                reason=reason,
-                by=by,
-                spent=spent,
-                **({"refunded": refunded} if refunded else {}),
-            )
-            return state
-
-        return await self._writer.write(change)
+        return await self._writer.write(
+            lambda: doubts.resolve(self._ledger, call_id, happened=happened, reason=reason, by=by)
+        )
 
     async def note_undo_refused(self, call_id: str, principal: Principal, why: str) -> None:
         """Record that somebody tried to take back what is not theirs, or cannot be taken back."""
@@ -668,104 +630,74 @@ class Journal:
 
         await self._writer.write(change)
 
+    async def note_proof(
+        self,
+        *,
+        digest: str,
+        tool: str,
+        source: str,
+        by: str,
+        tenant: str,
+        call_id: str,
+        differs: Sequence[str],
+    ) -> None:
+        """Record what a trial of a way back came to; `differs` says where it did not hold."""
+        await self._writer.write(
+            lambda: proven.note(
+                self._ledger,
+                digest=digest,
+                tool=tool,
+                source=source,
+                by=by,
+                tenant=tenant,
+                call_id=call_id,
+                differs=differs,
+            )
+        )
+
     async def note_log_key(self, verifier: str, *, replaces: Sequence[str], by: str) -> None:
         """Record that checkpoints of the log will be signed with another key."""
-
-        def change() -> None:
-            self._ledger.event(
+        await self._writer.write(
+            lambda: self._ledger.event(
                 "log.key", tenant=None, call_id=None, verifier=verifier, replaces=list(replaces), by=by
             )
-
-        await self._writer.write(change)
+        )
 
     async def switch(
         self, *, kind: SwitchKind, scope: str, target: str, tenant: str, on: bool, reason: str, by: str
     ) -> bool:
         """Turn a switch on or off; False when it already was so. Effective everywhere with this commit."""
-
-        def change() -> bool:
-            ledger = self._ledger
-            key = (kind, scope, target, tenant)
-            if (key in ledger.switches) == on:
-                return False
-            if on:
-                # Not gathered: the very next change of this transaction must see it.
-                ledger.execute(
-                    "INSERT INTO switches (kind, scope, target, tenant, reason, set_by, set_us)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (*key, reason, by, ledger.now_us),
-                )
-            else:
-                ledger.execute(
-                    "DELETE FROM switches WHERE kind = ? AND scope = ? AND target = ? AND tenant = ?", key
-                )
-            ledger.reload_switches()
-            ledger.event(
-                f"switch.{'on' if on else 'off'}",
-                tenant=tenant or None,
-                call_id=None,
-                switch=kind,
+        return await self._writer.write(
+            lambda: switches.turn(
+                self._ledger,
+                kind=kind,
                 scope=scope,
                 target=target,
+                tenant=tenant,
+                on=on,
                 reason=reason,
                 by=by,
             )
-            return True
-
-        return await self._writer.write(change)
+        )
 
     async def start_shadow(self, *, version: str, text: str, by: str) -> None:
         """Try a policy beside the one in force; what an earlier trial found is gone."""
-
-        def change() -> None:
-            ledger = self._ledger
-            ledger.execute("DELETE FROM shadow_differences")
-            ledger.execute("DELETE FROM shadows")
-            ledger.execute(
-                "INSERT INTO shadows (version, text, started_by, started_us) VALUES (?, ?, ?, ?)",
-                (version, text, by, ledger.now_us),
-            )
-            ledger.event("shadow.started", tenant=None, call_id=None, version=version, by=by)
-
-        await self._writer.write(change)
+        await self._writer.write(lambda: trials.start(self._ledger, version=version, text=text, by=by))
 
     async def stop_shadow(self, *, by: str) -> bool:
         """End the trial, and keep what it found; False when there is none."""
-
-        def change() -> bool:
-            ledger = self._ledger
-            running = ledger.one("SELECT version FROM shadows WHERE stopped_us IS NULL", ())
-            if running is None:
-                return False
-            ledger.execute("UPDATE shadows SET stopped_us = ?", (ledger.now_us,))
-            ledger.event("shadow.stopped", tenant=None, call_id=None, version=running["version"], by=by)
-            return True
-
-        return await self._writer.write(change)
+        return await self._writer.write(lambda: trials.stop(self._ledger, by=by))
 
     async def note_shadow(
         self, *, started_us: int, decided: int, dropped: int, groups: Sequence[Group]
     ) -> None:
         """Add what one process found since it last said so, if the trial is still the same."""
-
-        def change() -> None:
-            ledger = self._ledger
-            if ledger.one("SELECT 1 FROM shadows WHERE started_us = ?", (started_us,)) is None:
-                return
-            ledger.execute(
-                "UPDATE shadows SET decided = decided + ?, dropped = dropped + ?", (decided, dropped)
-            )
-            for group in groups:
-                found = group.difference
-                key = (found.before, found.after, orjson.dumps(found.rules).decode())
-                ledger.execute(
-                    "INSERT INTO shadow_differences (before, after, rules, count, examples, last_us)"
-                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (before, after, rules) DO UPDATE SET"
-                    " count = shadow_differences.count + excluded.count, last_us = excluded.last_us",
-                    (*key, group.count, orjson.dumps(group.examples).decode(), ledger.now_us),
-                )
-
-        await self._writer.write(change, durable=False)
+        await self._writer.write(
+            lambda: trials.add(
+                self._ledger, started_us=started_us, decided=decided, dropped=dropped, groups=groups
+            ),
+            durable=False,
+        )
 
     # What is kept.
 
@@ -861,185 +793,28 @@ class Journal:
         """Record that a new version was not taken, and why."""
         await self._writer.write(lambda: versions.reject(self._ledger, problems=problems, digests=digests))
 
-    # Keys.
+    # The keys of agents.
 
     async def know_pepper(self, check: str) -> None:
         """Take note of the pepper by its `check`; another one than before only while nothing needs the old.
 
         Raises WrongState, which says what needs it.
         """
-
-        def change() -> None:
-            ledger = self._ledger
-            known = ledger.one("SELECT digest FROM secret_checks WHERE name = 'pepper'")
-            if known is None:
-                ledger.insert("secret_checks", ("pepper", check, ledger.now_us))
-            elif known["digest"] != check:
-                self._must_not_need_the_old_pepper()
-                ledger.execute(
-                    "UPDATE secret_checks SET digest = ?, since_us = ? WHERE name = 'pepper'",
-                    (check, ledger.now_us),
-                )
-                ledger.event("key.pepper", tenant=None, call_id=None, check=check)
-
-        await self._writer.write(change)
-
-    def _must_not_need_the_old_pepper(self) -> None:
-        now = self._ledger.now_us
-        keys = self._ledger.all(
-            "SELECT id FROM api_keys WHERE revoked_us IS NULL AND expires_us > ? ORDER BY id", (now,)
-        )
-        doubts = self._ledger.all("SELECT id FROM calls WHERE state = 'in_doubt' AND kind = 'call'")
-        if not keys and not doubts:
-            return
-        raise WrongState(
-            f"{beside(self.at, '.pepper')} is not the pepper that this database knows: {len(keys)} API keys"
-            f" would prove nothing, and {len(doubts)} calls in doubt would not be known again. Restore the"
-            " file, which lies beside store.path. If it is lost, end these keys (remit agents key revoke) and"
-            " doubts (remit doubt resolve), then start again and make new keys"
-        )
+        await self._writer.write(lambda: api_keys.know_pepper(self._ledger, self.at, check))
 
     async def add_key(self, key: KeyRecord, *, by: str) -> None:
-        def change() -> None:
-            self._ledger.insert(
-                "api_keys",
-                (
-                    key.id,
-                    key.tenant,
-                    key.agent,
-                    key.user,
-                    key.digest,
-                    key.label,
-                    key.created_us,
-                    key.expires_us,
-                    key.revoked_us,
-                ),
-            )
-            self._ledger.event(
-                "key.created",
-                tenant=key.tenant,
-                call_id=None,
-                key_id=key.id,
-                agent=key.agent,
-                user=key.user,
-                by=by,
-            )
-
-        await self._writer.write(change)
+        await self._writer.write(lambda: api_keys.add(self._ledger, key, by=by))
 
     async def revoke_key(self, key_id: str, *, by: str) -> None:
         """Raises UnknownRecord when there is no such key that is still valid."""
-
-        def change() -> None:
-            row = self._ledger.one(
-                "SELECT tenant FROM api_keys WHERE id = ? AND revoked_us IS NULL", (key_id,)
-            )
-            if row is None:
-                raise UnknownRecord(f"there is no valid key {key_id}")
-            self._ledger.execute(
-                "UPDATE api_keys SET revoked_us = ? WHERE id = ?", (self._ledger.now_us, key_id)
-            )
-            self._ledger.event("key.revoked", tenant=row["tenant"], call_id=None, key_id=key_id, by=by)
-
-        await self._writer.write(change)
+        await self._writer.write(lambda: api_keys.revoke(self._ledger, key_id, by=by))
 
     async def key(self, key_id: str) -> KeyRecord | None:
         """Read beside the writer: whoever knocks with made-up keys must not take its time.
 
         Raises StoreUnavailable.
         """
-
-        def read() -> KeyRecord | None:
-            with reading(self.at) as db:
-                row = db.one("SELECT * FROM api_keys WHERE id = ?", (key_id,))
-            return KeyRecord(**row) if row else None
-
-        return await anyio.to_thread.run_sync(read)
-
-    async def undoable(self, call_id: str, *, beneath: str | None = None) -> Undoable | None:
-        """The call and its plan, whatever their state; None when the call does not exist or has no plan.
-
-        With `beneath` as that call on the same thing has found it, whatever was done from then on.
-        """
-        return await self._writer.write(
-            lambda: ways_back.undoable(self._ledger, self._sealer, call_id, beneath=beneath), durable=False
-        )
-
-    async def in_doubt(self, *, before_us: int) -> Mapping[str, tuple[str, str]]:
-        """The kind and tool of every call in doubt whose time was over by `before_us`, oldest first."""
-
-        def change() -> Mapping[str, tuple[str, str]]:
-            rows = self._ledger.all(
-                "SELECT id, kind, tool FROM calls WHERE state = 'in_doubt' AND deadline_us < ? ORDER BY id",
-                (before_us,),
-            )
-            return {row["id"]: (row["kind"], row["tool"]) for row in rows}
-
-        return await self._writer.write(change, durable=False)
-
-    async def recorded(self, call_id: str) -> Recorded | None:
-        """The call as its record has it; None when there is none."""
-        return await self._writer.write(
-            lambda: earlier_calls.recorded(self._ledger, self._sealer, call_id), durable=False
-        )
-
-    async def run(self, call: Call) -> Run:
-        """What the run of a call has come to, as of the newest transaction here or the last idle look."""
-        key = runs.key_of(call)
-        known = self._ledger.runs.get(key)
-        if known is not None:
-            return known
-        return await self._write(lambda: runs.current(self._ledger, key), durable=False)
-
-    async def turn(self, call: Call, serial: Callable[[str], bool]) -> Run | None:
-        """What the run of a call has come to; None while another process makes a call of it by a tool that
-        is `serial`."""
-
-        def look() -> Run | None:
-            tenant, agent, user, run = key = runs.key_of(call)
-            under_way = self._ledger.all(
-                # Few are under way, while an agent may have made any number.
-                "SELECT DISTINCT tool FROM calls INDEXED BY ix_calls_open"
-                " WHERE state = 'dispatched' AND kind = 'call'"
-                ' AND incarnation <> ? AND tenant = ? AND agent = ? AND "user" = ? AND run = ?',
-                (self._ledger.stream, tenant, agent, user, run),
-            )
-            if any(serial(row["tool"]) for row in under_way):
-                return None
-            return runs.current(self._ledger, key)
-
-        return await self._write(look, durable=False)
-
-    async def asked_as(self, call: Call) -> str | None:
-        """The call under which people are asked about an equal one, or have agreed to it; None otherwise."""
-        return await self._write(lambda: approval_requests.asked_as(self._ledger, call), durable=False)
-
-    async def note_proof(
-        self,
-        *,
-        digest: str,
-        tool: str,
-        source: str,
-        by: str,
-        tenant: str,
-        call_id: str,
-        differs: Sequence[str],
-    ) -> None:
-        """Record what a trial of a way back came to; `differs` says where it did not hold."""
-
-        def change() -> None:
-            proven.note(
-                self._ledger,
-                digest=digest,
-                tool=tool,
-                source=source,
-                by=by,
-                tenant=tenant,
-                call_id=call_id,
-                differs=differs,
-            )
-
-        await self._writer.write(change)
+        return await anyio.to_thread.run_sync(api_keys.read, self.at, key_id)
 
     # Playbooks.
 
@@ -1116,9 +891,16 @@ class Journal:
     async def end_playbook(self, *, run: str, tenant: str, state: str) -> None:
         await self._writer.write(lambda: playbook_runs.end(self._ledger, run=run, tenant=tenant, state=state))
 
-    async def tell(self, run: RunKey) -> tuple[Notice, ...]:
-        """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""
-        return await self._writer.write(lambda: notices.take(self._ledger, run))
+    # What steps of a call, and people, ask of the record.
+
+    async def undoable(self, call_id: str, *, beneath: str | None = None) -> Undoable | None:
+        """The call and its plan, whatever their state; None when the call does not exist or has no plan.
+
+        With `beneath` as that call on the same thing has found it, whatever was done from then on.
+        """
+        return await self._writer.write(
+            lambda: ways_back.undoable(self._ledger, self._sealer, call_id, beneath=beneath), durable=False
+        )
 
     async def undo_obstacle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """The refusal that this undo would meet if it were let out now."""
@@ -1133,32 +915,56 @@ class Journal:
             lambda: ways_back.touched_since(self._ledger, self._sealer, call_id, tenant), durable=False
         )
 
+    async def in_doubt(self, *, before_us: int) -> Mapping[str, tuple[str, str]]:
+        """The kind and tool of every call in doubt whose time was over by `before_us`, oldest first."""
+        return await self._writer.write(lambda: doubts.find(self._ledger, before_us=before_us), durable=False)
+
+    async def recorded(self, call_id: str) -> Recorded | None:
+        """The call as its record has it; None when there is none."""
+        return await self._writer.write(
+            lambda: earlier_calls.recorded(self._ledger, self._sealer, call_id), durable=False
+        )
+
+    async def run(self, call: Call) -> Run:
+        """What the run of a call has come to, as of the newest transaction here or the last idle look."""
+        key = runs.key_of(call)
+        known = self._ledger.runs.get(key)
+        if known is not None:
+            return known
+        return await self._write(lambda: runs.current(self._ledger, key), durable=False)
+
+    async def turn(self, call: Call, serial: Callable[[str], bool]) -> Run | None:
+        """What the run of a call has come to; None while another process makes a call of it by a tool that
+        is `serial`."""
+
+        def look() -> Run | None:
+            key = runs.key_of(call)
+            if any(map(serial, runs.under_way_elsewhere(self._ledger, key))):
+                return None
+            return runs.current(self._ledger, key)
+
+        return await self._write(look, durable=False)
+
+    async def asked_as(self, call: Call) -> str | None:
+        """The call under which people are asked about an equal one, or have agreed to it; None otherwise."""
+        return await self._write(lambda: approval_requests.asked_as(self._ledger, call), durable=False)
+
     async def standing(self, tenant: str, agent: str, accounts: Sequence[Charge]) -> dict[str, Any]:
         """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
 
         def change() -> dict[str, Any]:
-            held_back = self._ledger.all(
-                "SELECT id AS call_id, tool, due_us, waits_for FROM calls WHERE state = 'scheduled'"
-                " AND tenant = ? AND agent = ? ORDER BY due_us LIMIT 100",
-                (tenant, agent),
-            )
             return {
                 "pending_approvals": approval_requests.open_of(self._ledger, tenant, agent),
-                "held_back": [dict(row) for row in held_back],
-                "budgets": [
-                    {
-                        "budget": account.label,
-                        "unit": account.unit,
-                        "limit": account.limit,
-                        "left": max(0, balances.left(self._ledger, account)),
-                        "renewed_us": account.window_end_us,
-                    }
-                    for account in accounts
-                ],
+                "held_back": deferred.held_back_of(self._ledger, tenant, agent),
+                "budgets": balances.standing(self._ledger, accounts),
                 "switches_on": sorted({kind for kind, *_ in self._ledger.switches}),
             }
 
         return await self._writer.write(change, durable=False)
+
+    async def tell(self, run: RunKey) -> tuple[Notice, ...]:
+        """What others did to the calls of this run and it was not told yet. Whoever asks must tell it."""
+        return await self._writer.write(lambda: notices.take(self._ledger, run))
 
     async def close(self) -> None:
         """Write what is queued or owed, seal this incarnation and let go of the file.
@@ -1168,8 +974,7 @@ class Journal:
         await self.catch_up()
 
         def change() -> None:
-            for call in _open_calls(self._ledger, self._ledger.stream):
-                _leave_behind(self._ledger, call, self._ledger.stream)
+            doubts.leave_open_calls(self._ledger, self._ledger.stream)
             self._ledger.event("stream.closed", tenant=None, call_id=None)
 
         try:
@@ -1199,69 +1004,6 @@ class Journal:
                 return Moved()
         return None
 
-    def _seal(self, call: Call) -> Seal | None:
-        """What this call's payloads are sealed with: an undo carries what the call did that it takes back."""
-        also = ""
-        if call.of_call and call.kind not in ("before", "fact"):  # what those precede has no record yet
-            row = self._ledger.one(
-                "SELECT keys FROM payloads WHERE call_id = ? AND kind = 'arguments'", (call.of_call,)
-            )
-            also = row["keys"] if row else ""
-        who = call.principal
-        return self._sealer.seal_for(who.tenant, (who.user, *call.subjects), also)
-
-    def _short(
-        self, call: Call, verdict: Verdict, charges: Sequence[Charge], now: int, *, agreed: bool
-    ) -> Verdict | Charge | None:
-        """The refusal when an account cannot take its hold, or the word that people must agree (`agreed`).
-
-        A charge: the call can wait until its account takes it. An empty budget never stands in the way of an
-        undo.
-        """
-        if call.kind in ("undo", "verify", "after"):
-            return None
-        strict = [
-            charge
-            for charge in charges
-            if charge.on_exceed in ("deny", "defer") or (charge.on_exceed == "approve" and not agreed)
-        ]
-        if balances.too_small(self._ledger, strict) is None:
-            return None
-        # What cannot be made at all is not put to people, and what people must agree to does not wait before.
-        ranked = sorted(strict, key=lambda charge: ("deny", "approve", "defer").index(charge.on_exceed))
-        short = balances.too_small(self._ledger, ranked)
-        assert short is not None  # noqa: S101 - it is the same charges
-        charge, account = short
-        redacts = any(duty.name == "redact" for duty in verdict.duties)
-        if deferred.can_wait(self._ledger, call, charge) and not redacts:
-            if now < deferred.waits_until_us(call, charge, now):
-                return charge
-            return replace(
-                verdict,
-                rung=Rung.DENY,
-                code="waited_too_long",
-                reason=f"The budget for {charge.label} could not take this call in all the time it waited.",
-                remedy=Remedy.ASK,
-            )
-        if charge.on_exceed == "approve":
-            return replace(
-                verdict,
-                rung=Rung.APPROVE,
-                code="over_budget",
-                reason=f"The budget for {charge.label} cannot take this call, so a person must agree to it.",
-                remedy=Remedy.ASK,
-            )
-        until = charge.window_end_us
-        when = f" It is free again in {max(1, (until - now) // 1_000_000)} s." if until else ""
-        return replace(
-            verdict,
-            rung=Rung.DENY,
-            code="budget_exhausted",
-            reason=f"The budget for {charge.label} cannot take this call: it needs {charge.amount}, "
-            f"{max(0, account.left)} of {account.limit_amount} are left.{when}",
-            remedy=Remedy.WAIT if until else Remedy.ASK,
-        )
-
     def _wait_on(self, call: Call, charge: Charge) -> Waits | Repeated:
         """Have a call that has waited for a budget wait on."""
         due_us = deferred.wait_on(self._ledger, call, charge)
@@ -1269,21 +1011,6 @@ class Journal:
             return Repeated(call_id=call.id, state="dispatched", reply=None)
         self._event("call.postponed", call, due_us=due_us, waits_for=charge.account)
         return Waits(due_us=due_us, waits_for=charge.account)
-
-    def _spent(self, confirmation: Confirmation, verdict: Verdict) -> Verdict | None:
-        """The refusal when the user's word was good for another call, or is too old by now."""
-        self._ledger.write_out()  # that call may have been let out in this very transaction
-        used = self._ledger.one("SELECT 1 FROM calls WHERE confirmation = ?", (confirmation.id,))
-        if used is None and confirmation.until_us > self._ledger.now_us:
-            return None
-        return replace(
-            verdict,
-            rung=Rung.DENY,
-            code="confirmation_spent",
-            reason="Your user's confirmation was used already or has run out. Send the call again without it "
-            "to have them asked anew.",
-            remedy=Remedy.ASK,
-        )
 
     def _insert_call(
         self,
@@ -1300,7 +1027,7 @@ class Journal:
         """Add the call's row; return what its first event must seal of it."""
         now = self._ledger.now_us
         # The commitment is to the exact bytes; what is kept may have parts struck out.
-        seal = self._seal(call)
+        seal = self._sealer.seal_of(call)
         for key_id in seal.others if seal else ():
             self._ledger.insert("call_subjects", (key_id, call.id))
         kept = redacted(call.arguments_json, verdict.duties)
@@ -1402,12 +1129,12 @@ async def open_journal(
         lambda: _opened(at, stream=stream, role=role, relaxed=relaxed, lease_s=lease_s, clock=clock)
     )
     ledger = Ledger(store, stream=stream, role=role, clock=clock)
-    sealer = await anyio.to_thread.run_sync(_sealer, ledger, at, key)
+    sealer = await anyio.to_thread.run_sync(open_sealer, ledger, at, key)
     writer = Writer(ledger, queue_max=queue_max)
 
     def change() -> None:
         ledger.begin_life()
-        _take_over_the_dead(ledger)
+        doubts.take_over(ledger)
 
     await writer.write(change)
     return Journal(ledger, sealer, writer, at)
@@ -1430,58 +1157,6 @@ def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: flo
         raise RemitError(f"the audit database {at} cannot be used: {error}") from None
 
 
-def _sealer(ledger: Ledger, at: Location, key: str | None) -> Sealer:
-    """What seals the payloads of this database. Raises RemitError when it is not the key of those there."""
-    living = is_living(ledger.one)
-    sealer = Sealer(master_key(at, key, living=living is not None), ledger)
-    if living is not None:
-        try:
-            sealer.vault.unwrapped(living["id"], living["wrapped"])
-        except KeyUnusable as error:
-            raise RemitError(f"{error}: restore the right one") from None
-    return sealer
-
-
-def _take_over_the_dead(ledger: Ledger) -> None:
-    for stream in ledger.bury():
-        for call in _open_calls(ledger, stream):
-            _leave_behind(ledger, call, stream)
-
-
-def _open_calls(ledger: Ledger, incarnation: str) -> Sequence[Row]:
-    return ledger.all(
-        "SELECT id, tenant, effect, kind, of_call FROM calls WHERE incarnation = ? AND state = 'dispatched'",
-        (incarnation,),
-    )
-
-
-def _leave_behind(ledger: Ledger, call: Row, incarnation: str) -> None:
-    """End a call whose process died: a read did nothing, anything else may have."""
-    harmless = call["effect"] == Effect.READ.value
-    ledger.execute(
-        "UPDATE calls SET state = ?, finished_us = ?, error_code = 'interrupted', error = ? WHERE id = ?",
-        (
-            "failed" if harmless else "in_doubt",
-            ledger.now_us,
-            "The gateway stopped while this call was under way.",
-            call["id"],
-        ),
-    )
-    if harmless:
-        balances.resolve(ledger, call["id"], {})
-    else:
-        ledger.look_up_doubts()
-    if call["kind"] == "undo":
-        ways_back.conclude(ledger, call["of_call"], call["id"], "indeterminate")
-    ledger.event(
-        "call.failed" if harmless else "call.in_doubt",
-        tenant=call["tenant"],
-        call_id=call["id"],
-        error_code="interrupted",
-        left_by=incarnation,
-    )
-
-
 _LET_IN = ("scheduled", "dispatched")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 
@@ -1493,10 +1168,6 @@ def _decision(verdict: Verdict) -> dict[str, Any]:
         "policy_version": verdict.policy_version,
         "rows": list(verdict.rows),
     }
-
-
-def _no(code: str, reason: str, remedy: Remedy) -> Verdict:
-    return Verdict(rung=Rung.DENY, code=code, reason=reason, remedy=remedy)
 
 
 def _held(charges: Sequence[Charge]) -> list[Json]:

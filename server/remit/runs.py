@@ -76,6 +76,18 @@ def let_out(ledger: Ledger, call: Call) -> None:
     _keep(ledger, key, replace(run, tools=tools, writes=writes))
 
 
+def under_way_elsewhere(ledger: Ledger, key: RunKey) -> list[str]:
+    """The tools of those calls of the run that another process has under way."""
+    rows = ledger.all(
+        # Few are under way, while an agent may have made any number.
+        "SELECT DISTINCT tool FROM calls INDEXED BY ix_calls_open"
+        " WHERE state = 'dispatched' AND kind = 'call'"
+        ' AND incarnation <> ? AND tenant = ? AND agent = ? AND "user" = ? AND run = ?',
+        (ledger.stream, *key),
+    )
+    return [row["tool"] for row in rows]
+
+
 def establish(ledger: Ledger, call: Call, call_id: str, values: Mapping[str, Scalar]) -> Json:
     """Set what a call establishes, once; return what its event must seal."""
     key = key_of(call)

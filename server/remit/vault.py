@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     from remit.ledger import Ledger
+    from remit.model import Call
 
 _KEY_BYTES = 32
 _SALT_BYTES = 16
@@ -144,6 +145,17 @@ class Sealer:
             known[tenant, subjects, also] = seal
         return seal
 
+    def seal_of(self, call: Call) -> Seal | None:
+        """What this call's payloads are sealed with: an undo carries what the call did that it takes back."""
+        also = ""
+        if call.of_call and call.kind not in ("before", "fact"):  # what those precede has no record yet
+            row = self._ledger.one(
+                "SELECT keys FROM payloads WHERE call_id = ? AND kind = 'arguments'", (call.of_call,)
+            )
+            also = row["keys"] if row else ""
+        who = call.principal
+        return self.seal_for(who.tenant, (who.user, *call.subjects), also)
+
     def keep(
         self, seal: Seal | None, call_id: str, kind: str, body: bytes, *, exact: bytes | None = None
     ) -> str:
@@ -188,6 +200,19 @@ class Sealer:
         return key_id
 
 
+def open_sealer(ledger: Ledger, at: Location, key: str | None) -> Sealer:
+    """What seals the payloads of a database. Raises RemitError when `key` is not the one of those there."""
+    # Only the right master key unwraps it.
+    living = ledger.one("SELECT id, wrapped FROM subject_keys WHERE wrapped IS NOT NULL LIMIT 1")
+    sealer = Sealer(master_key(at, key, living=living is not None), ledger)
+    if living is not None:
+        try:
+            sealer.vault.unwrapped(living["id"], living["wrapped"])
+        except KeyUnusable as error:
+            raise RemitError(f"{error}: restore the right one") from None
+    return sealer
+
+
 def committed(salt: bytes, body: bytes) -> str:
     return hashlib.sha256(salt + body).hexdigest()
 
@@ -217,11 +242,6 @@ def master_key(at: Location, text: str | None, *, living: bool) -> bytes:
             f"{file} is gone, and what calls carried cannot be opened without it: restore it from a backup"
         )
     return load_secret(file, lost="restore it from a backup")
-
-
-def is_living(find: Find) -> Any:
-    """A key that only the right master key unwraps, if there is one."""
-    return find("SELECT id, wrapped FROM subject_keys WHERE wrapped IS NOT NULL LIMIT 1", ())
 
 
 def _derived(master: bytes, purpose: bytes) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from remit import approval_requests, earlier_calls, journal, ledger_sqlite, pipeline
+from remit import approval_requests, balances, doubts, earlier_calls, ledger_sqlite, pipeline
 from remit.journal import Journal
 from remit.ledger import Ledger
 from remit.ledger_postgres import PostgresStore
@@ -72,7 +72,7 @@ def success_before_the_effect() -> None:
 
 def dead_left_alone() -> None:
     """Nobody looks for what a dead process left."""
-    journal._take_over_the_dead = lambda ledger: None
+    doubts.take_over = lambda ledger: None
 
 
 def doubt_given_up_for_failure() -> None:
@@ -85,33 +85,33 @@ def doubt_given_up_for_failure() -> None:
         return execute(self, sql, parameters)
 
     SqliteStore.execute = failing
-    leave = journal._leave_behind
+    leave = doubts.leave
 
-    def release(ledger: Ledger, call: Any, incarnation: str) -> None:
-        leave(ledger, {**dict(call), "effect": "read"}, incarnation)
+    def release(ledger: Ledger, call: Any, stream: str) -> None:
+        leave(ledger, {**dict(call), "effect": "read"}, stream)
 
-    journal._leave_behind = release
+    doubts.leave = release
 
 
 def holds_of_the_doubtful_released() -> None:
-    leave = journal._leave_behind
+    leave = doubts.leave
 
-    def release(ledger: Ledger, call: Any, incarnation: str) -> None:
-        leave(ledger, call, incarnation)
-        journal.balances.resolve(ledger, call["id"], {})
+    def release(ledger: Ledger, call: Any, stream: str) -> None:
+        leave(ledger, call, stream)
+        balances.resolve(ledger, call["id"], {})
 
-    journal._leave_behind = release
+    doubts.leave = release
 
 
 def sweep_without_its_event() -> None:
-    leave, event = journal._leave_behind, Ledger.event
+    leave, event = doubts.leave, Ledger.event
 
-    def silent(ledger: Ledger, call: Any, incarnation: str) -> None:
+    def silent(ledger: Ledger, call: Any, stream: str) -> None:
         Ledger.event = lambda self, *args, **more: None
-        leave(ledger, call, incarnation)
+        leave(ledger, call, stream)
         Ledger.event = event
 
-    journal._leave_behind = silent
+    doubts.leave = silent
 
 
 def keys_forgotten() -> None:

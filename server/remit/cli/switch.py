@@ -15,7 +15,7 @@ from remit.cli.options import AGENT, USER, as_option, config_option, json_option
 
 if TYPE_CHECKING:
     from remit.config_file import Loaded
-    from remit.journal import SwitchKind
+    from remit.switches import SwitchKind
 
 _SCOPES = ("all", "tenant", "agent", "user", "run", "tool", "source")
 _scope = click.argument("scope", type=click.Choice(_SCOPES))
