@@ -22,7 +22,7 @@ from remit.approvals import binding_of
 from remit.database import Row
 from remit.records import Records
 from remit.runs import ERASED
-from remit.vault import Damaged, KeyUnusable, committed
+from remit.vault import Damaged, KeyUnusable
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ _LEAVES: Mapping[str, str | None] = {
     "call.succeeded": "succeeded",
     "call.resolved": None,
 }
-_RANK = {kind: rank for rank, kind in enumerate(_LEAVES)}
+_LATEST = tuple(reversed(_LEAVES))
 _NOTHING: Mapping[str, Any] = {}
 _VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
@@ -81,6 +81,7 @@ _SEALED = (
     ),
     ("kind", "purpose"),
 )
+_sealed = itemgetter(*(name for _, name in _SEALED))
 #: What is read of each call.
 _COMPARED = "id, policy_rows, confirmation, state, result_commit, " + ", ".join(
     f'"{name}"' for name, _ in _SEALED
@@ -194,7 +195,7 @@ def verify_calls(
         for what in _disagreements(call, happened):
             yield Finding(where=f"call {call_id}", what=what)
         if kept is not None and kept[0] == call_id:
-            for what in _miscarried(records, call_id, kept[1], happened):
+            for what in _miscarried(records, kept[1], happened):
                 yield Finding(where=f"call {call_id}", what=what)
     while history is not None:
         yield _no_call(history[0])
@@ -375,22 +376,23 @@ def _by_call(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, list[tuple[
 
 
 def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    _, policy_rows, confirmation, stands, committed_to, *stated = call
-    opening = next((happened[kind] for kind in _OPENINGS if kind in happened), None)
+    _, policy_rows, confirmation, stands, committed_to, *_ = call
+    opening = _first(_OPENINGS, happened)
     if opening is None:
         yield "no event says how it began"
         return
-    told = [opening.get(name) for _, name in _SEALED]
-    if stated != told:
-        for (name, _), value, sealed in zip(_SEALED, stated, told, strict=True):
-            if value != sealed:
-                yield f"{name} is {value!r}, and its event says {sealed!r}"
-    if policy_rows != orjson.dumps(opening.get("rows")).decode():
+    begun = happened[opening]
+    stated = call[-len(_SEALED) :]
+    if not _agree(stated, begun):
+        for (name, sealed_as), value in zip(_SEALED, stated, strict=True):
+            if value != begun.get(sealed_as):
+                yield f"{name} is {value!r}, and its event says {begun.get(sealed_as)!r}"
+    if policy_rows != orjson.dumps(begun.get("rows")).decode():
         yield "policy_rows is not what its event says"
     let_in = happened.get("call.scheduled") or happened.get("call.dispatched") or _NOTHING
     if confirmation != let_in.get("confirmation"):
         yield "confirmation is not what its event says"
-    last = max(_RANK.keys() & happened, key=_RANK.__getitem__)
+    last = _first(_LATEST, happened) or opening
     state = _LEAVES[last] or happened[last].get("state")
     if stands != state:
         yield f"state is {stands!r}, and its events end in {state!r}"
@@ -398,26 +400,41 @@ def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, An
         yield "result_commit is not what its event says"
 
 
+def _agree(stated: tuple[Any, ...], begun: Mapping[str, Any]) -> bool:
+    try:
+        return stated == _sealed(begun)
+    except KeyError:
+        return False
+
+
+def _first(kinds: Sequence[str], happened: Mapping[str, Mapping[str, Any]]) -> str | None:
+    for kind in kinds:
+        if kind in happened:
+            return kind
+    return None
+
+
 def _ended(happened: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     return happened.get("call.succeeded") or happened.get("call.failed") or _NOTHING
 
 
 def _miscarried(
-    records: Records, call_id: str, kept: Sequence[tuple[Any, ...]], happened: Mapping[str, Mapping[str, Any]]
+    records: Records, kept: Sequence[tuple[Any, ...]], happened: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     """What of the stored payloads is not what was sealed, or not what was committed to."""
-    opening: Mapping[str, Any] = next((happened[kind] for kind in _OPENINGS if kind in happened), _NOTHING)
     commits = {"result": _ended(happened).get("result_commit")}
+    begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
-    if not opening.get("redacted"):
-        commits |= {kind: opening.get(f"{kind}_commit") for kind in ("arguments", "context")}
-    for _, kind, keys, body in kept:
+    if not begun.get("redacted"):
+        commits["arguments"] = begun.get("arguments_commit")
+        commits["context"] = begun.get("context_commit")
+    for call_id, kind, keys, body in kept:
         try:
-            opened = records.vault.opened(call_id, kind, keys, body)
+            commitment = records.vault.commitment(call_id, kind, keys, body)
         except (Damaged, KeyUnusable) as error:
             yield f"its stored {kind} cannot be opened: {error}"
             continue
-        if opened and kind in commits and committed(*opened) != commits[kind]:
+        if commitment is not None and kind in commits and commitment != commits[kind]:
             yield f"its stored {kind} is not what was committed to"
 
 

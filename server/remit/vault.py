@@ -82,6 +82,15 @@ class Vault:
 
     def opened(self, call_id: str, kind: str, keys: str, body: bytes) -> tuple[bytes, bytes] | None:
         """The salt and the payload; None when it is erased. Raises Damaged, KeyUnusable."""
+        plain = self._plain(call_id, kind, keys, body)
+        return None if plain is None else (plain[:_SALT_BYTES], plain[_SALT_BYTES:])
+
+    def commitment(self, call_id: str, kind: str, keys: str, body: bytes) -> str | None:
+        """The commitment to what is sealed; None when it is erased. Raises Damaged, KeyUnusable."""
+        plain = self._plain(call_id, kind, keys, body)
+        return None if plain is None else hashlib.sha256(plain).hexdigest()
+
+    def _plain(self, call_id: str, kind: str, keys: str, body: bytes) -> bytes | None:
         cipher = self._ciphers[keys] if keys in self._ciphers else self.cipher(keys)
         if self._remember:
             if len(self._ciphers) >= _KEPT_MAX:
@@ -90,10 +99,9 @@ class Vault:
         if cipher is None:
             return None
         try:
-            plain = cipher.decrypt(body[:_NONCE_BYTES], body[_NONCE_BYTES:], f"{call_id} {kind}".encode())
+            return cipher.decrypt(body[:_NONCE_BYTES], body[_NONCE_BYTES:], f"{call_id} {kind}".encode())
         except self._not_it:
             raise Damaged(f"the {kind} of call {call_id} is not what was sealed") from None
-        return plain[:_SALT_BYTES], plain[_SALT_BYTES:]
 
     def cipher(self, keys: str) -> AESGCM | None:
         """What seals under these keys, read now; None when one of them is destroyed."""

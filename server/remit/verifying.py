@@ -34,9 +34,9 @@ from remit.proofs import verify_log
 from remit.records import Records, open_records
 
 #: Events of one part. A process takes another when it has verified one.
-_PART = 50_000
+_PART = 20_000
 #: Fewer events are verified before other processes have even started.
-_WORTH_IT = 200_000
+_WORTH_IT = 50_000
 
 
 def verify(
