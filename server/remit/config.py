@@ -533,7 +533,7 @@ class PlaybookStep(Strict):
     #: Take back all that this run, agent or tool did.
     rollback: Literal["run", "agent", "tool"] | None = None
     since: Duration | None = None
-    #: Turn the kill switch on.
+    #: Turn the kill switch on, in the tenant of `as` only.
     stop: SwitchScope | None = None
     #: Which run, agent, tool and so on, as an expression.
     of: Annotated[str, expression("inputs", "steps")] | None = None
@@ -544,6 +544,10 @@ class PlaybookStep(Strict):
             raise ValueError("a step is one of call, rollback and stop")
         if self.call is None and (self.args or self.expect):
             raise ValueError("args and expect belong to a call")
+        if self.rollback is None and self.since is not None:
+            raise ValueError("since belongs to a rollback")
+        if self.call is not None and self.of is not None:
+            raise ValueError("of belongs to a rollback or a stop: what a call is about stands in its args")
         if (self.rollback or self.stop not in (None, "all")) and self.of is None:
             raise ValueError("say of what, with of: an expression such as inputs.agent")
         return self

@@ -137,6 +137,8 @@ async def foreseen(run: Run) -> AsyncGenerator[Ended]:
             yield await _planned(run, step)
         except EvaluationError:
             yield Ended(step=step.id, state="planned", said="It depends on what earlier steps find.")
+        except WrongState as error:
+            yield Ended(step=step.id, state="failed", said=str(error))
 
 
 async def _taken(run: Run, step: PlaybookStep) -> Ended:
@@ -171,8 +173,7 @@ async def _planned(run: Run, step: PlaybookStep) -> Ended:
             said += f" {len(left)} {part}: {left[0].tool} (call {left[0].call_id}): {left[0].why}"
         fails = any(each.part not in GONE and each.part != "waits" for each in steps)
         return Ended(step=step.id, state="failed" if fails else "planned", said=said, steps=tuple(steps))
-    target = _target(run, step)
-    return Ended(step=step.id, state="planned", said=f"{said}Would stop {step.stop} {target}.")
+    return Ended(step=step.id, state="planned", said=f"{said}Would stop {_stopped(run, step)[1]}.")
 
 
 def _as_call(run: Run, step: PlaybookStep) -> Call:
@@ -253,18 +254,25 @@ def _cost(by_unit: Mapping[str, int]) -> str:
 
 
 async def _switch(run: Run, step: PlaybookStep) -> Ended:
-    target = _target(run, step)
+    target, said = _stopped(run, step)
     changed = await run.on.journal.switch(
         kind="kill",
         scope=str(step.stop),
         target=target,
-        tenant="" if step.stop in ("all", "tenant") else run.principal.tenant,
+        tenant="" if step.stop == "tenant" else run.principal.tenant,
         on=True,
         reason=f"playbook {run.name}, run {run.id}",
         by=run.principal.user,
     )
-    said = f"{step.stop} {target}".strip()
     return Ended(step=step.id, state="done", said=f"Stopped: {said}." if changed else f"{said} was stopped.")
+
+
+def _stopped(run: Run, step: PlaybookStep) -> tuple[str, str]:
+    """The target of a stop, and what it stops in words: nothing beyond the tenant for which it runs."""
+    target, own = _target(run, step), run.principal.tenant
+    if step.stop == "tenant" and target != own:
+        raise WrongState(f"it runs for tenant {own}, and cannot stop tenant {target}")
+    return target, f"all of tenant {own}" if step.stop == "all" else f"{step.stop} {target}"
 
 
 def _target(run: Run, step: PlaybookStep) -> str:

@@ -691,7 +691,7 @@ async def test_what_a_call_would_be_can_be_asked_without_making_it(
                 assert told["verdict"] == verdict
         async with remit.client(era, "agent:reader") as client:
             hidden = await client.call_tool("remit.explain", {"tool": "shop.buy", "arguments": {}})
-            absent = await client.call_tool("remit.explain", {"tool": "shop.bux", "arguments": {}})
+            absent = await client.call_tool("remit.explain", {"tool": "shop.bux"})  # no arguments: {}
             assert texts(hidden).replace("buy", "X") == texts(absent).replace("bux", "X")
         assert shop.sent == []
         assert remit.rows("SELECT id FROM calls") == []

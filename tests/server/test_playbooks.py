@@ -184,6 +184,26 @@ p, role:recovery, acme, *, undo, 1 == 1, allow
 """
 
 
+def test_a_playbook_stops_nothing_beyond_its_tenant(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    who = "{tenant: acme, agent: agent:playbook, user: user:sue}"
+    stops = {"others": "{id: a, stop: tenant, of: inputs.x}", "all": "{id: a, stop: all}"}
+    books = [f"  {name}: {{as: {who}, inputs: [x], steps: [{step}]}}\n" for name, step in stops.items()]
+    remit.config.write_text(f"{CONFIG}playbooks:\n{''.join(books)}")
+    for dry in (("--dry-run",), ()):
+        refused = remit("playbook", "run", "others", "--input", "x=other", *dry)
+        assert refused.code == 1
+        assert "cannot stop tenant other" in refused.out
+    assert remit.json("switch", "list") == []
+    assert "Stopped: tenant acme." in remit("playbook", "run", "others", "--input", "x=acme").out
+    assert "Stopped: all of tenant acme." in remit("playbook", "run", "all", "--input", "x=1").out
+    switches = remit.json("switch", "list")
+    assert {(it["scope"], it["target"], it["tenant"]) for it in switches} == {
+        ("tenant", "acme", ""),
+        ("all", "", "acme"),
+    }
+
+
 def test_an_agent_is_stopped_and_all_that_it_did_is_taken_back(tmp_path: Path) -> None:
     remit = Terminal(a_place(tmp_path))
     policy = tmp_path / "policy.csv"
@@ -303,6 +323,8 @@ async def test_a_rollback_that_was_cut_short_is_carried_on_from_where_the_run_be
         ("{id: a}", "a step is one of call, rollback and stop"),
         ("{id: a, rollback: run}", "say of what"),
         ("{id: a, stop: all, expect: 1 == 1}", "belong to a call"),
+        ("{id: a, stop: all, since: 2h}", "since belongs to a rollback"),
+        ("{id: a, call: acme.get_order, of: inputs.x}", "of belongs to a rollback or a stop"),
     ],
 )
 def test_what_does_not_fit_is_found_before_it_is_needed(tmp_path: Path, step: str, message: str) -> None:

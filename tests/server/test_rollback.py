@@ -335,6 +335,18 @@ def test_a_person_sees_the_plan_first_and_then_goes_through_with_it(remit: Termi
     assert remit("audit", "verify").code == 0
 
 
+def test_calls_that_are_named_are_not_narrowed_and_are_ones_own(remit: Terminal) -> None:
+    (one,) = refunds(remit, 100)
+    for more in (("ticket-7",), ("--agent", "agent:nobody"), ("--tool", "acme.send_mail"), ("--since", "1h")):
+        refused = remit("rollback", "--call", one, *more, "--yes")
+        assert refused.code == 64
+        assert "--call names the calls itself" in refused.err
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db, db:
+        db.execute("UPDATE calls SET tenant = 'other' WHERE id = ?", (one,))
+    assert f"there is no call {one}" in remit("rollback", "--call", one, "--yes").err
+    assert issued(remit) == 1
+
+
 def test_a_rollback_of_a_run_says_what_stays(remit: Terminal) -> None:
     refunds(remit, 300)
     ran = remit("rollback", "ticket-7", "--yes", "--json")

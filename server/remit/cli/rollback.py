@@ -20,6 +20,7 @@ from remit.cli.options import (
     json_option,
     print_json,
 )
+from remit.errors import UnknownRecord
 
 if TYPE_CHECKING:
     from remit.cli.acting import Person
@@ -38,7 +39,7 @@ _CALLS_MAX = 10_000
 @click.option("--agent", type=AGENT, help="Calls of this agent.")
 @click.option("--tool", type=TOOL, help="Calls of this tool; a final * means all that begin so.")
 @click.option("--since", "since_us", type=SINCE, help="Calls since then: 2h, 7d or a date.")
-@click.option("--call", "call_ids", type=CALL_DONE, multiple=True, help="This call; may be given again.")
+@click.option("--call", "call_ids", type=CALL_DONE, multiple=True, help="This very call; may be given again.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--force", is_flag=True, help="Also what was changed by others since: their change goes too.")
 @click.option("--yes", is_flag=True, help="Do not ask before it begins.")
@@ -58,10 +59,10 @@ def rollback(
 ) -> int:
     """Take many calls back, newest first, each by its registered way.
 
-    RUN, --agent, --tool and --call say which; together they narrow it. Shows the plan and asks before it
-    begins. Each undo is governed like any call, so policy must let you `undo` the tools. Made again, it goes
-    on where it stopped. Exits with 0 when nothing of the calls is left (or, with --plan, would be), and
-    with 1 otherwise.
+    RUN, --agent, --tool and --since say which, and narrow it together; --call names calls one by one. Shows
+    the plan and asks before it begins. Each undo is governed like any call, so policy must let you `undo` the
+    tools. Made again, it goes on where it stopped. Exits with 0 when nothing of the calls is left (or, with
+    --plan, would be), and with 1 otherwise.
     """
     from remit.cli.acting import person
     from remit.config_file import load
@@ -70,6 +71,8 @@ def rollback(
 
     if not (run or agent or tool or call_ids):
         raise click.UsageError("say what to take back: a RUN, --agent, --tool or --call")
+    if call_ids and (run or agent or tool or since_us is not None):
+        raise click.UsageError("--call names the calls itself: leave out RUN, --agent, --tool, --since")
     loaded = load(config_path)
     who = person(loaded, as_user)
     query = CallQuery(tenant=who.tenant, agent=agent, tool=tool, run=run, since_us=since_us)
@@ -124,7 +127,9 @@ async def _work(
 def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[CallRecord]:
     if call_ids:
         chosen = [found.call(start) for start in call_ids]
-        return [call for call in chosen if call.tenant == query.tenant]
+        if others := [call.id for call in chosen if call.tenant != query.tenant]:
+            raise UnknownRecord(f"there is no call {others[0]}")
+        return chosen
     calls = found.calls(query, limit=_CALLS_MAX + 1)
     if len(calls) > _CALLS_MAX:
         raise click.UsageError(f"more than {_CALLS_MAX} calls fit: narrow it with --since or --agent")

@@ -91,7 +91,7 @@ def _tool(
             "inputSchema": {
                 "type": "object",
                 "properties": properties,
-                "required": [key for key, value in properties.items() if not value.get("default")],
+                "required": [key for key, value in properties.items() if "default" not in value],
                 "additionalProperties": False,
             },
             "annotations": {"readOnlyHint": reads, "openWorldHint": False},
