@@ -11,6 +11,7 @@ from remit_rbac.conditions import EvaluationError, Expression, ExpressionError, 
 from remit_rbac.decisions import Answer, Decision, Duty, Question, RowError, Rung, Subjects
 from remit_rbac.engine import Engine
 from remit_rbac.explain import NearMiss, near_misses
+from remit_rbac.forms import is_duty
 from remit_rbac.index import Row
 from remit_rbac.lint import hold_against
 from remit_rbac.loading import GUARDRAILS, Layer, load_files, load_layers, load_rows, load_text
@@ -39,6 +40,7 @@ __all__ = [
     "Subjects",
     "compile_expression",
     "hold_against",
+    "is_duty",
     "load_files",
     "load_layers",
     "load_rows",

@@ -63,6 +63,29 @@ _OWED_BY_UNDO = _form(
     "an undo owes nothing but approvals",
     "for example approvals=1; what else it is to be held to, rows of p can ask for",
 )
+_ARGUMENT = r"args(?:\.[^\s.|=,*'()\[\]#]+)+"
+#: The duties that there are.
+_DUTIES = {
+    "approvals": _form(
+        "bad-duty",
+        "approvals=[1-9][0-9]?",
+        "approvals is the number of people who must agree, at most 99",
+        "for example approvals=2",
+    ),
+    "confirm": _form("bad-duty", "confirm", "confirm takes no value", "write confirm"),
+    "redact": _form(
+        "bad-duty",
+        rf"redact={_ARGUMENT}(?:\|{_ARGUMENT})*",
+        "redact takes arguments as args.<name>, and without brackets",
+        "for example redact=args.card, or redact=args.card|args.owner.iban; a list is struck out whole",
+    ),
+}
+#: What is asked for as a duty elsewhere, and is had otherwise here.
+_INSTEAD = {
+    "expire": "how long people have to agree, and for how long that holds, are approvals.pending and "
+    "approvals.use_within of the configuration",
+    "quota": "how much or how often in a time is a budget of the configuration",
+}
 _FORMS = {
     "sub": _form(
         "bad-subject",
@@ -90,12 +113,6 @@ _FORMS = {
         "allow|deny",
         "an effect is allow or deny",
         "write it in lower case and comments on their own line; Casbin would ignore this row",
-    ),
-    "duty": _form(
-        "bad-duty",
-        r"(?!approvals\b)[a-z][a-z0-9_]*(?:=[^\s'#]+)?|approvals=[1-9][0-9]?",
-        "a duty is <name> or <name>=<value>, and approvals is a count",
-        "for example approvals=2 or redact=args.card",
     ),
     "member": _form(
         "bad-member",
@@ -137,7 +154,7 @@ class RowReader:
 
     def __init__(self) -> None:
         self._conditions: dict[str, Expression | None] = {}
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str, str]] = set()
 
     def problems(self, line: Line) -> Iterator[Problem]:
         """What is wrong with a row of a known type; nothing when it is well formed."""
@@ -150,14 +167,16 @@ class RowReader:
                 value=len(line.values) - 1,
             )
             return
+        # In a duty's row, the action says what else may stand there.
+        kind = line.values[4] if line.ptype == "p2" else ""
         for number, column in enumerate(columns, start=1):
             text = line.values[number]
             # Names come again and again; what was fine once is fine.
-            if (column, text) in self._seen:
+            if (kind, column, text) in self._seen:
                 continue
             found = self._bad_condition(line, number) if column == "cond" else _misfit(line, number, column)
             if found is None:
-                self._seen.add((column, text))
+                self._seen.add((kind, column, text))
             else:
                 yield found
 
@@ -201,12 +220,32 @@ def compile_condition(text: str) -> Expression | None:
     return None if always else expression
 
 
+def is_duty(text: str) -> bool:
+    """Whether this is a duty that there is, with a value that it can have."""
+    form = _DUTIES.get(text.partition("=")[0])
+    return form is not None and form.pattern.fullmatch(text) is not None
+
+
+def _form_of_duty(text: str, action: str) -> _Form:
+    if action == "undo":
+        return _OWED_BY_UNDO
+    name = text.partition("=")[0]
+    return _DUTIES.get(name) or _form(
+        "bad-duty",
+        "(?!)",
+        f"there is no duty {name}",
+        _INSTEAD.get(name, "write approvals=<count>, confirm or redact=args.<name>"),
+    )
+
+
 def _misfit(line: Line, number: int, column: str) -> Problem | None:
-    form, text = _FORMS[column], line.values[number]
+    text = line.values[number]
     if (line.ptype, column) == ("p2", "act"):
         form = _OWED
-    elif column == "duty" and line.values[4] == "undo":
-        form = _OWED_BY_UNDO
+    elif column == "duty":
+        form = _form_of_duty(text, line.values[4])
+    else:
+        form = _FORMS[column]
     if not text:
         return line.problem(
             "empty-column",

@@ -83,6 +83,9 @@ def read_values(rows: Iterable[Sequence[str]], source: str) -> tuple[list[Line],
         if any(value != value.strip() or "\n" in value for value in values):
             message = "a value has spaces around it, or a line end in it"
             problems.append(_problem(row, 1, "untrimmed-value", message, "store it without them"))
+        elif not row.text or row.text.startswith("#"):
+            message = "the row has no type, or is a comment; Casbin would ignore it"
+            problems.append(_problem(row, 1, "unknown-row-type", message, "delete it where it is stored"))
         elif any(len(value) >= STORED_LENGTH_MAX for value in values):
             message = f"a value is {STORED_LENGTH_MAX} characters long or longer, so it may have been cut"
             problems.append(_problem(row, 1, "long-value", message, "split the rule, or keep it in a file"))

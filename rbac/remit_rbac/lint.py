@@ -290,30 +290,72 @@ def _idle_agents(policy: Policy, at: _Places) -> Iterator[Problem]:
 
 
 def _missing_approvers(policy: Policy, at: _Places) -> Iterator[Problem]:
-    """Calls that wait for more people than there are. Rows with patterns are left alone."""
-    needs = [
-        (rule, "p", 1)
-        for rule in policy.rules["p"]
-        if rule.values[3] == "recommend" and rule.values[5] == "allow"
-    ]
-    needs += [
-        (rule, "p2", int(rule.values[5].removeprefix("approvals=")))
-        for rule in policy.rules.get("p2", ())
-        if rule.values[5].startswith("approvals=")
-    ]
-    for rule, ptype, count in needs:
-        _, tenant, tool = rule.values[:3]
-        if "*" in tenant + tool or tool.startswith("grp:"):
-            continue
-        found = len(policy.candidates(tenant, tool))
-        if found < count and not policy.open_to_approve(tenant, tool):
-            people = "nobody" if found == 0 else "one person" if found == 1 else f"{found} people"
-            yield at.rule(ptype, rule).problem(
-                "too-few-approvers",
-                f"{people} in {tenant} may approve {tool}, and {count} must",
-                f"give `approve` on {tool} to more users",
+    """Calls that wait for more people than there are."""
+    for rule in policy.rules["p"]:
+        _, tenant, tool, action, _, effect = rule.values
+        if (action, effect) != ("recommend", "allow") or "*" in tenant + tool or tool.startswith("grp:"):
+            continue  # of a row with patterns, some calls may be others' to approve
+        if not policy.candidates(tenant, tool) and not policy.open_to_approve(tenant, tool):
+            yield at.rule("p", rule).problem(
+                "no-approver",
+                f"nobody in {tenant} may approve {tool}",
+                f"give `approve` on {tool} to users",
                 level="warning",
             )
+    approvable: dict[str, list[str]] = {}
+    for rule in policy.rules.get("p2", ()):
+        name, _, count = rule.values[5].partition("=")
+        if name != "approvals":
+            continue
+        subject, tenant, tool = rule.values[:3]
+        if tool not in approvable:
+            approvable[tool] = list(_approvable(policy, tool))
+        most = 0
+        for place in (*policy.tenants, _OTHER) if tenant == "*" else (tenant,):
+            for each in approvable[tool]:
+                # Who asks is not asked.
+                people = len({*policy.candidates(place, each)} - {subject})
+                most = max(most, 100 if policy.open_to_approve(place, each) else people)
+            if most >= int(count):
+                break
+        else:
+            who = "nobody" if most == 0 else "one person" if most == 1 else f"{most} people"
+            where = "any tenant" if tenant == "*" else tenant
+            yield at.rule("p2", rule).problem(
+                "too-few-approvers",
+                f"{who} in {where} may approve {tool}, and {count} must",
+                f"give `approve` on {tool} to more users, or ask for fewer",
+                value=6,
+            )
+
+
+#: Stands for the tenants, or the ends of tool names, that a policy does not name. No name holds it.
+_OTHER = "~"
+
+
+def _approvable(policy: Policy, pattern: str) -> Iterator[str]:
+    """Tools that a pattern is about, among them for each number of approvers one that has so many."""
+    if "*" not in pattern and not pattern.startswith("grp:"):
+        yield pattern
+        return
+    groups = policy.graphs.get("g2")
+    own = groups.members(pattern, "") if groups is not None and pattern.startswith("grp:") else None
+    if own is not None:
+        yield from own
+        return
+    for rule in policy.rules["p"]:
+        named = rule.values[2]
+        if rule.values[3] not in ("approve", "*") or rule.values[5] != "allow":
+            continue
+        if named.startswith("grp:"):
+            yield from (
+                (tool for tool in groups.members(named, "") if key_match(tool, pattern)) if groups else ()
+            )
+        elif "*" not in named:
+            yield from [named] if key_match(named, pattern) else ()
+        else:
+            narrow, wide = sorted((named, pattern), key=len, reverse=True)
+            yield from [narrow.replace("*", _OTHER)] if key_match(narrow, wide) else ()
 
 
 def _odd_names(lines: Lines) -> Iterator[Problem]:
@@ -364,7 +406,10 @@ def _tool_findings(
                     value=3,
                     level="warning",
                 )
-            elif rule.condition is not None:
+                continue
+            if ptype == "p2":
+                yield from _unredactable(rule, line, {tool: tool_schemas[tool] for tool in tools})
+            if rule.condition is not None:
                 key = (pattern, rule.condition.text)
                 if key not in found:
                     schemas = {
@@ -381,6 +426,26 @@ def _tool_findings(
                         offset=misfit.offset,
                         level=misfit.level,
                     )
+
+
+def _unredactable(rule: Rule, line: Line, schemas: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Arguments to be struck out that no tool of the row has. Tools without them have nothing to strike."""
+    name, _, value = rule.values[5].partition("=")
+    if name != "redact":
+        return
+    offset = len("redact=")
+    for path in value.split("|"):
+        keys = path.split(".")[1:]
+        if all(argument_kinds(schema, tuple(keys)) is None for schema in schemas.values()):
+            yield line.problem(
+                "unknown-argument",
+                f"{_some(sorted(schemas))} {'has' if len(schemas) == 1 else 'have'} no argument "
+                f"{'.'.join(keys)}, so nothing would be struck out",
+                "check the name; where a list is on the way, name the list: it is struck out whole",
+                value=6,
+                offset=offset,
+            )
+        offset += len(path) + 1
 
 
 def _tools(policy: Policy, pattern: str, known: Collection[str]) -> list[str]:

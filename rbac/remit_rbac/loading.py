@@ -92,7 +92,7 @@ def load_layers(
     for layer in (*guardrails, *layers):
         lines, problems = read_lines(layer.content, layer.file)
         foreign = _trespasses(layer.tenant, lines) if layer.tenant is not None else ()
-        builder.add(lines, [*problems, *foreign])
+        builder.add(lines, [*problems, *foreign, *_emptiness(layer, lines, problems)])
     return builder.build()
 
 
@@ -144,6 +144,21 @@ def load_rows(
     builder = _Builder(read_model(model), Surroundings(tool_schemas, known_context))
     builder.add(*read_values(rows, source))
     return builder.build()
+
+
+def _emptiness(layer: Layer, lines: Sequence[Line], problems: Sequence[Problem]) -> Iterable[Problem]:
+    """A place that holds nothing may be new, or have lost what it denied."""
+    if not lines and not problems:
+        yield Problem(
+            code="no-rows",
+            file=layer.file,
+            line=1,
+            column=1,
+            text="",
+            message="there is no row here, so nothing that this should allow or deny counts",
+            fix="write rows, or take it out of the configuration",
+            level="warning",
+        )
 
 
 def _trespasses(tenant: str, lines: Iterable[Line]) -> Iterable[Problem]:

@@ -183,7 +183,8 @@ class Policy:
 
     def open_to_approve(self, tenant: str, tool: str) -> bool:
         """Whether a pattern says who approves, so that users the policy does not name may be among them."""
-        return any("*" in rule.values[0] for rule in self._approving(tenant, tool))
+        names = [rule.values[0] for rule in self._approving(tenant, tool)]
+        return any("*" in name and not name.startswith("agent:") for name in names)
 
     def subjects(self, tenant: str) -> Subjects:
         """The agents and users that the policy names in a tenant."""

@@ -5,7 +5,10 @@ Each function only fetches. The rows go to `load_rows`, which checks them like t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import inspect
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -25,16 +28,27 @@ def table_rows(connection: Connection, name: str = "casbin_rule") -> list[list[s
 
 
 class Adapter(Protocol):
-    """What is used of a pycasbin adapter."""
+    """What is used of a pycasbin adapter, asynchronous or not."""
 
-    def load_policy(self, model: Any) -> None: ...
+    def load_policy(self, model: Any) -> Awaitable[None] | None: ...
 
 
 def adapter_rows(adapter: Adapter) -> list[list[str]]:
-    """All rows that an adapter offers, also those that Casbin would skip because it knows no such type."""
+    """All rows that an adapter offers, also those that Casbin would skip because it knows no such type.
+
+    In the adapter's order. Waits for an asynchronous adapter. Raises whatever the adapter raises.
+    """
     recorder = _Recorder()
-    adapter.load_policy(recorder)
+    loading = adapter.load_policy(recorder)
+    if inspect.isawaitable(loading):
+        # An event loop of its own, for the caller may be in one already.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(asyncio.run, _finished(loading)).result()
     return recorder.rows
+
+
+async def _finished(loading: Awaitable[None]) -> None:
+    await loading
 
 
 def _without_tail(values: Sequence[str | None]) -> list[str]:

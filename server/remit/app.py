@@ -251,7 +251,7 @@ class App:
         if errors and self.config.policy.misfits == "refuse":
             raise PolicyError(errors)
         for problem in errors:
-            _log.warning("a rule cannot be answered here, and denies: %s", problem)
+            _log.warning("a rule does not fit the tools here: %s", problem)
 
     def _engine(self, policy: Policy) -> Engine:
         """What asks this policy, as the configuration says."""

@@ -134,7 +134,10 @@ _JSON_BEGINS = frozenset('{["-0123456789tfn \t\r\n')
 
 
 def redacted(arguments_json: bytes, duties: Iterable[Duty]) -> bytes:
-    """The arguments as they may be stored: every path of a `redact=args.a|args.b.c` duty is struck out."""
+    """The arguments as they may be stored: every path of a `redact=args.a|args.b.c` duty is struck out.
+
+    Where a path leads into what is no object, such as a list, all of that is: nothing less is certain.
+    """
     paths = [
         path.removeprefix("args.").split(".")
         for duty in duties
@@ -147,7 +150,11 @@ def redacted(arguments_json: bytes, duties: Iterable[Duty]) -> bytes:
     for *parents, last in paths:
         node = value
         for parent in parents:
-            node = cast("dict[str, Any]", node).get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict) and last in node:
+            inner = node.get(parent)
+            if not isinstance(inner, dict):
+                last = parent
+                break
+            node = cast("dict[str, Any]", inner)
+        if last in node:
             node[last] = REDACTED
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

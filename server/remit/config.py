@@ -128,6 +128,12 @@ def _database_url(value: str) -> str:
     raise ValueError("write env:NAME, file:/path, or postgresql://user@host/database without a password")
 
 
+def _unwritten_url(value: str) -> str:
+    if value.startswith(("env:", "file:/")):
+        return value
+    raise ValueError("write env:NAME or file:/path: the URL of a database may hold a password")
+
+
 class Store(Strict):
     #: The audit database, a SQLite file; its keys lie beside it. With `url`, only the keys lie there.
     path: Path = Path("remit.db")
@@ -150,6 +156,14 @@ class Store(Strict):
         return Postgres(self.url, self.path) if self.url else self.path
 
 
+class PolicyTable(Strict):
+    """A table as Casbin's SQLAlchemy adapters keep it: `id`, `ptype`, `v0` to `v5`. It is only read."""
+
+    #: Leads to the SQLAlchemy URL of its database: `env:NAME` or `file:/path`.
+    url: Annotated[str, AfterValidator(_unwritten_url)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] = "casbin_rule"
+
+
 class PolicySource(Strict):
     """Where the policy comes from. What is written in files is also what `remit policy push` stores."""
 
@@ -161,6 +175,8 @@ class PolicySource(Strict):
     files: Annotated[tuple[Path, ...], Field(min_length=1)] = ()
     #: Rows that other Casbin programs keep, beside the files: `module:function` gives a pycasbin adapter.
     adapters: tuple[FunctionName, ...] = ()
+    #: Rows of a Casbin table, beside the files, in the order of their ids.
+    table: PolicyTable | None = None
     #: What each tenant adds; such a file may speak about its own tenant only.
     tenants: Mapping[SubjectId, Annotated[tuple[Path, ...], Field(min_length=1)]] = {}
     #: Policy tests: a version that fails one of them is refused.
@@ -176,11 +192,16 @@ class PolicySource(Strict):
 
     @model_validator(mode="after")
     def _somewhere(self) -> PolicySource:
-        if self.source == "files" and not (self.files or self.adapters):
+        if self.source == "files" and not (self.files or self.elsewhere):
             raise ValueError("files is missing; write files: [policy.csv], or source: database")
         if self.source == "files" and self.second_person:
             raise ValueError("second_person needs source: database; who may edit the files decides otherwise")
         return self
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether there are rows that other programs keep."""
+        return bool(self.adapters or self.table)
 
 
 class StdioIdentity(Strict):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from remit.config import Config
+from remit.config import Config, PolicyTable
+from remit.config_file import resolve
 from remit.context import NOT_THERE, context_names
 from remit.database import exists
 from remit.errors import RemitError
@@ -24,7 +26,7 @@ from remit.versions import Version
 from remit_rbac import GUARDRAILS, Layer, Policy, PolicyError, load_layers
 from remit_rbac.lines import read_values
 from remit_rbac.model import SHIPPED
-from remit_rbac.sources import adapter_rows
+from remit_rbac.sources import adapter_rows, table_rows
 
 #: How rows and problems name the model that ships.
 _MODEL = Layer(file="built-in model", content=SHIPPED.read_bytes())
@@ -120,7 +122,11 @@ def load_policy(settings: Config) -> Policy:
 
 
 def built(text: PolicyText, settings: Config) -> BuiltPolicy:
-    """The policy that `text` is here: rules that read what this configuration does not set are refused."""
+    """The policy that `text` is here: rules that read what this configuration does not set are refused.
+
+    Raises PolicyError with every problem, RemitError beside a `casbin` that took pycasbin's files.
+    """
+    _refuse_old_casbin()
     return text.build(known_context=context_names(settings))
 
 
@@ -132,7 +138,7 @@ def text_in_force(settings: Config) -> PolicyText:
 def files_text(settings: Config) -> PolicyText:
     """What stands in the configured files, each read once. Raises RemitError when one cannot be read."""
     source = settings.policy
-    if not (source.files or source.adapters):
+    if not (source.files or source.elsewhere):
         raise RemitError(
             "policy.files names no file: write the files that make the policy into the configuration"
         )
@@ -141,8 +147,11 @@ def files_text(settings: Config) -> PolicyText:
 
 
 def adapted(settings: Config) -> tuple[Layer, ...]:
-    """What the configured pycasbin adapters give. Raises PolicyError, RemitError."""
-    return tuple(_kept_elsewhere(name) for name in settings.policy.adapters)
+    """What the configured pycasbin adapters and Casbin table give. Raises PolicyError, RemitError."""
+    found = [_as_file(name, _rows_by(name)) for name in settings.policy.adapters]
+    if table := settings.policy.table:
+        found.append(_as_file(table.name, _rows_in(table)))
+    return tuple(found)
 
 
 def text_of(
@@ -179,20 +188,58 @@ def load_version(settings: Config, version: str) -> BuiltPolicy:
     return made
 
 
-def _kept_elsewhere(name: str) -> Layer:
-    """The rows of a pycasbin adapter, as a file would have them; sorted, for most have no order of their own.
-
-    Raises PolicyError for rows that no file could have, RemitError when they cannot be had.
-    """
+def _rows_by(name: str) -> Sequence[Sequence[str]]:
+    """The rows of a pycasbin adapter. Raises RemitError when they cannot be had."""
     module, _, function = name.partition(":")
     try:
-        rows = adapter_rows(getattr(import_module(module), function)())
+        return adapter_rows(getattr(import_module(module), function)())
     except Exception as error:  # whatever somebody else's adapter raises, its policy is not had
         raise RemitError(f"the policy adapter {name} failed: {type(error).__name__}: {error}") from error
-    lines, problems = read_values(sorted(rows), name)
+
+
+def _rows_in(table: PolicyTable) -> Sequence[Sequence[str]]:
+    """The rows of a Casbin table. Raises RemitError when they cannot be had, ConfigError without a URL."""
+    from sqlalchemy import NullPool, create_engine  # slow to load, and files need none of it
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+    url = resolve(table.url, Path("/"))
+    failed = f"the policy table {table.name} cannot be read"
+    try:
+        engine = create_engine(url, poolclass=NullPool)
+        if engine.dialect.is_async:
+            raise RemitError(
+                f"{failed}: write a URL whose driver is synchronous, as sqlite:// or +psycopg is"
+            )
+        with engine.connect() as connection:
+            return table_rows(connection, table.name)
+    # What else these say may repeat the URL, and a password with it.
+    except DBAPIError as error:
+        raise RemitError(f"{failed}: {error.orig}") from None
+    except SQLAlchemyError:
+        raise RemitError(f"{failed}: {table.url} leads to no URL that SQLAlchemy can use") from None
+    except ModuleNotFoundError as error:
+        raise RemitError(f"{failed}: its driver is missing; pip install {error.name}") from None
+
+
+def _as_file(name: str, rows: Iterable[Sequence[str]]) -> Layer:
+    """Rows as a file would have them, in their order: row n is line n of what messages and records name.
+
+    Raises PolicyError for rows that no file could have.
+    """
+    lines, problems = read_values(rows, name)
     if problems:
         raise PolicyError(problems)
     return Layer(file=name, content="\n".join(line.row.text for line in lines).encode())
+
+
+def _refuse_old_casbin() -> None:
+    """pycasbin came from `casbin`, and both install the same files: whichever came last is what runs."""
+    with suppress(metadata.PackageNotFoundError):
+        found = metadata.version("casbin")
+        raise RemitError(
+            f"casbin {found} is installed beside pycasbin and has overwritten its files: "
+            "pip uninstall casbin, then pip install --force-reinstall pycasbin"
+        )
 
 
 def _read(path: Path, tenant: str | None = None) -> Layer:

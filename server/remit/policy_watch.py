@@ -32,8 +32,8 @@ from remit_rbac import Policy, PolicyError
 _log = logging.getLogger("remit.policy")
 #: Seconds between two looks. Files count as written when two looks see the same, so within a second.
 _LOOK_S = 0.4
-#: Seconds between two looks at rows that a pycasbin adapter gives: all of them are read each time.
-_ADAPTERS_S = 10.0
+#: Seconds between two looks at rows of a pycasbin adapter or a table: all of them are read each time.
+_ELSEWHERE_S = 10.0
 #: Most problems of one refused version that are recorded.
 _PROBLEMS_MAX = 20
 
@@ -58,9 +58,9 @@ class PolicyWatch:
         #: The text that was refused last, while it stands where the next version should.
         self._refused: object = None
         self._asked = anyio.Event()
-        #: What the adapters gave at the last look, and when that was (monotonic seconds).
+        #: What other programs kept at the last look, and when that was (monotonic seconds).
         self._rows: Hashable = None
-        self._rows_at_s = -_ADAPTERS_S
+        self._rows_at_s = -_ELSEWHERE_S
 
     def load(self) -> Policy:
         """Read the policy to start with. Raises PolicyError with every problem, RemitError."""
@@ -139,6 +139,9 @@ class PolicyWatch:
         look = self._look()
         made = built(text_in_force(self._config), self._config)
         self._hold(made.policy)
+        for problem in made.policy.warnings:
+            if problem.code == "no-rows":  # that may be a loss, and nobody runs a check when it comes
+                _log.warning("%s", problem)
         if self._config.policy.tests:
             # Imported only where it is used: a server answers before it needs this.
             from remit.policy_tests import must_pass
@@ -158,10 +161,13 @@ class PolicyWatch:
             return self._tried  # whoever writes there next will say what is wrong
 
     def _elsewhere(self) -> Hashable:
-        """What there is of rows that adapters give; looked at less often than files."""
-        if self._config.policy.adapters and monotonic() - self._rows_at_s >= _ADAPTERS_S:
+        """What there is of rows that other programs keep; looked at less often than files."""
+        if self._config.policy.elsewhere and monotonic() - self._rows_at_s >= _ELSEWHERE_S:
             try:
-                self._rows = adapted(self._config)
+                # Sorted, for an adapter need not have an order: the same rows are the same policy in any.
+                self._rows = tuple(
+                    (layer.file, *sorted(layer.content.splitlines())) for layer in adapted(self._config)
+                )
             except (RemitError, PolicyError) as error:
                 self._rows = str(error)
             self._rows_at_s = monotonic()

@@ -132,7 +132,7 @@ class Stock:
 
 def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
     model = rng.choice(["shipped", "shipped", *MATCHERS])
-    duties = ["approvals=2", "redact=args.note", "quota=n:5/day", "expire"]
+    duties = ["approvals=2", "redact=args.note", "redact=args.a.b|args.c", "confirm"]
     lines = [
         f"p, {_columns(rng)}, {a_condition(rng)}, {rng.choice(['allow', 'allow', 'deny'])}"
         for _ in range(rng.randint(2, 10))
@@ -143,6 +143,8 @@ def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
         f"p2, {_columns(rng, OWING)}, {a_condition(rng)}, {rng.choice(duties)}"
         for _ in range(rng.randint(0, 4))
     ]
+    # Or those who must agree might be too few, and the policy is refused.
+    lines += ["p, user:*, *, *, approve, 1 == 2, allow"]
     for tenant in TENANTS:
         lines += [f"g, {_membership(rng)}, {tenant}" for _ in range(rng.randint(1, 8))]
         lines += [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -230,4 +232,120 @@ def test_a_policy_is_checked_alone(acme: Terminal) -> None:
     refused = acme("policy", "check")
     assert refused.code == 1
     assert "policy.csv:1:" in refused.out
-    assert acme("policy", "can", "agent:a", "acme.refund").code == 1
+    assert acme("policy", "can", "agent:a", "acme.refund").code == 78
+
+
+def a_table(at: Path, *rows: str, name: str = "casbin_rule") -> None:
+    """The rows as Casbin's SQLAlchemy adapters keep them, written last first."""
+    with closing(sqlite3.connect(at)) as database, database:
+        database.execute(f"DROP TABLE IF EXISTS {name}")
+        values = ", ".join(f"v{number} VARCHAR(255)" for number in range(6))
+        database.execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, ptype VARCHAR(255), {values})")
+        for number, row in reversed(list(enumerate(rows, start=1))):
+            cells = row.split(", ")
+            database.execute(
+                f"INSERT INTO {name} VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a test's own name
+                (number, *cells, *[None] * (7 - len(cells))),
+            )
+
+
+def with_table(acme: Terminal, monkeypatch: pytest.MonkeyPatch, name: str = "casbin_rule") -> Path:
+    """Acme, with a table of rows beside its files."""
+    at = acme.folder / "rows.db"
+    monkeypatch.setenv("CASBIN_URL", f"sqlite:///{at}")
+    table = "files: [policy.csv], table: {url: env:CASBIN_URL, name: NAME}".replace("NAME", name)
+    acme.config.write_text(acme.config.read_text().replace("files: [policy.csv]", table))
+    return at
+
+
+NO_REFUNDS = "p, *, acme, acme.refund, *, 1 == 1, deny"
+
+
+def test_the_rows_of_a_table_decide_with_those_of_the_files(
+    acme: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("policy", "can", "agent:support-bot", "acme.refund", "--args", '{"amount_minor": 8000}')
+    assert acme(*asked).code == 0
+    at = with_table(acme, monkeypatch)
+    a_table(at, "g, user:zoe, role:support, acme", NO_REFUNDS)
+    denied = acme(*asked)
+    assert denied.code == 3
+    assert f"casbin_rule:2: {NO_REFUNDS}" in denied.out
+    assert acme("policy", "check").code == 0
+    a_table(at, NO_REFUNDS, "p, *, acme, acme.refund, execute, 1 == 1, Deny")
+    for words in (("policy", "check"), ("check",)):
+        refused = acme(*words)
+        assert refused.code == 1
+        assert "casbin_rule:2:45: error: an effect is allow or deny [bad-effect]" in refused.out
+
+
+def test_a_table_without_rows_is_told_of(acme: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_table(with_table(acme, monkeypatch, "rules_of_others"), name="rules_of_others")
+    checked = acme("policy", "check")
+    assert checked.code == 0
+    assert "rules_of_others:1:1: warning: there is no row here" in checked.out
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "env:CASBIN_URL: is not set"),
+        ("sqlite:///rows.db", "no such table: casbin_rule"),
+        ("ridiculous:hunter2@", "env:CASBIN_URL leads to no URL that SQLAlchemy can use"),
+        ("no+such://me:hunter2@127.0.0.1/x", "env:CASBIN_URL leads to no URL that SQLAlchemy can use"),
+        ("mssql+pyodbc://me:hunter2@127.0.0.1/x", "its driver is missing; pip install pyodbc"),
+        ("postgresql+asyncpg://me:hunter2@127.0.0.1/x", "write a URL whose driver is synchronous"),
+    ],
+)
+def test_a_table_that_cannot_be_read_refuses_the_policy_and_gives_no_secret_away(
+    acme: Terminal, monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    with_table(acme, monkeypatch)
+    monkeypatch.chdir(acme.folder)
+    monkeypatch.setenv("CASBIN_URL", url)
+    checked = acme("policy", "check")
+    assert checked.code == 1
+    assert why in checked.err
+    assert "hunter2" not in checked.err
+    assert acme("policy", "can", "agent:support-bot", "acme.list_orders").code == 78
+
+
+def test_a_duty_that_does_not_fit_is_told_before_it_leaks(acme: Terminal) -> None:
+    policy = acme.folder / "policy.csv"
+    sound = policy.read_text()
+    row = "p2, *, acme, acme.refund, *, 1 == 1, "
+    line = sound.count("\n") + 1
+    for duty in ("redcat=args.reason", "redact=r.args.reason", "redact=args.lines[0].card"):
+        policy.write_text(f"{sound}{row}{duty}\n")
+        for words in (("policy", "check"), ("check", "--offline")):
+            refused = acme(*words)
+            assert refused.code == 1
+            assert f"policy.csv:{line}:38: error: " in refused.out
+            assert "[bad-duty]" in refused.out
+    policy.write_text(f"{sound}{row}redact=args.reason|args.nosuch\n")
+    assert acme("policy", "check").code == 0
+    refused = acme("check")
+    assert refused.code == 1
+    assert f"policy.csv:{line}:57: error: acme.refund has no argument nosuch" in refused.out
+    policy.write_text(f"{sound}{row}redact=args.reason\n")
+    assert acme("check").code == 0
+
+
+def test_what_fails_is_never_taken_for_an_answer_of_can(
+    acme: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("policy", "can", "agent:support-bot", "acme.list_orders")
+    written = acme.config.read_text()
+    acme.config.write_text(written.replace("version: 1", "version: 1\nsourcs: {}"))
+    failed = acme(*asked)
+    assert (failed.code, failed.out) == (78, "")
+    assert "did you mean sources?" in failed.err
+    acme.config.write_text(written.replace("files: [policy.csv]", "adapters: ['no_such_module:adapter']"))
+    failed = acme(*asked)
+    assert (failed.code, failed.out) == (78, "")
+    assert "the policy adapter no_such_module:adapter failed" in failed.err
+    acme.config.write_text(written)
+    monkeypatch.setattr("remit.policies.load_policy", lambda settings: 1 / 0)  # pyright: ignore[reportUnknownLambdaType]
+    failed = acme(*asked)
+    assert (failed.code, failed.out) == (78, "")
+    assert "ZeroDivisionError" in failed.err

@@ -107,7 +107,7 @@ def test_a_policy_with_mistakes_is_told_with_file_and_line(tmp_path: Path) -> No
     config = a_place(tmp_path)
     (tmp_path / "policy.csv").write_text("p, role:x, acme, a.b, excute, 1 == 1, allow\n")
     ran = started("policy", "can", "agent:a", "acme.refund", "--config", str(config))
-    assert ran.returncode == 1
+    assert ran.returncode == 78
     assert f"{tmp_path}/policy.csv:1:" in ran.stderr
     assert "Traceback" not in ran.stderr
 

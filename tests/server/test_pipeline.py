@@ -11,6 +11,7 @@ import pytest
 from tests.server.builders import (
     POLICY,
     Gate,
+    ScriptedSource,
     a_principal,
     a_remit,
     a_reply,
@@ -23,7 +24,7 @@ from tests.server.builders import (
 from remit.calls import REDACTED
 from remit.model import Done, Failed, InDoubt, Pending, Remedy
 from remit.pipeline import govern
-from remit_adapters.base import AdapterError, Caller, Operation, Reply, Request
+from remit_adapters.base import AdapterError, Caller, Offer, Operation, Reply, Request
 from remit_rbac import Rung, load_text
 
 BUDGET = {"scope": "agent", "unit": "calls", "window": "total", "limit": 10}
@@ -470,6 +471,18 @@ async def test_what_policy_orders_to_redact_is_stored_nowhere(tmp_path: Path) ->
         outcome = await remit.done("shop.send", {"text": "hunter2"})
         assert remit.source.sent[0].arguments == {"text": "hunter2"}
         assert remit.carried(outcome.call_id, "arguments") == {"text": REDACTED}
+    assert not kept_anywhere(tmp_path, b"hunter2")
+
+
+@pytest.mark.parametrize("lines", [[{"card": "hunter2"}], "hunter2", '{"card": "hunter2"}'])
+async def test_what_lies_where_no_redaction_can_look_is_struck_out_whole(tmp_path: Path, lines: Any) -> None:
+    policy = POLICY + "p2, role:clerk, acme, shop.send, execute, 1 == 1, redact=args.lines.card.number\n"
+    schema = {"type": "object", "properties": {"text": {"type": "string"}, "lines": {}}}
+    source = ScriptedSource(offer=Offer(tools=({"name": "send", "inputSchema": schema},)))
+    tools = {"shop.send": {"effect": "irreversible"}}
+    async with a_remit(tmp_path, policy=policy, source=source, tools=tools) as remit:
+        outcome = await remit.done("shop.send", {"text": "hi", "lines": lines})
+        assert remit.carried(outcome.call_id, "arguments") == {"text": "hi", "lines": REDACTED}
     assert not kept_anywhere(tmp_path, b"hunter2")
 
 

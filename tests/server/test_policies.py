@@ -10,6 +10,7 @@ from types import ModuleType
 import anyio
 import pytest
 from casbin.persist.adapters import FileAdapter
+from casbin.persist.adapters.asyncio import AsyncFileAdapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.builders import a_config, a_database, rows
@@ -117,6 +118,8 @@ def kept_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: str) -> 
     module = ModuleType("rows_of_others")
     module.adapter = lambda: FileAdapter(str(folder / "rows.csv"))  # pyright: ignore[reportAttributeAccessIssue]
     module.broken = lambda: 1 / 0  # pyright: ignore[reportAttributeAccessIssue]
+    module.waiting = lambda: AsyncFileAdapter(str(folder / "rows.csv"))  # pyright: ignore[reportAttributeAccessIssue]
+    module.waiting_in_vain = lambda: AsyncFileAdapter("")  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "rows_of_others", module)
     return a_config(folder, policy={"adapters": ["rows_of_others:adapter"]})
 
@@ -132,9 +135,48 @@ def test_rows_that_other_programs_keep_are_read_through_their_adapter(
     kept_elsewhere(tmp_path, monkeypatch, BASE + "p, role:clerk, acme, shop.buy, execute, 1 == 1, Deny\n")
     with pytest.raises(PolicyError, match=r"rows_of_others:adapter:\d+:\d+: .*bad-effect"):
         load_policy(config)
-    for name, why in (("rows_of_others:broken", "ZeroDivisionError"), ("no_such_module:x", "no_such_module")):
+    for name, why in (
+        ("rows_of_others:broken", "ZeroDivisionError"),
+        ("rows_of_others:waiting_in_vain", "RuntimeError: invalid file path"),
+        ("no_such_module:x", "no_such_module"),
+    ):
         with pytest.raises(RemitError, match=why):
             load_policy(a_config(tmp_path, policy={"adapters": [name]}))
+
+
+def test_rows_keep_the_order_of_an_adapter_that_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backwards = "\n".join(reversed(BASE.splitlines()))
+    kept_elsewhere(tmp_path, monkeypatch, backwards)
+    policy = load_policy(a_config(tmp_path, policy={"adapters": ["rows_of_others:waiting"]}))
+    assert rung(policy, "shop.send") is Rung.DENY
+    assert [(str(rule.row)) for rule in policy.rules["p"][-2:]] == [
+        f"rows_of_others:waiting:{line}: {text}" for line, text in enumerate(backwards.splitlines()[:2], 1)
+    ]
+
+
+@pytest.mark.parametrize("kept", ["adapter", "waiting"])
+def test_a_place_without_rows_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    kept_elsewhere(tmp_path, monkeypatch, "")
+    (tmp_path / "policy.csv").write_text(BASE)
+    beside = {"files": [tmp_path / "policy.csv"], "adapters": [f"rows_of_others:{kept}"]}
+    policy = load_policy(a_config(tmp_path, policy=beside))
+    told = [(problem.code, problem.file) for problem in policy.warnings]
+    assert ("no-rows", f"rows_of_others:{kept}") in told
+
+
+def test_the_distribution_that_overwrites_pycasbin_is_not_put_up_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = a_place(tmp_path)
+    assert load_policy(config)
+    found = tmp_path / "site" / "casbin-1.43.0.dist-info"
+    found.mkdir(parents=True)
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: casbin\nVersion: 1.43.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(RemitError, match=r"casbin 1\.43\.0 .* beside pycasbin.*pip uninstall casbin"):
+        load_policy(config)
 
 
 def test_a_model_that_is_not_text_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def pushed(config: Any) -> Version:
 async def test_a_server_takes_rows_that_another_program_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("remit.policy_watch._ADAPTERS_S", 0)
+    monkeypatch.setattr("remit.policy_watch._ELSEWHERE_S", 0)
     config = kept_elsewhere(tmp_path, monkeypatch, POLICY)
     a_database(tmp_path)
     journal = await open_journal(tmp_path / "remit.db", role="http")

@@ -125,13 +125,12 @@ def test_a_case_expects_what_the_gateway_would_do_not_what_a_row_alone_says(acme
     more(
         acme,
         "p2, role:support, acme, acme.refund, recommend, r.args.amount_minor > 50000, approvals=2",
-        "p2, role:support, acme, acme.refund, execute, r.args.amount_minor > 9000, sing=loud",
+        "p, user:omar, acme, acme.refund, approve, r.args.amount_minor < 50000, allow",
     )
     done = ran(
         acme,
         a_refund(40000, expect="approve"),
         a_refund(60000, expect={"verdict": "deny", "code": "no_approver"}),
-        a_refund(9500, expect={"verdict": "deny", "code": "unknown_duty"}),
         a_refund(-1, expect={"verdict": "deny", "code": "no_price"}),
     )
     assert done.code == 0, done.out
@@ -321,7 +320,11 @@ def test_can_supposes_facts_run_and_time(acme: Terminal) -> None:
 
 
 def test_can_refuses_what_nobody_could_approve(acme: Terminal) -> None:
-    more(acme, "p2, role:support, acme, acme.refund, recommend, 1 == 1, approvals=2")
+    more(
+        acme,
+        "p2, role:support, acme, acme.refund, recommend, 1 == 1, approvals=2",
+        "p, user:omar, acme, acme.refund, approve, r.args.amount_minor < 20000, allow",
+    )
     asked = ("policy", "can", "agent:support-bot", "acme.refund", "--args", '{"amount_minor": 40000}')
     assert acme(*asked, "--json").json["code"] == "no_approver"
 

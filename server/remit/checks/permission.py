@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remit.model import OWN_READS, Call, Remedy, Verdict
-from remit_rbac import Decision, Engine, Question, Row, RowError, Rung
+from remit_rbac import Decision, Engine, Question, Row, RowError, Rung, is_duty
 
 _ALLOWED = "Allowed by policy."
 _REASONS: Mapping[str, tuple[str, Remedy]] = {
@@ -45,10 +45,6 @@ _NO_RULE_OTHER = (
 _NO_RULE = ("No rule allows you this. Stop and tell your user what you would need.", Remedy.STOP)
 
 
-#: The duties that are carried out. A rule that asks for another is not met by leaving it undone.
-_DUTIES = frozenset({"approvals", "confirm", "redact"})
-
-
 def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdict:
     if call.kind in OWN_READS:
         return Verdict(
@@ -80,7 +76,7 @@ def verdict_on(decision: Decision, call: Call, policy: Engine) -> Verdict:
     """What the gateway makes of what policy said: a duty that it does not know is not left undone."""
     who = call.principal
     rung, code = decision.rung, decision.code
-    if rung is not Rung.DENY and any(duty.name not in _DUTIES for duty in decision.duties):
+    if rung is not Rung.DENY and not all(is_duty(str(duty)) for duty in decision.duties):
         rung, code = Rung.DENY, "unknown_duty"
         reason, remedy = _REASONS[code]
     elif rung is Rung.EXECUTE:

@@ -1,6 +1,7 @@
 """The `remit` command. Each command's module is imported when it runs, so that starting stays fast.
 
-Exit codes: 0 yes or done, 1 no or problems found, 64 wrong use; `policy can` has its own (0 to 3).
+Exit codes: 0 yes or done, 1 no or problems found, 64 wrong use; `policy can` has its own (0 to 3, and 78
+where there is no answer).
 A command returns its code (None is 0); what is expected to go wrong is raised and told here, once.
 """
 
@@ -10,6 +11,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -17,6 +19,8 @@ import click
 from click.shell_completion import CompletionItem
 
 WRONG_USE = 64
+#: A command whose low codes are answers had none to give (EX_CONFIG of sysexits.h).
+NO_ANSWER = 78
 INTERRUPTED = 130
 
 #: Section -> command -> where it lives and what it is for.
@@ -78,6 +82,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 _COMMANDS = {name: entry for commands in SECTIONS.values() for name, entry in commands.items()}
 
 
+class NoAnswer(Exception):
+    """Whatever its cause is, it must not pass for one of the command's answers."""
+
+
 class _Lazy(click.Group):
     """Knows its commands by name and purpose; a module is imported when its command is asked for."""
 
@@ -135,6 +143,12 @@ def _tell(error: Exception) -> int:
             case click.UsageError():
                 leaf.show()
                 code = WRONG_USE
+            case NoAnswer():
+                try:
+                    _tell(cast("Exception", leaf.__cause__))
+                except Exception:  # noqa: BLE001 - the edge: a bug, with all that is known of it
+                    traceback.print_exception(leaf.__cause__)
+                code = NO_ANSWER
             case click.ClickException():
                 leaf.show()
             case RemitError() | PolicyError():

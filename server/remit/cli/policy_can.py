@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from remit.cli import NoAnswer
 from remit.cli.options import TOOL, USER, config_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _EXIT = {"execute": 0, "approve": 1, "advise": 2, "deny": 3}
+
+
+class _Answering(click.Command):
+    """Its exit code is the answer, so that what fails needs another than other commands have."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.UsageError, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            raise NoAnswer from error
 
 
 class _Object(click.ParamType[Mapping[str, Any]]):
@@ -82,7 +95,7 @@ def _supposing(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(cls=_Answering)
 @config_option
 @json_option
 @_supposing
@@ -104,7 +117,8 @@ def can(
     are not held against the tool's schema, and lookups are not made: effect, price and way back are those of
     the configuration, facts those of --facts.
 
-    Exits with 0 for execute, 1 for approve, 2 for advise, 3 for deny.
+    Exits with 0 for execute, 1 for approve, 2 for advise, 3 for deny; with 78 when it cannot be said, such as
+    for a policy that is refused.
     """
     from remit.cli.acting import AGENT, sole_user
     from remit.cli.output import facts

@@ -31,7 +31,8 @@ cursor.
 | 64 | the command was used wrongly; nothing was done |
 | 130 | interrupted |
 
-`remit policy can` has its own: 0 execute, 1 approve, 2 advise, 3 deny.
+`remit policy can` has its own: 0 execute, 1 approve, 2 advise, 3 deny, and 78 when it cannot be said, as
+for a policy that is refused or cannot be read.
 """
 
 
