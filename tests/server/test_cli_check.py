@@ -276,7 +276,7 @@ def test_the_rows_of_a_table_decide_with_those_of_the_files(
     for words in (("policy", "check"), ("check",)):
         refused = acme(*words)
         assert refused.code == 1
-        assert "casbin_rule:2:45: error: an effect is allow or deny [bad-effect]" in refused.out
+        assert "casbin_rule:2:43: error: an effect is allow or deny [bad-effect]" in refused.out
 
 
 def test_a_table_without_rows_is_told_of(acme: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from mcp import MCPError
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import POLICY, a_config, a_database, rows, until
 from tests.server.fronts import Served, names, served
+from tests.server.test_cli_check import a_table
 from tests.server.test_policies import kept_elsewhere
 
 from remit import telemetry
@@ -176,11 +177,21 @@ def pushed(config: Any) -> Version:
     return files_text(config).build().version
 
 
+@pytest.mark.parametrize("kept", ["by an adapter", "in a table"])
 async def test_a_server_takes_rows_that_another_program_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     monkeypatch.setattr("remit.policy_watch._ELSEWHERE_S", 0)
+
+    def keep(text: str) -> None:
+        replace(tmp_path / "rows.csv", text)
+        a_table(tmp_path / "rows.db", *text.splitlines())
+
+    keep(POLICY)
     config = kept_elsewhere(tmp_path, monkeypatch, POLICY)
+    if kept == "in a table":
+        monkeypatch.setenv("CASBIN_URL", f"sqlite:///{tmp_path}/rows.db")
+        config = a_config(tmp_path, policy={"table": {"url": "env:CASBIN_URL"}})
     a_database(tmp_path)
     journal = await open_journal(tmp_path / "remit.db", role="http")
     watch = PolicyWatch(config)
@@ -189,9 +200,9 @@ async def test_a_server_takes_rows_that_another_program_has_changed(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch.run, journal, taken.append)
-            replace(tmp_path / "rows.csv", NO_BUYING)
+            keep(NO_BUYING)
             await until(lambda: taken)
-            replace(tmp_path / "rows.csv", "p, nonsense")
+            keep("p, nonsense")
             await until(
                 lambda: rows(tmp_path / "remit.db", "SELECT 1 FROM events WHERE kind = 'policy.rejected'")
             )
@@ -200,6 +211,25 @@ async def test_a_server_takes_rows_that_another_program_has_changed(
         await journal.close()
     assert len(taken) == 1
     assert taken[0].version != before
+
+
+async def test_a_server_starts_with_what_an_adapter_gives_later_and_says_that_a_place_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CASBIN_URL", f"sqlite:///{tmp_path}/rows.db")
+    a_table(tmp_path / "rows.db")
+    kept_elsewhere(tmp_path, monkeypatch, "p, *, acme, shop.buy, execute, 1 == 1, deny\n")
+    beside = {
+        "files": [tmp_path / "policy.csv"],
+        "adapters": ["rows_of_others:waiting"],
+        "table": {"url": "env:CASBIN_URL"},
+    }
+    async with (
+        served(tmp_path, monkeypatch, policy=POLICY, policy_settings=beside) as remit,
+        remit.client() as client,
+    ):
+        assert (await client.call_tool("shop.buy", THING)).is_error
+        assert "casbin_rule:1:1: warning: there is no row here" in caplog.text
 
 
 async def test_a_server_takes_the_version_that_a_person_activates(tmp_path: Path) -> None:
