@@ -106,7 +106,7 @@ def casbin_text(load: Workload) -> str:
         "p, agent:*, *, *, execute, r.ctx.risk >= 80, deny",
         "p, *, *, *, approve, 1 == 1, deny",
         "p2, *, *, pay.*, execute, r.args.amount > 100, redact=args.note",
-        "p2, agent:*, *, *, recommend, 1 == 1, approvals=2",
+        "p2, agent:*, *, *, recommend, 1 == 1, confirm",
     ]
     for rule in load.rules:
         comparison = "<=" if rule.effect == "allow" else ">"

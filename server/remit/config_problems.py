@@ -46,6 +46,7 @@ FORMS = {
     r"^[a-z][a-z0-9_-]{0,31}$": "begin with a-z, then up to 31 of a-z, 0-9, _ and -",
     r"^([a-z][a-z0-9_-]{0,31})?$": 'begin with a-z, then up to 31 of a-z, 0-9, _ and -; or write ""',
     r"^[a-z][a-z0-9_]{0,31}$": "begin with a-z, then up to 31 of a-z, 0-9 and _",
+    r"^[A-Za-z_][A-Za-z0-9_]{0,62}$": "begin with a letter or _, then up to 62 of A-Z, a-z, 0-9 and _",
     r"^[A-Za-z0-9_.@-]{1,128}$": f"use {_WORD}",
     r"^agent:[A-Za-z0-9_.@-]{1,128}$": f"write agent: and then {_WORD}",
     r"^user:[A-Za-z0-9_.@-]{1,128}$": f"write user: and then {_WORD}",

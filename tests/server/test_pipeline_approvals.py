@@ -223,7 +223,9 @@ async def test_who_asked_cannot_approve_whatever_their_role(tmp_path: Path) -> N
     [
         POLICY.replace("p, role:boss", "p, role:nobody"),
         POLICY.replace("role:boss, acme\n", "role:nobody, acme\n") + "g, user:ann, role:boss, acme\n",
-        POLICY + "p2, role:clerk, acme, shop.buy, recommend, 1 == 1, approvals=3\n",
+        POLICY
+        + "p2, role:clerk, acme, shop.buy, recommend, 1 == 1, approvals=3\n"
+        + "p, user:dan, acme, shop.buy, approve, r.args.price == 0, allow\n",
         TWO_VOTES.replace("g, user:cyd, role:boss, acme\n", "g, user:ann, role:boss, acme\n"),
     ],
     ids=["no role", "only who asks", "too few", "too few but for who asks"],

@@ -264,6 +264,8 @@ def test_who_can_lists_who_may_do_one_thing_alone(acme: Terminal) -> None:
 def test_what_an_undo_owes_is_asked_and_tested(acme: Terminal) -> None:
     row = "p2, role:support, acme, acme.refund, undo, r.args.amount_minor > 1000, approvals=2"
     more(acme, row)
+    assert "give `approve` on acme.refund to more users" in acme("check", "--offline").out
+    more(acme, "p, user:omar, acme, acme.refund, approve, 1 == 1, allow")
     support = {"subject": "agent:support-bot", "action": "undo"}
     owed = {"verdict": "allow", "duties": ["approvals=2"]}
     fits = ran(
@@ -283,12 +285,15 @@ def test_what_an_undo_owes_is_asked_and_tested(acme: Terminal) -> None:
     who = acme("policy", "who-can", "acme.refund", *amount, "--action", "undo").out
     assert "agent:support-bot   undo, approvals=2" in who
     assert "may also  undo, approvals=2" in acme("policy", "can", "user:alice", "acme.refund", *amount).out
-    assert "give `approve` on acme.refund to more users" in acme("check", "--offline").out
 
 
 def test_a_duty_of_an_undo_is_held_against_what_an_undo_knows(acme: Terminal) -> None:
     declare(acme)
-    more(acme, "p2, *, acme, acme.get_x, undo, r.ctx.facts.order.status == 'paid', approvals=1")
+    more(
+        acme,
+        "p, user:sue, acme, acme.get_x, approve, 1 == 1, allow",
+        "p2, *, acme, acme.get_x, undo, r.ctx.facts.order.status == 'paid', approvals=1",
+    )
     checked = acme("check", "--offline")
     assert checked.code == 1
     assert "r.ctx.facts" in checked.out

@@ -179,7 +179,11 @@ async def test_the_plan_asks_policy_and_says_who_must_agree(tmp_path: Path) -> N
         (step,) = await planned(remit, run="run-1")
         assert (step.part, step.approvals) == ("refused", 0)
         assert "Policy does not let you undo this call." in step.why
-        remit.use_policy(WITH_BOSS + "p2, role:boss, acme, shop.set, undo, 1 == 1, approvals=2\n")
+        remit.use_policy(
+            WITH_BOSS
+            + "p2, role:boss, acme, shop.set, undo, 1 == 1, approvals=2\n"
+            + "p, role:boss, acme, shop.set, approve, 1 == 1, allow\n"
+        )
         await remit.done("shop.set", {"thing": "pen", "value": 2})
         waiting = await planned(remit, run="run-1")
         assert [(step.part, step.approvals) for step in waiting] == 2 * [("waits", 2)]

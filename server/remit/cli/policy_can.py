@@ -30,7 +30,7 @@ class _Answering(click.Command):
             return super().invoke(ctx)
         except (click.UsageError, click.exceptions.Exit, click.Abort):
             raise
-        except Exception as error:
+        except Exception as error:  # also a bug: its exit code would be that of an answer
             raise NoAnswer from error
 
 
