@@ -132,7 +132,9 @@ class Stock:
 
 def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
     model = rng.choice(["shipped", "shipped", *MATCHERS])
-    duties = ["approvals=2", "redact=args.note", "redact=args.a.b|args.c", "confirm"]
+    duties = ["redact=args.note", "redact=args.a.b|args.c", "confirm"]
+    if model == "shipped":  # others need not know the pattern below, and those who must agree be too few
+        duties.append("approvals=2")
     lines = [
         f"p, {_columns(rng)}, {a_condition(rng)}, {rng.choice(['allow', 'allow', 'deny'])}"
         for _ in range(rng.randint(2, 10))
@@ -143,7 +145,7 @@ def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
         f"p2, {_columns(rng, OWING)}, {a_condition(rng)}, {rng.choice(duties)}"
         for _ in range(rng.randint(0, 4))
     ]
-    # Or those who must agree might be too few, and the policy is refused.
+    # Whoever it is may agree, as far as anybody can tell without the condition.
     lines += ["p, user:*, *, *, approve, 1 == 2, allow"]
     for tenant in TENANTS:
         lines += [f"g, {_membership(rng)}, {tenant}" for _ in range(rng.randint(1, 8))]
