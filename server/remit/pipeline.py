@@ -197,6 +197,7 @@ async def _in_four_steps(
     with telemetry.stage("decide", call):
         decision = decided or await _decided(call, on)
     verdict = decision.verdict
+    telemetry.decided(call, verdict)
     first = decided is None and attempts == _ATTEMPTS and call.kind == "call"
     if on.shadow is not None and first and decision.context is not None and verdict.policy_version:
         on.shadow(call, decision.context, on.policy)

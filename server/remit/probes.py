@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import orjson
 
+from remit import telemetry
 from remit.calls import recorded_call, result_of
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
@@ -52,6 +53,7 @@ class Prober:
         """Look at some of them. Raises StoreUnavailable."""
         now = on.clock()
         open_calls = await on.journal.in_doubt(before_us=now - _GRACE_US)
+        telemetry.in_doubt(len(open_calls))
         self._waits = {call_id: wait for call_id, wait in self._waits.items() if call_id in open_calls}
         due = [
             call_id

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from opentelemetry import metrics, propagate, trace
 
 if TYPE_CHECKING:
-    from remit.model import Call, Charge, Outcome
+    from remit.model import Call, Charge, Outcome, Verdict
 
 _NOTHING = nullcontext()
 _tracer = trace.get_tracer("remit")
 _meter = metrics.get_meter("remit")
 _calls = _meter.create_counter("remit.calls", unit="{call}", description="Governed calls by outcome.")
+_verdicts = _meter.create_counter(
+    "remit.verdicts", unit="{verdict}", description="Decisions by how far they let a call go."
+)
+_in_doubt = _meter.create_gauge(
+    "remit.calls.in_doubt", unit="{call}", description="Calls of which nobody knows yet what became of them."
+)
 _stages = _meter.create_histogram("remit.stage.duration", unit="s", description="Time in each stage.")
 _held = _meter.create_counter("remit.budget.held", unit="1", description="Amounts held, by unit.")
 _loads = _meter.create_counter(
@@ -74,6 +80,17 @@ def count(call: Call, outcome: Outcome) -> None:
     code = outcome.verdict.code if isinstance(outcome, Refused) else ""
     kind = type(outcome).__name__.lower()
     _calls.add(1, {"tool": call.tool.name, "kind": call.kind, "outcome": kind, "code": code})
+
+
+def decided(call: Call, verdict: Verdict) -> None:
+    if _on:
+        attributes = {"tool": call.tool.name, "kind": call.kind, "code": verdict.code}
+        _verdicts.add(1, {**attributes, "verdict": verdict.rung.name.lower()})
+
+
+def in_doubt(calls: int) -> None:
+    if _on:
+        _in_doubt.set(calls)
 
 
 def held(charges: Sequence[Charge]) -> None:

@@ -369,12 +369,17 @@ def test_registering_with_a_client_writes_its_file_and_takes_it_back(
     assert printed.code == 0
     assert '"mcpServers"' in printed.out
     file = tmp_path / ".cursor" / "mcp.json"
+    shown = remit.json("install", "cursor", "--print")
+    assert shown["file"] == str(file)
+    assert list(shown["entry"]["mcpServers"]) == ["remit"]
     assert not file.exists()
     assert remit("install", "cursor").out == f"added: {file}\n"
     entry = json.loads(file.read_text())["mcpServers"]["remit"]
     assert entry["args"][-4:] == ["serve", "--stdio", "--config", str(remit.config)]
     assert remit("uninstall", "cursor").out.startswith(f"removed: {file}\n")
     assert json.loads(file.read_text())["mcpServers"] == {}
+    again = remit.json("uninstall", "cursor")
+    assert again == {"change": "unchanged", "file": str(file), "backup": None}
 
 
 def test_a_broken_configuration_is_not_registered(remit: Terminal) -> None:

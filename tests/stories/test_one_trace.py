@@ -91,7 +91,11 @@ def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Co
 
     def with_telemetry(sources: Any, folder: Path) -> Path:
         path = whole_config(sources, folder)
-        path.write_text(json.dumps({**json.loads(path.read_text()), "telemetry": {"otlp": collector.url}}))
+        more = {
+            "telemetry": {"otlp": collector.url},
+            "budgets": [{"scope": "agent", "unit": "calls", "window": "day", "limit": 9}],
+        }
+        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
         return path
 
     with pytest.MonkeyPatch.context() as patch:
@@ -114,4 +118,10 @@ def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Co
     said = answer.json()["result"]["structuredContent"]["meta"]["traceparent"]
     assert said.split("-")[1:3] == [TRACE, spans["remit.execute"].span_id.hex()]
     assert SECRET.encode() not in collector.raw
-    assert "remit.calls" in collector.metrics
+    assert collector.metrics >= {
+        "remit.calls",
+        "remit.verdicts",
+        "remit.stage.duration",
+        "remit.budget.held",
+        "remit.calls.in_doubt",
+    }
