@@ -46,8 +46,6 @@ class Expression:
     node: Node
     #: Every attribute path that the text reads, e.g. `("args", "amount")`.
     paths: frozenset[Keys]
-    #: The kinds that the text compares or computes each path with, as far as it says.
-    demands: Mapping[Keys, frozenset[Kind]]
     #: What the expression gives, as far as the text says.
     kind: Kind
     #: The compiled form: takes the roots as one mapping. Raises EvaluationError.
@@ -72,10 +70,9 @@ def compile_node(text: str, node: Node, *, within: str = "", kind: Kind = "any")
     With `within`, the only root, `evaluate` takes what that root stands for instead of all roots. With
     `kind` `boolean`, it gives True or False or raises EvaluationError.
     """
-    demands = _Demands(within)
-    found, run = _compile(node, demands)
+    found, run = _compile(node, within)
     if kind == "boolean":
-        _expect("boolean", found, node, demands)
+        _expect("boolean", found, node)
         run = run if found == "boolean" else _surely_boolean(run)
     paths = frozenset(path.keys for path in paths_of(node))
     if not paths:
@@ -84,7 +81,6 @@ def compile_node(text: str, node: Node, *, within: str = "", kind: Kind = "any")
         text=text,
         node=node,
         paths=paths,
-        demands={path: frozenset(kinds) for path, kinds in demands.found.items()},
         kind=found,
         evaluate=run,
     )
@@ -139,48 +135,40 @@ def _constant(value: Any) -> Run:
 # From here on: the tree to closures. Each function returns what the node gives and how to get it.
 
 
-class _Demands:
-    """What is learnt on the way through one tree: the kinds that are asked of each path."""
-
-    def __init__(self, within: str) -> None:
-        self.within = within
-        self.found: dict[Keys, set[Kind]] = {}
-
-
-def _compile(node: Node, demands: _Demands) -> tuple[Kind, Run]:
+def _compile(node: Node, within: str) -> tuple[Kind, Run]:
     match node:
         case syntax.Literal(value):
             return kind_of(value), _constant(value)
         case syntax.Path(keys):
-            return "any", _lookup(keys, within=demands.within)
+            return "any", _lookup(keys, within=within)
         case syntax.Listing(items):
-            runs = [_compile(item, demands)[1] for item in items]
+            runs = [_compile(item, within)[1] for item in items]
             return "list", lambda scope: [run(scope) for run in runs]
         case syntax.Negative(operand):
-            run = _compile_as("number", operand, demands)
+            run = _compile_as("number", operand, within)
             return "number", lambda scope: -_number(run(scope))
         case syntax.Not(operand):
-            run = _compile_as("boolean", operand, demands)
+            run = _compile_as("boolean", operand, within)
             return "boolean", lambda scope: not _boolean(run(scope))
         case syntax.Arithmetic():
-            return _arithmetic(node, demands)
+            return _arithmetic(node, within)
         case syntax.Comparison():
-            return "boolean", _comparison(node, demands)
+            return "boolean", _comparison(node, within)
         case syntax.Logic():
-            return "boolean", _logic(node, demands)
+            return "boolean", _logic(node, within)
         case syntax.Choice(test, then, otherwise):
-            chosen = _compile_as("boolean", test, demands)
-            kind_then, run_then = _compile(then, demands)
-            kind_otherwise, run_otherwise = _compile(otherwise, demands)
+            chosen = _compile_as("boolean", test, within)
+            kind_then, run_then = _compile(then, within)
+            kind_otherwise, run_otherwise = _compile(otherwise, within)
             kind: Kind = kind_then if kind_then == kind_otherwise else "any"
             return kind, lambda scope: (run_then if _boolean(chosen(scope)) else run_otherwise)(scope)
         case syntax.Call():
-            return _call(node, demands)
+            return _call(node, within)
 
 
-def _compile_as(wanted: Kind, node: Node, demands: _Demands) -> Run:
-    kind, run = _compile(node, demands)
-    _expect(wanted, kind, node, demands)
+def _compile_as(wanted: Kind, node: Node, within: str) -> Run:
+    kind, run = _compile(node, within)
+    _expect(wanted, kind, node)
     return run
 
 
@@ -194,15 +182,9 @@ _WRITE: dict[Kind, str] = {
 }
 
 
-def _expect(wanted: Kind, found: Kind, node: Node, demands: _Demands) -> None:
+def _expect(wanted: Kind, found: Kind, node: Node) -> None:
     if "any" not in (wanted, found) and found != wanted:
         raise ExpressionError(f"expected a {wanted}, found a {found}", node.column, _WRITE[wanted])
-    _demand(node, wanted, demands)
-
-
-def _demand(node: Node, kind: Kind, demands: _Demands) -> None:
-    if isinstance(node, syntax.Path) and kind not in ("any", "null"):
-        demands.found.setdefault(node.keys, set()).add(kind)
 
 
 _PLAIN: type[Any] = dict
@@ -238,8 +220,8 @@ def _shown(keys: Keys) -> str:
     return ".".join(str(key) for key in keys)
 
 
-def _logic(node: syntax.Logic, demands: _Demands) -> Run:
-    runs = [_compile_as("boolean", operand, demands) for operand in node.operands]
+def _logic(node: syntax.Logic, within: str) -> Run:
+    runs = [_compile_as("boolean", operand, within) for operand in node.operands]
     decisive = node.operator == "or"
 
     def run(scope: Scope) -> bool:
@@ -254,13 +236,13 @@ def _logic(node: syntax.Logic, demands: _Demands) -> Run:
     return run
 
 
-def _comparison(node: syntax.Comparison, demands: _Demands) -> Run:
-    kind_left, left = _compile(node.first, demands)
+def _comparison(node: syntax.Comparison, within: str) -> Run:
+    kind_left, left = _compile(node.first, within)
     node_left = node.first
     links: list[tuple[Callable[[Any, Any], bool], Run]] = []
     for name, node_right in node.links:
-        kind_right, right = _compile(node_right, demands)
-        _check_comparable(name, (node_left, kind_left), (node_right, kind_right), demands)
+        kind_right, right = _compile(node_right, within)
+        _check_comparable(name, (node_left, kind_left), (node_right, kind_right))
         links.append((_COMPARE[name], right))
         node_left, kind_left = node_right, kind_right
 
@@ -287,9 +269,7 @@ def _against(compare: Callable[[Any, Any], bool], left: Run, value: Any) -> Run:
     return lambda scope: compare(left(scope), value)
 
 
-def _check_comparable(
-    name: str, left: tuple[Node, Kind], right: tuple[Node, Kind], demands: _Demands
-) -> None:
+def _check_comparable(name: str, left: tuple[Node, Kind], right: tuple[Node, Kind]) -> None:
     (node_left, kind_left), (node_right, kind_right) = left, right
     if name in ("in", "not in"):
         if kind_right == "text":
@@ -297,10 +277,6 @@ def _check_comparable(
         if kind_right not in ("any", "list"):
             message = f"`in` needs a list, found a {kind_right}"
             raise ExpressionError(message, node_right.column, _WRITE["list"])
-        if isinstance(node_right, syntax.Listing):
-            for item in node_right.items:
-                if isinstance(item, syntax.Literal):
-                    _demand(node_left, kind_of(item.value), demands)
         return
     if name in ("==", "!="):
         if "list" in (kind_left, kind_right):
@@ -316,27 +292,30 @@ def _check_comparable(
     if clash and "any" not in (kind_left, kind_right):
         message = f"`{name}` compares a {kind_left} with a {kind_right}"
         raise ExpressionError(message, node_left.column, "compare values of one type")
-    _demand(node_left, kind_right, demands)
-    _demand(node_right, kind_left, demands)
 
 
-def _arithmetic(node: syntax.Arithmetic, demands: _Demands) -> tuple[Kind, Run]:
+def _arithmetic(node: syntax.Arithmetic, within: str) -> tuple[Kind, Run]:
     compute = _COMPUTE[node.operator]
-    (kind_left, left), (kind_right, right) = _compile(node.left, demands), _compile(node.right, demands)
+    (kind_left, left), (kind_right, right) = _compile(node.left, within), _compile(node.right, within)
     kind: Kind = "number"
     if node.operator == "+":
         kinds = {kind_left, kind_right} - {"any"}
         kind = "text" if kinds == {"text"} else "number" if kinds else "any"
-    _expect(kind, kind_left, node.left, demands)
-    _expect(kind, kind_right, node.right, demands)
+    _expect(kind, kind_left, node.left)
+    _expect(kind, kind_right, node.right)
     return kind, lambda scope: compute(left(scope), right(scope))
 
 
-def _call(node: syntax.Call, demands: _Demands) -> tuple[Kind, Run]:
+def _call(node: syntax.Call, within: str) -> tuple[Kind, Run]:
     function = FUNCTIONS[node.name]
     if not function.arity_min <= len(node.arguments) <= function.arity_max:
         raise ExpressionError(f"{node.name} takes {function.arity}", node.column, "give it as many")
-    runs = [_compile_as(function.takes, argument, demands) for argument in node.arguments]
+    runs = [_compile_as(function.takes, argument, within) for argument in node.arguments]
+    pattern = node.arguments[-1]
+    cut = isinstance(pattern, syntax.Literal) and "*" in str(pattern.value)[:-1]
+    if node.name == "keyMatch" and cut:
+        message = "Casbin ignores what follows the first `*` of a pattern"
+        raise ExpressionError(message, pattern.column, "let the only * stand last, or write endswith")
     body = function.body
     return function.gives, lambda scope: body(*[run(scope) for run in runs])
 

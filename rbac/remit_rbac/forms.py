@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from remit_rbac.conditions import FUNCTIONS, Expression, ExpressionError, compile_node, paths_of
+from remit_rbac.kinds import ANY, Kinds, clashes, compared_values
 from remit_rbac.lines import STORED_LENGTH_MAX, Line
 from remit_rbac.problems import Problem
-from remit_rbac.syntax import parse
+from remit_rbac.syntax import Path, parse
 
 ACTIONS = ("execute", "recommend", "advise", "approve", "undo", "list")
 #: Those by which a call is made. A duty goes with these, and approvals also with an undo.
@@ -32,6 +33,7 @@ COLUMNS = {
 }
 #: What a condition may read of the request besides the named fields of r.args and r.ctx.
 _READABLE = frozenset({("r", "sub"), ("r", "dom"), ("r", "tool"), ("r", "act")})
+_TEXT: Kinds = frozenset({"text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,17 @@ def compile_condition(text: str) -> Expression | None:
                 "read r.args.<name>, r.ctx.<name>, r.sub, r.dom, r.tool or r.act",
             )
     expression = compile_node(text, node, within="r", kind="boolean")
+    for clash in clashes(node, lambda keys: _TEXT if keys in _READABLE else ANY):
+        if isinstance(clash.node, Path):
+            message = f"`{'.'.join(map(str, clash.node.keys))}` is a text"
+            raise ExpressionError(message, clash.node.column, "compare it with a text in single quotes")
+    for path, literal in compared_values(node):
+        if path.keys == ("r", "act") and literal.value not in ACTIONS:
+            raise ExpressionError(
+                f"`{literal.value}` is no action, so this is never so",
+                literal.column,
+                f"there are {', '.join(ACTIONS)}",
+            )
     always = not expression.paths and expression.evaluate({}) is True
     return None if always else expression
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from remit_rbac import syntax
-from remit_rbac.conditions import Expression, Keys, Kind, children, key_match, paths_of
+from remit_rbac.conditions import Expression, Keys, children, key_match, kind_of, paths_of
 from remit_rbac.index import Index, Rule
+from remit_rbac.kinds import ANY, Clash, Kinds, clashes, compared_values, contradicted
 from remit_rbac.lines import Line
 from remit_rbac.model import Constraint
 from remit_rbac.policy import Policy
 from remit_rbac.problems import Problem
-from remit_rbac.schemas import argument_kinds
+from remit_rbac.schemas import argument_kinds, argument_values, names_near
 from remit_rbac.syntax import Node, stock_rewrites
 
 
@@ -28,9 +29,9 @@ class Surroundings:
 
     #: Tool name to the JSON Schema of its arguments.
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None
-    #: Dotted names below `r.ctx`; each stands for what is inside it, too.
-    known_context: Collection[str] | None = None
-    #: By action: those of them that are not there when it is asked about.
+    #: The JSON Schema of `r.ctx`, whatever the tool.
+    context_schema: Mapping[str, Any] | None = None
+    #: By action: dotted names below `r.ctx` that are not there when it is asked about.
     absent_context: Mapping[str, Collection[str]] = field(default_factory=dict[str, Collection[str]])
 
 
@@ -50,7 +51,7 @@ def lint(policy: Policy, lines: Lines, surroundings: Surroundings) -> Iterator[P
             line = at.rule(ptype, rule)
             condition = None
             if rule.condition is not None:
-                condition = conditions.get(rule.condition.text) or _read(rule.condition)
+                condition = conditions.get(rule.condition.text) or _read(rule.condition, surroundings)
                 conditions[rule.condition.text] = condition
                 yield from _condition_findings(rule, line, condition)
                 yield from _context_findings(line, condition, surroundings)
@@ -136,15 +137,18 @@ class _Condition:
     """What there is to say about one text of a condition, however many rows have it."""
 
     constant: bool
+    contradicted: syntax.Path | None
     rewritten: tuple[syntax.Literal, ...]
     no_lower_bound: tuple[Keys, ...]
     paths: tuple[syntax.Path, ...]
+    misfits: tuple[_Misfit, ...]
 
 
-def _read(expression: Expression) -> _Condition:
+def _read(expression: Expression, surroundings: Surroundings) -> _Condition:
     nodes = list(_walk(expression.node))
     return _Condition(
         constant=not expression.paths,
+        contradicted=contradicted(expression.node),
         rewritten=tuple(
             node
             for node in nodes
@@ -152,6 +156,9 @@ def _read(expression: Expression) -> _Condition:
         ),
         no_lower_bound=tuple(sorted(_bounded_above_only(nodes), key=str)),
         paths=tuple(paths_of(expression.node)),
+        misfits=()
+        if surroundings.context_schema is None
+        else tuple(_misfits(expression, {"": {"ctx": surroundings.context_schema}})),
     )
 
 
@@ -159,6 +166,15 @@ def _condition_findings(rule: Rule, line: Line, condition: _Condition) -> Iterat
     if condition.constant:
         yield line.problem(
             "never-applies", "this condition is always false", "delete the row", value=5, level="warning"
+        )
+    if (path := condition.contradicted) is not None:
+        yield line.problem(
+            "never-applies",
+            f"no value of {_dotted(path.keys)} is all that is asked of it here",
+            "write || where either will do, or delete the row",
+            value=5,
+            offset=path.column - 1,
+            level="warning",
         )
     for literal in condition.rewritten:
         yield line.problem(
@@ -417,15 +433,7 @@ def _tool_findings(
                         for tool in tools
                     }
                     found[key] = list(_misfits(rule.condition, schemas))
-                for misfit in found[key]:
-                    yield line.problem(
-                        misfit.code,
-                        misfit.message,
-                        misfit.fix,
-                        value=5,
-                        offset=misfit.offset,
-                        level=misfit.level,
-                    )
+                yield from (misfit.at(line) for misfit in found[key])
 
 
 def _unredactable(rule: Rule, line: Line, schemas: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
@@ -468,51 +476,88 @@ class _Misfit:
     offset: int
     level: Literal["error", "warning"]
 
+    def at(self, line: Line) -> Problem:
+        return line.problem(self.code, self.message, self.fix, value=5, offset=self.offset, level=self.level)
 
-def _misfits(
-    condition: Expression, schemas: Mapping[str, Mapping[str, Mapping[str, Any]]]
-) -> Iterator[_Misfit]:
-    """`schemas` by tool, then `args` and `ctx`."""
+
+#: By tool, the JSON Schemas of `args` and `ctx`, as far as they are known; `""` stands for every tool.
+_Schemas = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def _misfits(condition: Expression, schemas: _Schemas) -> Iterator[_Misfit]:
+    """What of a condition cannot be answered, each once."""
+    found = [*_unknown(condition, schemas), *_unequal(condition, schemas)]
+    for tool, each in schemas.items():
+        # A name that is not there is told once, as such.
+        of_tool = clashes(condition.node, lambda keys, each=each: _kinds_at(each, keys) or ANY)
+        found.extend(_clashing(clash, tool) for clash in of_tool)
+    yield from dict.fromkeys(found)
+
+
+def _kinds_at(schemas: Mapping[str, Mapping[str, Any]], keys: Keys) -> Kinds | None:
+    """The kinds of an attribute of the request, where a schema speaks of it; None when there is none."""
+    schema = schemas.get(str(keys[1]))
+    return ANY if schema is None else argument_kinds(schema, keys[2:])
+
+
+def _unknown(condition: Expression, schemas: _Schemas) -> Iterator[_Misfit]:
     for path in paths_of(condition.node):
-        root = path.keys[1]
-        if root not in ("args", "ctx"):
+        without = sorted(tool for tool, each in schemas.items() if _kinds_at(each, path.keys) is None)
+        if not without:
             continue
-        demanded = condition.demands.get(path.keys, frozenset())
-        yield from _path_misfits(
-            path,
-            demanded,
-            {tool: argument_kinds(each[root], path.keys[2:]) for tool, each in schemas.items()},
-        )
-
-
-def _path_misfits(
-    path: syntax.Path, demanded: frozenset[Kind], found: Mapping[str, frozenset[Kind] | None]
-) -> Iterator[_Misfit]:
-    name, argument = _dotted(path.keys[2:]), path.keys[1] == "args"
-    without = sorted(tool for tool, kinds in found.items() if kinds is None)
-    if without:
+        name, argument = _dotted(path.keys[2:]), path.keys[1] == "args"
         has = "has" if len(without) == 1 else "have"
-        what = f"{has} no argument {name}" if argument else f"{has} no r.ctx.{name}"
+        what = f"argument {name}" if argument else f"r.ctx.{name}"
+        message = f"{_some(without)} {has} no {what}, so the condition cannot be answered there"
+        fix = "check the name, or name the tools that have it"
+        if "" in schemas:
+            message = f"the server sets no {_dotted(path.keys)}"
+            fix = f"there are {', '.join(names_near(schemas['']['ctx'], path.keys[2:]))}"
         yield _Misfit(
             code="unknown-argument" if argument else "unknown-context",
-            message=f"{_some(without)} {what}, so the condition cannot be answered there",
-            fix="check the name, or name the tools that have it",
+            message=message,
+            fix=fix,
             offset=path.column - 1,
             # A row over many tools may be about some of them only; then it is for its author to judge.
-            level="error" if len(without) == len(found) else "warning",
+            level="error" if len(without) == len(schemas) else "warning",
         )
-    for tool, kinds in found.items():
-        if kinds and demanded and "any" not in kinds and not demanded <= kinds:
-            is_, used = " or ".join(sorted(kinds)), " and a ".join(sorted(demanded))
-            yield _Misfit(
-                code="argument-type" if argument else "context-type",
-                message=f"{name} of {tool} is a {is_}, and is used here as a {used}"
-                if argument
-                else f"r.ctx.{name} is a {is_}, and is used here as a {used}",
-                fix=f"compare it with a {is_}",
-                offset=path.column - 1,
-                level="error",
-            )
+
+
+def _unequal(condition: Expression, schemas: _Schemas) -> Iterator[_Misfit]:
+    """Values that an attribute is asked for and never has, by the word of every tool."""
+    for path, literal in compared_values(condition.node):
+        root = str(path.keys[1])
+        listed = [
+            argument_values(each[root], path.keys[2:]) if root in each else None for each in schemas.values()
+        ]
+        known = {value: None for values in listed for value in values or ()}
+        kinds = {kind_of(value) for value in known}
+        if None in listed or literal.value in known or kind_of(literal.value) not in kinds:
+            continue  # another kind is told as such
+        yield _Misfit(
+            code="unknown-value",
+            message=f"{_dotted(path.keys)} is never {literal.value!r}",
+            fix=f"there are {', '.join(map(str, known))}",
+            offset=literal.column - 1,
+            # What a source lists may change with its next version, and the rule be right again.
+            level="error" if root == "ctx" else "warning",
+        )
+
+
+def _clashing(clash: Clash, tool: str) -> _Misfit:
+    is_, used = (" or ".join(sorted(kinds - {"null"})) for kinds in (clash.found, clash.wanted))
+    roots = {path.keys[1] for path in paths_of(clash.node)}
+    argument = "ctx" not in roots
+    name = _dotted(clash.node.keys) if isinstance(clash.node, syntax.Path) else syntax.render(clash.node)
+    if "args" in roots:
+        name = f"{name.removeprefix('r.args.')} of {tool}"
+    return _Misfit(
+        code="argument-type" if argument else "context-type",
+        message=f"{name} is a {is_}, and is used here as a {used}",
+        fix=f"compare it with a {is_}",
+        offset=clash.node.column - 1,
+        level="error",
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -521,18 +566,17 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _context_findings(line: Line, condition: _Condition, surroundings: Surroundings) -> Iterator[Problem]:
-    known, act = surroundings.known_context, line.values[4]
+    absent = surroundings.absent_context.get(line.values[4], ())
     for path in condition.paths:
-        if path.keys[1] != "ctx":
-            continue
-        if known is not None and not _is_known(path.keys[2:], (*known, "in_chain")):
-            message, fix = f"the server sets no {_dotted(path.keys)}", f"there are {', '.join(sorted(known))}"
-        elif len(path.keys) > 2 and _is_known(path.keys[2:], surroundings.absent_context.get(act, ())):
-            message = f"{_dotted(path.keys)} is not there when it is about {act}"
-            fix = "write the condition without it"
-        else:
-            continue
-        yield line.problem("unknown-context", message, fix, value=5, offset=path.column - 1)
+        if path.keys[1] == "ctx" and _is_known(path.keys[2:], absent):
+            yield line.problem(
+                "unknown-context",
+                f"{_dotted(path.keys)} is not there when it is about {line.values[4]}",
+                "write the condition without it",
+                value=5,
+                offset=path.column - 1,
+            )
+    yield from (misfit.at(line) for misfit in condition.misfits)
 
 
 def _is_known(path: Keys, known: Collection[str]) -> bool:

@@ -56,16 +56,16 @@ def load_files(
     policies: Sequence[Path],
     *,
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-    known_context: Collection[str] | None = None,
+    context_schema: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load policy files, merged in order, under a model file (None: the shipped one).
 
-    With `tool_schemas` (tool name to JSON Schema of its arguments) and `known_context` (dotted names
-    below `r.ctx`), rules that read what does not exist, or has another type, are refused too.
+    With `tool_schemas` (tool name to JSON Schema of its arguments) and `context_schema` (that of `r.ctx`,
+    whatever the tool), rules that read what does not exist, or has another type, are refused too.
 
     Raises PolicyError naming every problem; OSError when a file cannot be read.
     """
-    builder = _Builder(read_model(model), Surroundings(tool_schemas, known_context))
+    builder = _Builder(read_model(model), Surroundings(tool_schemas, context_schema))
     for path in policies:
         builder.add(*read_lines(path.read_bytes(), str(path)))
     return builder.build()
@@ -77,7 +77,7 @@ def load_layers(
     model: Layer | None = None,
     guardrails: Sequence[Layer] = (GUARDRAILS,),
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-    known_context: Collection[str] | None = None,
+    context_schema: Mapping[str, Any] | None = None,
     absent_context: Mapping[str, Collection[str]] | None = None,
 ) -> Policy:
     """Load guardrails, the organisation's files and those of its tenants, as one policy.
@@ -87,7 +87,7 @@ def load_layers(
     checked is what counts. `absent_context` says by action which attributes are not there then. Raises
     PolicyError naming every problem.
     """
-    surroundings = Surroundings(tool_schemas, known_context, absent_context or {})
+    surroundings = Surroundings(tool_schemas, context_schema, absent_context or {})
     builder = _Builder(_model_of(model), surroundings)
     for layer in (*guardrails, *layers):
         lines, problems = read_lines(layer.content, layer.file)
@@ -121,10 +121,10 @@ def load_text(
     model: Path | None = None,
     file: str = "policy.csv",
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-    known_context: Collection[str] | None = None,
+    context_schema: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load one policy from text, as `load_files` does from a file. `file` is its name in messages."""
-    builder = _Builder(read_model(model), Surroundings(tool_schemas, known_context))
+    builder = _Builder(read_model(model), Surroundings(tool_schemas, context_schema))
     builder.add(*read_lines(text.encode(), file))
     return builder.build()
 
@@ -135,13 +135,13 @@ def load_rows(
     model: Path | None = None,
     source: str,
     tool_schemas: Mapping[str, Mapping[str, Any]] | None = None,
-    known_context: Collection[str] | None = None,
+    context_schema: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load rows that are already apart, row type first: from a database table, in its order.
 
     Row n counts as line n of `source`. Raises PolicyError naming every problem.
     """
-    builder = _Builder(read_model(model), Surroundings(tool_schemas, known_context))
+    builder = _Builder(read_model(model), Surroundings(tool_schemas, context_schema))
     builder.add(*read_values(rows, source))
     return builder.build()
 

@@ -1,4 +1,4 @@
-"""What a tool's input schema (JSON Schema) says about one argument: its kinds, or that there is none.
+"""What a JSON Schema says about one attribute: its kinds, its values, or that there is none.
 
 Only what is certain counts. Where a schema is open, conditional or unusual the answer is `any`.
 """
@@ -27,6 +27,33 @@ _STEPS_MAX = 50
 def argument_kinds(schema: Mapping[str, Any], path: Keys) -> frozenset[Kind] | None:
     """The kinds that the value at `path` can have; None when the schema declares no such value."""
     return _kinds(schema, path, schema, _STEPS_MAX)
+
+
+def argument_values(schema: Mapping[str, Any], path: Keys) -> Sequence[Any] | None:
+    """All that the value at `path` can be, where the schema lists it (`enum`); else None."""
+    here: object = schema
+    for key in (*path, None):
+        for _ in range(_STEPS_MAX):
+            if isinstance(here, Mapping) and "$ref" in here:
+                here = _referred(cast("Mapping[str, Any]", here)["$ref"], schema)
+        if not isinstance(here, Mapping):
+            return None
+        found = cast("Mapping[str, Any]", here)
+        if key is None:
+            return found.get("enum")
+        here = found.get("properties", {}).get(key)
+    return None
+
+
+def names_near(schema: Mapping[str, Any], path: Keys) -> list[str]:
+    """What could be meant by a path that the schema does not declare: the names where it goes astray."""
+    here = schema
+    for key in path:
+        properties = cast("Mapping[str, Mapping[str, Any]]", here.get("properties", {}))
+        if key not in properties:
+            return sorted(properties)
+        here = properties[str(key)]
+    return []
 
 
 def _kinds(schema: object, path: Keys, root: Mapping[str, Any], steps: int) -> frozenset[Kind] | None:
@@ -64,9 +91,10 @@ def _own_kinds(
     properties = cast("Mapping[str, Any]", schema.get("properties", {}))
     if key in properties:
         return _kinds(properties[str(key)], rest, root, steps)
-    if not properties or "patternProperties" in schema:
+    if "patternProperties" in schema:
         return _ANY
-    further = schema.get("additionalProperties", False)
+    # Who lists properties means these, even where JSON Schema would let others through.
+    further = schema.get("additionalProperties", not properties)
     return None if further is False else _kinds(further, rest, root, steps)
 
 

@@ -16,6 +16,8 @@ from remit_rbac import syntax
 from remit_rbac.conditions import EvaluationError, Expression, compile_node
 
 _VALUE_MAX = 60
+#: Of a list or an object, whose end may be what explains the answer.
+_WHOLE_MAX = 240
 _COMPARED = {
     "==": "is",
     "!=": "is not",
@@ -96,10 +98,10 @@ def value(of: Any) -> str:
         case str():
             return f"'{_cut(of)}'"
         case list() | tuple():
-            return _cut(", ".join(map(value, cast("Sequence[Any]", of))) or "an empty list")
+            return _cut(", ".join(map(value, cast("Sequence[Any]", of))) or "an empty list", _WHOLE_MAX)
         case Mapping():
             fields = cast("Mapping[str, Any]", of)
-            return _cut("; ".join(f"{_plain(key)} {value(each)}" for key, each in fields.items()))
+            return _cut("; ".join(f"{_plain(key)} {value(each)}" for key, each in fields.items()), _WHOLE_MAX)
         case _:
             return _cut(str(of))
 
@@ -246,5 +248,5 @@ def _owner(word: str) -> str:
     return f"{word}'" if word.endswith("s") else f"{word}'s"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _VALUE_MAX else f"{text[: _VALUE_MAX - 3]}..."
+def _cut(text: str, length_max: int = _VALUE_MAX) -> str:
+    return text if len(text) <= length_max else f"{text[: length_max - 3]}..."

@@ -171,7 +171,8 @@ class PolicySource(Strict):
     source: Literal["files", "database"] = "files"
     #: A Casbin model; without it the one that ships with Remit is used.
     model: Path | None = None
-    #: The organisation's rules, for all tenants. With `source: database`, needed to push versions only.
+    #: The organisation's rules, for all tenants; `policy.*.csv` names all that match, in the order of their
+    #: names. With `source: database`, needed to push versions only.
     files: Annotated[tuple[Path, ...], Field(min_length=1)] = ()
     #: Rows that other Casbin programs keep, beside the files: `module:function` gives a pycasbin adapter.
     adapters: tuple[FunctionName, ...] = ()

@@ -14,7 +14,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -205,6 +205,19 @@ def _anchored(value: Any, folder: Path) -> Any:
             return value
 
 
+def policy_files(paths: Iterable[Path]) -> list[Path]:
+    """The files that these settings name, in their order; those of a pattern (`policy.*.csv`) by name.
+
+    Looks anew each time, so a file that is added to a pattern counts. What matches nothing gives nothing.
+    """
+    found = (sorted(path.parent.glob(path.name)) if _is_pattern(path) else [path] for path in paths)
+    return list(dict.fromkeys(each for files in found for each in files))
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(mark in path.name for mark in "*?[") and not path.is_file()
+
+
 def _absent_files(shown: str, document: Document, config: Config) -> Iterator[Problem]:
     files: dict[strict_yaml.Path, Path | None] = {}
     policy = config.policy
@@ -220,7 +233,11 @@ def _absent_files(shown: str, document: Document, config: Config) -> Iterator[Pr
     if tls := config.http.tls:
         files |= {("http", "tls", "certificate"): tls.certificate, ("http", "tls", "key"): tls.key}
     for field, path in files.items():
-        if path is not None and not path.is_file():
+        if path is not None and field[0] == "policy" and _is_pattern(path):
+            if not policy_files([path]):
+                message = f"no file matches {str(path)!r}; write one, or take the pattern out"
+                yield Problem.at(shown, document.marks, field, message)
+        elif path is not None and not path.is_file():
             message = f"there is no file {str(path)!r}; write it, or name another"
             yield Problem.at(shown, document.marks, field, message)
     for name, source in config.sources.items():

@@ -22,27 +22,6 @@ from remit_rbac import Duty
 _NOTHING: Json = {}
 _HOUR_QUARTER_US = 900_000_000
 
-#: What rules may always read below `r.ctx`; `price` and `claim` stand for whatever is inside them.
-ATTRIBUTES = (
-    "tenant",
-    "run.id",
-    "run.calls",
-    "run.writes",
-    "run.tools",
-    "run.tool_calls",
-    "run.conflicts",
-    "hour",
-    "weekday",
-    "effect",
-    "labels",
-    "autonomy",
-    "undo_ready",
-    "undo_proven",
-    "price",
-    "claim",
-    "confirmed",
-    "in_chain",
-)
 #: By action: what rows that are about it alone never see.
 NOT_THERE = {
     "approve": ("run", "claim", "confirmed"),
@@ -126,22 +105,6 @@ def redacted(context: Json, call: Call, duties: Iterable[Duty]) -> Json:
         **({"parsed": parsed} if "parsed" in context else {}),
         **({"derived": made} if "derived" in context else {}),
     }
-
-
-def context_names(config: Config) -> tuple[str, ...]:
-    """What rules may read below `r.ctx`; each name stands for whatever is inside it, too."""
-    declared = {
-        f"{root}.{name}"
-        for rules in config.tools.values()
-        for root, names in (
-            ("parsed", rules.parse),
-            ("facts", rules.facts),
-            ("derived", rules.derive),
-            ("run", rules.establishes),
-        )
-        for name in names
-    }
-    return (*config.context, *ATTRIBUTES, *sorted(declared))
 
 
 def lasting(context: Mapping[str, Any]) -> Mapping[str, Any]:

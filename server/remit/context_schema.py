@@ -7,15 +7,17 @@ another type there, can never be answered. `configs/policy_context.schema.json` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import orjson
 
-from remit.catalog import Catalog
 from remit.config import Autonomy, Config, Effect
 from remit.model import Fact, Tool
 from remit_adapters.base import Json, Operation
 from remit_rbac import Policy, Problem, hold_against
+
+if TYPE_CHECKING:
+    from remit.catalog import Catalog
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _COUNT: Json = {"type": "integer", "minimum": 0}
@@ -73,6 +75,14 @@ ATTRIBUTES: Mapping[str, Json] = {
     },
     "claim": {
         "type": "object",
+        # Agents may say more. That is recorded and shown to people, and no rule reads it.
+        "properties": {
+            "goal": _TEXT,
+            "rationale": _TEXT,
+            "confidence": {"type": "number"},
+            "evidence": {},
+            "model": _TEXT,
+        },
         "description": "What the agent says about the call. Not for `approve`.",
     },
     "confirmed": {
@@ -106,7 +116,14 @@ _OPERATIONS: Mapping[Operation, Json] = {
             "arguments": {"type": "object", "additionalProperties": _TEXT},
         },
     },
-    Operation.COMPLETE: {},
+    Operation.COMPLETE: {
+        "type": "object",
+        "properties": {
+            "ref": {"type": "object"},
+            "argument": {"type": "object", "properties": {"name": _TEXT, "value": _TEXT}},
+            "context": {"type": "object"},
+        },
+    },
 }
 
 
@@ -160,6 +177,9 @@ def context_schema(config: Config | None, tool: Tool | None = None, catalog: Cat
     else:
         for name, setting in (("parsed", "parse"), ("facts", "facts"), ("derived", "derive")):
             properties[name] = {"type": "object", "description": f"What the tool's `{setting}` says."}
+            if config:
+                declared = {each for rules in config.tools.values() for each in getattr(rules, setting)}
+                properties[name] = {**properties[name], **_closed({each: {} for each in sorted(declared)})}
     return {
         "type": "object",
         "properties": properties,

@@ -19,7 +19,9 @@ from remit.config_problems import Problem
 from remit.model import Lookup, Tool
 from remit_adapters.base import Operation
 from remit_rbac import Expression, compile_expression
+from remit_rbac.kinds import ANY, clashes
 from remit_rbac.schemas import argument_kinds
+from remit_rbac.syntax import render
 
 Schema = Mapping[str, Any]
 
@@ -207,12 +209,11 @@ class _Fitting:
     def _condition(self, field: str, expression: Expression) -> Iterator[Misfit]:
         """A condition on the arguments, with what it compares them with."""
         yield from self._paths(field, expression, {"args": _input(self.tool)})
-        for (_, *path), demanded in expression.demands.items():
-            kinds = argument_kinds(_input(self.tool), tuple(path))
-            if kinds and "any" not in kinds and not demanded <= kinds:
-                name = ".".join(map(str, path))
-                given, used = " or ".join(sorted(kinds)), " and ".join(sorted(demanded))
-                yield self._problem(field, f"{name} is a {given}, and is used here as a {used}")
+        schema = _input(self.tool)
+        for clash in clashes(expression.node, lambda keys: argument_kinds(schema, keys[1:]) or ANY):
+            name = render(clash.node).removeprefix("args.")
+            given, used = (" or ".join(sorted(kinds - {"null"})) for kinds in (clash.found, clash.wanted))
+            yield self._problem(field, f"{name} is a {given}, and is used here as a {used}")
 
     def _problem(self, field: str, message: str, *, warning: bool = False) -> Misfit:
         entry = entry_for(self.loaded.config, self.tool.name, field) or self.tool.name

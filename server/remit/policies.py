@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from remit.config import Config, PolicyTable
-from remit.config_file import resolve
-from remit.context import NOT_THERE, context_names
+from remit.config_file import policy_files, resolve
+from remit.context import NOT_THERE
+from remit.context_schema import context_schema
 from remit.database import exists
 from remit.errors import RemitError
 from remit.records import open_records
 from remit.versions import Version
+from remit_adapters.base import Json
 from remit_rbac import GUARDRAILS, Layer, Policy, PolicyError, load_layers
 from remit_rbac.lines import read_values
 from remit_rbac.model import SHIPPED
@@ -41,8 +43,8 @@ class PolicyText:
     #: The organisation's files, then those of its tenants.
     layers: tuple[Layer, ...]
 
-    def build(self, *, known_context: Collection[str] | None = None) -> BuiltPolicy:
-        """The policy that this text is; with `known_context`, one that reads nothing else of `r.ctx`.
+    def build(self, *, context_schema: Json | None = None) -> BuiltPolicy:
+        """The policy that this text is; with the schema of `r.ctx`, one that reads nothing else of it.
 
         Raises PolicyError naming every problem.
         """
@@ -50,8 +52,8 @@ class PolicyText:
             self.layers,
             model=self.model,
             guardrails=self.guardrails,
-            known_context=known_context,
-            absent_context=NOT_THERE if known_context is not None else None,
+            context_schema=context_schema,
+            absent_context=NOT_THERE if context_schema is not None else None,
         )
         return BuiltPolicy(text=self, policy=policy)
 
@@ -127,7 +129,7 @@ def built(text: PolicyText, settings: Config) -> BuiltPolicy:
     Raises PolicyError with every problem, RemitError beside a `casbin` that took pycasbin's files.
     """
     _refuse_old_casbin()
-    return text.build(known_context=context_names(settings))
+    return text.build(context_schema=context_schema(settings))
 
 
 def text_in_force(settings: Config) -> PolicyText:
@@ -157,9 +159,12 @@ def adapted(settings: Config) -> tuple[Layer, ...]:
 def text_of(
     files: Iterable[Path], model: Path | None = None, *, tenants: Mapping[str, Iterable[Path]] | None = None
 ) -> PolicyText:
-    """These files as a policy, under the built-in guardrails. Raises RemitError when one cannot be read."""
-    layers = [_read(path) for path in files]
-    layers += [_read(path, tenant) for tenant, paths in (tenants or {}).items() for path in paths]
+    """These files as a policy, under the built-in guardrails; a pattern stands for all that match it.
+
+    Raises RemitError when one cannot be read, or a pattern matches nothing.
+    """
+    layers = [_read(path) for path in _present(files)]
+    layers += [_read(path, tenant) for tenant, paths in (tenants or {}).items() for path in _present(paths)]
     return PolicyText(model=_read(model) if model else _MODEL, guardrails=(GUARDRAILS,), layers=tuple(layers))
 
 
@@ -240,6 +245,14 @@ def _refuse_old_casbin() -> None:
             f"casbin {found} is installed beside pycasbin and has overwritten its files: "
             "pip uninstall casbin, then pip install --force-reinstall pycasbin"
         )
+
+
+def _present(paths: Iterable[Path]) -> list[Path]:
+    paths = list(paths)
+    for path in paths:
+        if not policy_files([path]):
+            raise RemitError(f"no policy file matches {path}: write one, or take the pattern out")
+    return policy_files(paths)
 
 
 def _read(path: Path, tenant: str | None = None) -> Layer:

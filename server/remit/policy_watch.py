@@ -23,6 +23,7 @@ import anyio.to_thread
 
 from remit import telemetry
 from remit.config import Config
+from remit.config_file import policy_files
 from remit.database import reading
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import Journal
@@ -152,7 +153,7 @@ class PolicyWatch:
     def _look(self) -> Hashable:
         if self._files:
             files = (*_paths(self._config), *self._config.policy.tests)
-            return (self._elsewhere(), *(_status(path) for path in files))
+            return (self._elsewhere(), *((path, _status(path)) for path in files))
         try:
             with reading(self._config.store.location) as db:
                 row = db.one("SELECT MAX(number) AS newest FROM policy_activations")
@@ -177,7 +178,7 @@ class PolicyWatch:
 def _paths(config: Config) -> list[Path]:
     source = config.policy
     tenants = [path for paths in source.tenants.values() for path in paths]
-    return [*([source.model] if source.model else []), *source.files, *tenants]
+    return [*([source.model] if source.model else []), *policy_files(source.files), *policy_files(tenants)]
 
 
 def _status(path: Path) -> Hashable:

@@ -17,7 +17,7 @@ from tests.docs.pages import ROOT, read
 
 from remit import tables
 from remit.config import Config
-from remit.context import context_names
+from remit.context_schema import ATTRIBUTES, RUN
 from remit.states import STATES
 from remit_rbac.conditions import FUNCTIONS
 from remit_rbac.decisions import Code
@@ -120,12 +120,9 @@ def test_every_action_is_listed() -> None:
 
 
 def test_every_context_attribute_is_listed() -> None:
-    config = Config.model_validate(
-        {"version": 1, "policy": {"files": ["p"]}, "sources": {"s": {"kind": "mcp", "command": ["c"]}}}
-    )
     listed = {name.removeprefix("r.ctx.") for name in first_column(section("docs/policy.md", "Context"))}
     declared = {"<name>", "run.<name>", "facts.<fact>", "parsed.<argument>", "derived.<value>"}
-    assert listed == {*context_names(config), *declared}
+    assert listed == {*ATTRIBUTES, *(f"run.{name}" for name in RUN), *declared}
 
 
 def refusal_codes() -> set[str]:

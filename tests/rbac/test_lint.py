@@ -286,13 +286,25 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
+CONTEXT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "hour": {"type": "integer"},
+        "in_chain": {"enum": [0, 1]},
+        "effect": {"enum": ["read", "irreversible"]},
+        "facts": {"type": "object", "properties": {"order": {}}},
+        "claim": {"type": "object", "properties": {"confidence": {"type": "number"}}},
+    },
+}
+
+
 def checked(condition: str, tool: str = "pay.refund") -> list[tuple[str, str]]:
-    options = {"tool_schemas": SCHEMAS, "known_context": ["hour", "facts.order", "claim.confidence"]}
+    options = {"tool_schemas": SCHEMAS, "context_schema": CONTEXT}
     row = f"p, *, acme, {tool}, execute, {condition}, allow"
     try:
         policy = load_text(row, **options)
     except PolicyError as error:
-        return [(problem.level, problem.code) for problem in error.problems]
+        return [(problem.level, problem.code) for problem in error.problems if problem.level == "error"]
     return [(problem.level, problem.code) for problem in policy.warnings]
 
 
@@ -319,10 +331,119 @@ def checked(condition: str, tool: str = "pay.refund") -> list[tuple[str, str]]:
         ("r.ctx.facts.user.name == 'x'", "unknown-context"),
         ("r.ctx.claim.confidence > 0.5", None),
         ("r.ctx.in_chain == 0", None),
+        ("len(r.args.amount) > 1", "argument-type"),
+        ("len(r.args.note) > 1 && len(r.args.free) == 0", None),
+        ("contains(r.args.amount, 'x')", "argument-type"),
+        ("contains(r.args.note, 5)", "argument-type"),
+        ("contains(r.args.lines, 5)", None),
+        ("'x' in r.args.amount", "argument-type"),
+        ("'x' in r.args.note", "argument-type"),
+        ("5 in r.args.free", "argument-type"),
+        ("r.args.amount in r.args.free", "argument-type"),
+        ("'x' in r.args.lines", None),
+        ("r.args.amount > r.args.note", "argument-type"),
+        ("r.args.amount == r.args.note", "argument-type"),
+        ("r.args.note == r.args.kind", None),
+        ("r.args.amount + r.args.note == 'x'", "argument-type"),
+        ("r.args.amount + r.args.amount == 5", None),
+        ("r.args.amount - 1 == r.args.note", "argument-type"),
+        ("lower(r.args.note) == r.args.amount", "argument-type"),
+        ("r.args.lines == 'x'", "argument-type"),
+        ("r.args.free > 5", "argument-type"),
+        ("r.args.note == None || r.args.amount != None", None),
+        ("(r.args.note if r.args.amount > 1 else r.args.kind) > 5", "argument-type"),
+        ("-r.args.note > 5", "argument-type"),
+        ("r.args.amount", "argument-type"),
+        ("r.args.amount == r.ctx.hour", None),
+        ("r.ctx.claim.nonsense == 5", "unknown-context"),
+        ("r.ctx.claim.confidence == 'high'", "context-type"),
+        ("r.ctx.effect == 'irreversable'", "unknown-value"),
+        ("r.ctx.effect in ('read', 'irreversable')", "unknown-value"),
+        ("'irreversable' != r.ctx.effect", "unknown-value"),
+        ("r.act == 'excute'", "bad-condition"),
+        ("r.act in ('execute', 'recomend')", "bad-condition"),
+        ("r.act == 'execute' && r.sub != 'agent:x'", None),
+        ("r.sub > 5", "bad-condition"),
+        ("r.tool + 1 == 5", "bad-condition"),
+        ("keyMatch(r.args.note, 'a*b')", "bad-condition"),
+        ("keyMatch(r.args.note, 'a*') || keyMatch(r.args.note, '*')", None),
     ],
 )
 def test_conditions_are_checked_against_the_tools_and_the_context(condition: str, code: str | None):
     assert checked(condition) == ([("error", code)] if code else [])
+
+
+@pytest.mark.parametrize(
+    ("condition", "at", "says"),
+    [
+        (
+            "len(r.args.lines) > r.args.note",
+            "r.args.note",
+            "note of pay.refund is a text, and is used here as a number",
+        ),
+        (
+            "r.args.amount == 1 && contains(r.args.amount, 'x')",
+            "r.args.amount, 'x'",
+            "list or object or text",
+        ),
+        ("r.ctx.claim.nonsense == 5", "r.ctx.claim.nonsense", "fix: there are confidence"),
+        ("r.ctx.effect == 'irreversable'", "'irreversable'", "fix: there are read, irreversible"),
+        ("r.sub == 'a' && r.act == 'excute'", "'excute'", "fix: there are execute, recommend"),
+        ("r.act == 5", "r.act", "`r.act` is a text"),
+        ("keyMatch(r.args.note, 'a*b')", "'a*b'", "let the only * stand last"),
+    ],
+)
+def test_a_refused_condition_is_told_with_its_place_and_what_to_write(condition: str, at: str, says: str):
+    with pytest.raises(PolicyError) as refusal:
+        load_text(
+            f"{ALLOW}\np, *, acme, pay.refund, advise, {condition}, allow",
+            tool_schemas=SCHEMAS,
+            context_schema=CONTEXT,
+        )
+    (problem,) = (problem for problem in refusal.value.problems if problem.level == "error")
+    assert problem.line == 2
+    assert problem.text[problem.column - 1 :].startswith(at)
+    assert says in str(problem)
+
+
+def test_what_a_tool_lists_as_values_is_held_against_as_a_warning():
+    assert checked("r.args.kind in ('a', 'b')") == []
+    assert checked("r.args.kind == 'c'") == [("warning", "unknown-value")]
+    assert checked("r.args.kind == 'c'", "pay.*") == [("warning", "unknown-argument")]
+
+
+def test_a_tool_that_takes_nothing_has_no_argument():
+    nothing: dict[str, Any] = {"properties": {}, "additionalProperties": False}
+    rows = [ALLOW, "p, *, acme, pay.ping, execute, r.args.anything == 1, allow"]
+    (problem,) = (
+        each
+        for each in refused(*rows, tool_schemas={**SCHEMAS, "pay.ping": nothing})
+        if each.level == "error"
+    )
+    assert problem.code == "unknown-argument"
+
+
+@pytest.mark.parametrize(
+    ("condition", "codes"),
+    [
+        ("r.args.a > 5 && r.args.a < 3", ["never-applies"]),
+        ("r.args.a > 5 && r.args.b == 1 && 3 > r.args.a", ["never-applies"]),
+        ("5 < r.args.a < 3", ["never-applies"]),
+        ("r.args.a > 5 && r.args.a <= 5", ["never-applies"]),
+        ("r.args.a >= 5 && r.args.a <= 5", []),
+        ("r.args.a > 5 && r.args.a < 6", []),
+        ("r.args.a > -5 && r.args.a < -6", ["never-applies"]),
+        ("r.args.a == 1 && r.args.a == 2", ["never-applies"]),
+        ("r.args.a == 1 && r.args.a == 1.0", []),
+        ("r.args.a == 'x' && r.args.a == 'y'", ["never-applies"]),
+        ("r.args.a == True && r.args.a == False", ["never-applies"]),
+        ("r.args.a == 'x' && r.args.b == 'y'", []),
+        ("r.args.a == 'x' || r.args.a == 'y'", []),
+        ("r.args.a != 1 && r.args.a != 2 && r.args.a > 0", []),
+    ],
+)
+def test_a_condition_that_contradicts_itself_is_told(condition: str, codes: list[str]):
+    assert warned(ALLOW, f"p, *, acme, pay.x, advise, {condition}, allow") == codes
 
 
 def test_a_finding_in_a_condition_points_into_it():
@@ -354,6 +475,10 @@ def test_without_schemas_nothing_is_said_about_arguments():
         ({"properties": {"a": {}}, "additionalProperties": True}, ("b",), {"any"}),
         ({"properties": {"a": {}}, "patternProperties": {"x": {}}}, ("b",), {"any"}),
         ({"properties": {"a": {}}}, ("b",), None),
+        ({"properties": {}, "additionalProperties": False}, ("b",), None),
+        ({"type": "object", "additionalProperties": False}, ("b",), None),
+        ({"properties": {}, "additionalProperties": {"type": "boolean"}}, ("b",), {"boolean"}),
+        ({"type": "object", "properties": {}}, ("b",), {"any"}),
         (
             {"allOf": [{"properties": {"a": {"type": "string"}}}, {"required": ["a"]}]},
             ("a",),

@@ -6,8 +6,10 @@ trap is real there. If such a line fails, pycasbin has changed, and the test can
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,35 @@ def test_p6_strangers_leave_nothing_behind():
     for n in range(1000):
         assert ask(policy, agent=f"agent:{n}*").code == "malformed_request"
     assert len(policy._cases) == 0
+
+
+def test_p6_well_formed_strangers_leave_a_bounded_memory_behind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("remit_rbac.policy.MEMO_MAX", 200)
+    monkeypatch.setattr("remit_rbac.index.MEMO_MAX", 200)
+    policy = a_policy(ALLOW, "g3, agent:*, user:*, acme", "g, user:ann, role:x, acme")
+
+    def strangers(first: int, count: int) -> int:
+        """What is kept after so many, in bytes."""
+        for n in range(first, first + count):
+            named = {
+                "tenant": f"t{n}" if n % 3 == 0 else "acme",
+                "tool": f"pay.x{n}" if n % 5 == 0 else "pay.refund",
+            }
+            ask(policy, agent=f"agent:a{n}", user=f"user:u{n}", **named)
+            policy.allowed(f"user:v{n}", named["tenant"], named["tool"], "approve", {}, {})
+            policy.approvers(named["tenant"], named["tool"], {}, {})
+            policy.subjects(named["tenant"])
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        few = strangers(0, 999)
+        many = strangers(1000, 3999)
+    finally:
+        tracemalloc.stop()
+    # Unbounded memos would hold some kilobytes for each.
+    assert many - few < 500_000
 
 
 @pytest.mark.parametrize("tool", ["pay.*_readonly", "pay.*.get", "*_readonly", "pay.**"])

@@ -175,6 +175,8 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "2:10: policy.files: is empty; write at least one entry"),
     "a policy file that is absent": (BASE.replace("policy.csv", "absent.csv"),
         "2:18: policy.files[0]: there is no file '<folder>/absent.csv'; write it, or name another"),
+    "a pattern of policy files that matches none": (BASE.replace("[policy.csv]", "['policy.*.csv']"),
+        "2:18: policy.files[0]: no file matches '<folder>/policy.*.csv'; write one, or take the pattern out"),
     "a model that is a folder": (BASE.replace("{files", "{model: tls, files"),
         "2:10: policy.model: there is no file '<folder>/tls'; write it, or name another"),
     "no sources": (BASE.split("sources")[0] + "sources: {}\n",

@@ -14,9 +14,10 @@ from tests.server.test_facts import PEN, ROLES, rule
 
 from remit import catalog
 from remit.config import CONTEXT_NAMES
-from remit.context import ATTRIBUTES
 from remit.context_schema import context_schema, misfits_of, request_schema
-from remit_rbac import load_text
+from remit.policies import load_policy
+from remit_adapters.base import Operation
+from remit_rbac import PolicyError, load_text
 
 SEEN = tools(
     buy={
@@ -34,8 +35,6 @@ def test_the_published_file_is_what_the_code_says() -> None:
     published = json.loads((REPOSITORY / "configs/policy_context.schema.json").read_text())
     assert published == request_schema(None)
     names = published["properties"]["ctx"]["properties"]
-    below_run = {f"run.{name}" for name in names["run"]["properties"]}
-    assert {*names, *below_run} - {"run", "parsed", "facts", "derived"} == set(ATTRIBUTES)
     assert set(names) == CONTEXT_NAMES
 
 
@@ -105,6 +104,8 @@ UNANSWERABLE = [
     ("r.ctx.derived.letters > 5", "has no r.ctx.derived.letters"),
     ("r.ctx.env > 5", "r.ctx.env is a text"),
     ("r.ctx.labels == 'money'", "r.ctx.labels is a list"),
+    ("r.ctx.hour == r.ctx.effect", "r.ctx.hour is a number, and is used here as a text"),
+    ("r.ctx.hour == r.args.thing", "r.ctx.hour is a number, and is used here as a text"),
 ]
 
 
@@ -120,6 +121,27 @@ def test_a_rule_that_reads_what_its_tool_does_not_have_is_an_error(
     assert (problem.level, problem.file, problem.line) == ("error", "policy.csv", 7)
     assert problem.text[problem.column - 1 :].startswith(condition)
     assert message in problem.message
+    assert problem.fix
+
+
+def test_a_rule_over_a_whole_source_is_judged_by_what_the_source_offers(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    offered = catalog.build(config, {"shop": ScriptedSource().offered})
+    assert any(tool.operation is not Operation.TOOL for tool in offered.tools.values())
+    sound = rule("r.args.thing == 'pen'", tool="*") + rule("r.args.uri == 'x'", tool="*")
+    assert {it.level for it in misfits_of(load_text(ROLES + sound), config, offered)} <= {"warning"}
+    wrong = ROLES + rule("r.args.thingg == 'pen'", tool="*")
+    errors = [it for it in misfits_of(load_text(wrong), config, offered) if it.level == "error"]
+    assert [(error.code, error.line) for error in errors] == [("unknown-argument", wrong.count("\n"))]
+
+
+@pytest.mark.parametrize("condition", ["r.ctx.effect == 'irreversable'", "r.ctx.claim.confidence == 'high'"])
+def test_what_the_server_sets_is_known_without_any_tool(tmp_path: Path, condition: str) -> None:
+    (tmp_path / "policy.csv").write_text(ROLES + rule(condition))
+    with pytest.raises(PolicyError) as refusal:
+        load_policy(a_config(tmp_path))
+    (problem,) = (each for each in refusal.value.problems if each.level == "error")
+    assert problem.code in ("unknown-value", "context-type")
     assert problem.fix
 
 

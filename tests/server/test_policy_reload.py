@@ -22,7 +22,6 @@ from tests.server.fronts import Served, names, served
 from tests.server.test_cli_check import a_table
 from tests.server.test_policies import kept_elsewhere
 
-from remit import telemetry
 from remit.errors import RemitError
 from remit.journal import open_journal
 from remit.policies import files_text, load_version
@@ -87,8 +86,6 @@ async def test_a_changed_file_decides_without_a_restart_and_clients_are_told(
 async def test_a_bad_version_is_told_recorded_and_not_taken_until_it_is_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stale: list[bool] = []
-    monkeypatch.setattr(telemetry, "policy_stale", stale.append)
     async with served(tmp_path, monkeypatch, policy=POLICY) as remit, remit.client() as client:
         before = remit.on.policy.version
         with caplog.at_level(logging.ERROR, "remit.policy"):
@@ -100,7 +97,6 @@ async def test_a_bad_version_is_told_recorded_and_not_taken_until_it_is_mended(
         assert "policy.csv:8:" in json.loads(event["body"])["problems"][0]
         assert remit.on.policy.version == before
         assert not (await client.call_tool("shop.buy", THING)).is_error
-        assert stale[-1] is True
 
         # Looked at again, it is not told again; gone altogether, it is, and the old one still decides.
         remit.app.look_at_policy()
@@ -109,9 +105,6 @@ async def test_a_bad_version_is_told_recorded_and_not_taken_until_it_is_mended(
         assert "cannot be read" in caplog.text
         assert remit.on.policy.version == before
 
-        replace(tmp_path / "policy.csv", POLICY)
-        await until(lambda: stale[-1] is False)
-        assert remit.on.policy.version == before
         replace(tmp_path / "policy.csv", NO_BUYING)
         await until(lambda: remit.on.policy.version != before)
         with pytest.raises(MCPError, match="Unknown tool"):
@@ -161,6 +154,28 @@ async def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -
     finally:
         await journal.close()
     assert {len(policy.rules["p"]) for policy in taken} == {NO_BUYING.count("\np, ") + 2}
+
+
+async def test_a_pattern_names_all_files_that_match_also_those_that_come_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("20-late", "10-base"):
+        (tmp_path / f"policy.{name}.csv").write_text(f"g, user:{name}, role:clerk, acme\n")
+    settings = {"files": [tmp_path / "policy.csv", tmp_path / "policy.*.csv"]}
+    async with served(tmp_path, monkeypatch, policy=POLICY, policy_settings=settings) as remit:
+        files = [layer.file.rpartition("/")[2] for layer in files_text(remit.app.config).layers]
+        assert files == ["policy.csv", "policy.10-base.csv", "policy.20-late.csv"]
+        before = remit.on.policy.version
+        (tmp_path / "policy.15-new.csv").write_text(NO_BUYING.removeprefix(POLICY))
+        await until(lambda: remit.on.policy.version != before)
+        (tmp_path / "policy.15-new.csv").unlink()
+        await until(lambda: remit.on.policy.version == before)
+        for name in ("20-late", "10-base"):
+            (tmp_path / f"policy.{name}.csv").unlink()
+        await until(lambda: "policy.rejected" in kinds(remit))
+        assert remit.on.policy.version == before
+        with pytest.raises(RemitError, match=r"no policy file matches .*policy\.\*\.csv"):
+            files_text(remit.app.config)
 
 
 async def test_hangup_makes_a_server_look_again_at_what_it_refused(

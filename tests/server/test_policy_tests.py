@@ -92,14 +92,14 @@ def test_rules_see_what_a_case_supposes(acme: Terminal) -> None:
         acme,
         "p, role:support, acme, acme.ship, execute, r.ctx.facts.order.status == 'paid', allow",
         "p, role:support, acme, acme.ship, execute, r.ctx.hour >= 20, deny",
-        "p, role:support, acme, acme.ship, execute, r.ctx.claim.sure == False, deny",
+        "p, role:support, acme, acme.ship, execute, r.ctx.claim.confidence < 0.5, deny",
         "p, role:support, acme, acme.ship, execute, r.ctx.run.customer != 'c1', deny",
     )
     fits = {
         "tool": "acme.ship",
         "facts": {"order": {"status": "paid"}},
         "run": {"customer": "c1"},
-        "claim": {"sure": True},
+        "claim": {"confidence": 0.9},
         "context": {"effect": "reversible"},
     }
     done = ran(
@@ -107,7 +107,7 @@ def test_rules_see_what_a_case_supposes(acme: Terminal) -> None:
         {**fits, "expect": "execute"},
         {**fits, "facts": {"order": {"status": "open"}}, "expect": "deny"},
         {**fits, "run": {"customer": "c2"}, "expect": "deny"},
-        {**fits, "claim": {"sure": False}, "expect": "deny"},
+        {**fits, "claim": {"confidence": 0.1}, "expect": "deny"},
         {**fits, "time": "2026-01-31T21:00:00Z", "expect": "deny"},
         {**fits, "time": "2026-01-31T21:00:00+02:00", "expect": "execute"},
         {**fits, "context": {"effect": "irreversible"}, "expect": "deny"},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -47,6 +49,8 @@ class Collector:
         self.spans: list[Any] = []
         self.raw = b""
         self.metrics: set[str] = set()
+        #: Each point that was sent: the metric, its attributes, its value.
+        self.points: list[tuple[str, dict[str, str], int]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,7 +74,17 @@ class Collector:
                 self.spans += [span for scope in resource.scope_spans for span in scope.spans]
         else:
             for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                self.metrics |= {each.name for scope in resource.scope_metrics for each in scope.metrics}
+                found = [metric for scope in resource.scope_metrics for metric in scope.metrics]
+                self.metrics |= {metric.name for metric in found}
+                self.points += [
+                    (
+                        metric.name,
+                        {each.key: each.value.string_value for each in point.attributes},
+                        point.as_int,
+                    )
+                    for metric in found
+                    for point in (*metric.sum.data_points, *metric.gauge.data_points)
+                ]
 
     def close(self) -> None:
         self._server.shutdown()
@@ -85,7 +99,8 @@ def collector() -> Iterator[Collector]:
     collector.close()
 
 
-def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Collector) -> None:
+@contextmanager
+def remit_that_tells(collector: Collector, folder: Path) -> Iterator[running.Server]:
     sources = {"echo": {"kind": "mcp", "command": [sys.executable, str(ECHO)]}}
     whole_config = running.remit_config
 
@@ -100,9 +115,14 @@ def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Co
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "remit_config", with_telemetry)
-        with running.remit_in_front_of(sources, tmp_path / "remit") as server:
-            answer = httpx2.post(server.url, json=REQUEST, headers={**HEADERS, **server.headers})
-        # Remit has ended: all it had to send is here.
+        with running.remit_in_front_of(sources, folder) as server:
+            yield server
+
+
+def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Collector) -> None:
+    with remit_that_tells(collector, tmp_path / "remit") as server:
+        answer = httpx2.post(server.url, json=REQUEST, headers={**HEADERS, **server.headers})
+    # Remit has ended: all it had to send is here.
     assert answer.status_code == 200, answer.text
 
     spans = {span.name: span for span in collector.spans}
@@ -125,3 +145,35 @@ def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Co
         "remit.budget.held",
         "remit.calls.in_doubt",
     }
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends, "it never came to be"
+        time.sleep(0.05)
+
+
+def test_a_policy_that_is_refused_shows_as_a_metric_until_it_is_mended(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")
+    folder = tmp_path / "remit"
+
+    def stale() -> list[int]:
+        return [value for name, _, value in collector.points if name == "remit.policy.stale"]
+
+    def loads() -> dict[str, int]:
+        """The last count by result."""
+        points = [point for point in collector.points if point[0] == "remit.policy.loads"]
+        return {attributes["result"]: value for _, attributes, value in points}
+
+    with remit_that_tells(collector, folder):
+        assert stale() == []
+        policy = folder / "policy.csv"
+        policy.write_text(running.POLICY + "p, user:tester, interop, echo.echo, *, 1 == 1, Deny\n")
+        until(lambda: stale()[-1:] == [1])
+        until(lambda: loads() == {"rejected": 1})
+        policy.write_text(running.POLICY + "p, user:tester, interop, echo.gone, *, 1 == 1, deny\n")
+        until(lambda: stale()[-1:] == [0])
+        until(lambda: loads() == {"rejected": 1, "activated": 1})
