@@ -70,6 +70,10 @@ OTHERWISE: dict[str, Callable[[], Policy | Sequence[Problem]]] = {
         {"a.b": {}},
         {"a.b": {"properties": {"hour": {"type": "number"}}}},
     ),
+    "unknown-value": lambda: load_text(
+        f"{_SOUND}p, role:x, acme, a.b, execute, r.ctx.effect == 'reed', allow",
+        context_schema={"properties": {"effect": {"enum": ["read"]}}},
+    ),
     "bad-model": lambda: load_layers([_layer(_SOUND)], model=_model("nonsense")),
     "no-rows": lambda: load_layers([_layer(_SOUND), _layer("# nothing yet\n")]),
 }
@@ -86,7 +90,7 @@ def _problems(code: str) -> Sequence[Problem]:
                     "a.b": {},
                     "sound.tool": {"type": "object", "properties": {"n": {"type": "number"}}},
                 },
-                known_context=["hour"],
+                context_schema={"properties": {"hour": {"type": "number"}}},
             )
     except PolicyError as refusal:
         return refusal.problems
