@@ -757,7 +757,12 @@ async def obstacle(call: Call, verdict: Verdict, on: Services) -> Verdict | None
         return None
     if refusal := await on.journal.undo_obstacle(call, verdict):
         return refusal
-    return (await _still_as_left(call, call.id, call.undoing, verdict, on))[1]
+    return None if call.undoing.forced else await changed(call, call.undoing, verdict, on)
+
+
+async def changed(call: Call, undoing: Undoing, verdict: Verdict, on: Services) -> Verdict | None:
+    """The conflict of this undo with what is there now, also where somebody insists on it. Reads only."""
+    return (await _still_as_left(call, call.id, replace(undoing, forced=False), verdict, on))[1]
 
 
 async def _look(image: Image, read: Call | None, on: Services) -> Seen | None:

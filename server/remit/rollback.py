@@ -29,9 +29,9 @@ from remit.model import (
     Unconfirmed,
     Verdict,
 )
-from remit.pipeline import Services, decide, obstacle
+from remit.pipeline import Services, changed, decide, obstacle
 from remit.records import CallRecord, Records, UndoRecord
-from remit.undo import undo, undo_call
+from remit.undo import overwritten, undo, undo_call
 from remit.ways_back import Undoable
 from remit_rbac import Rung
 
@@ -65,6 +65,8 @@ class Step:
     #: Later calls on the same thing: those that must be taken back before it, and those that surely stay.
     after: tuple[str, ...] = ()
     in_the_way: tuple[str, ...] = ()
+    #: What its undo replaces of others', in words, where somebody insists on it.
+    overwrites: str | None = None
     #: What the undo may cost, by unit.
     cost: Mapping[str, int] = field(default_factory=dict[str, int])
     #: How many people must agree to the undo.
@@ -99,7 +101,8 @@ async def plan(
     """What taking `calls` back would come to, in the order in which it would be done: newest first.
 
     Calls that were never let out, that failed, or that only read are not part of it. With `force`, later
-    changes of others are no conflict. Asks policy, and reads what the calls left; changes nothing.
+    changes of others stop nothing, and are named as what would be overwritten. Asks policy, and reads what
+    the calls left; changes nothing.
     """
     steps: dict[str, Step] = {}
     entries: dict[str, Undoable] = {}
@@ -207,8 +210,10 @@ def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str]) -> t
 def _in_order(step: Step, later: Sequence[CallRecord], steps: Mapping[str, Step], *, force: bool) -> Step:
     """The step among what was done to the same thing after it: what goes first, and what stays."""
     first = {it.id: steps[it.id] for it in later if it.id in steps and steps[it.id].part in ("undo", "waits")}
-    staying = [] if force else [it for it in later if it.id not in first]
-    if staying:
+    staying = [it for it in later if it.id not in first]
+    if staying and force:
+        step = replace(step, in_the_way=tuple(it.id for it in staying))
+    elif staying:
         # What is tried, although it is likely to stay, may go after all.
         surely = tuple(it.id for it in staying if it.id not in steps or not steps[it.id].is_tried)
         return replace(step, part="conflict", why=_changed_by(staying[0]), in_the_way=surely)
@@ -243,9 +248,14 @@ async def _asked(
     if verdict.rung in (Rung.EXECUTE, Rung.APPROVE) and not (call.undoing and call.undoing.cancels):
         step = replace(step, cost=decision.estimates)
         if step.after:
-            verdict = _beneath(call, above, verdict) or verdict
+            met = _beneath(call, above, verdict)
+            refusal = None if force else met
         else:
-            verdict = await obstacle(call, verdict, on) or verdict
+            refusal = await obstacle(call, verdict, on)
+            met = await changed(call, call.undoing, verdict, on) if force and call.undoing else None
+        verdict = refusal or verdict
+        if force and not refusal and (over := overwritten(step.in_the_way, met)):
+            step = replace(step, overwrites=over, why=f"{step.why} It overwrites {over}.")
     if verdict.rung is Rung.EXECUTE:
         return step
     if verdict.rung is Rung.APPROVE:
@@ -257,7 +267,7 @@ async def _asked(
 def _beneath(call: Call, above: Undoable | None, verdict: Verdict) -> Verdict | None:
     """The conflict that will show once `above` is taken back: it did not replace what this call left."""
     undoing = call.undoing
-    if undoing is None or undoing.forced or above is None or above.before is None or above.after is None:
+    if undoing is None or above is None or above.before is None or above.after is None:
         return None
     if above.tool != undoing.tool.name or undoing.tool.before is not undoing.tool.after:
         return None  # they were not looked at alike
@@ -275,7 +285,9 @@ def _changed_by(later: CallRecord) -> str:
 def _ended(step: Step, outcome: Outcome) -> Step:
     match outcome:
         case Done() if outcome.undone.get("state") == "done":
-            part, why = "done", "Taken back." + (f" What stays: {step.residue}" if step.residue else "")
+            over = f" It overwrote {step.overwrites}." if step.overwrites else ""
+            stays = f" What stays: {step.residue}" if step.residue else ""
+            part, why = "done", f"Taken back.{over}{stays}"
         case Done() if outcome.undone.get("state") == "indeterminate":
             part, why = "doubt", "Nobody knows whether it is taken back: look at the current state."
         case Done():

@@ -6,12 +6,14 @@ transaction that lets it out: once only, in time, and not when the same thing ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from remit.calls import new_call, result_of
 from remit.config import Effect
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
-from remit.model import Call, Outcome, Undoing
+from remit.model import Call, Outcome, Undoing, Verdict
 from remit.pipeline import Services, govern
 from remit.ways_back import Undoable
 from remit_adapters.base import Reply
@@ -40,6 +42,16 @@ async def prepare(call_id: str, principal: Principal, run: str, on: Services, *,
     if entry is None or not _concerns(entry, principal):
         raise UnknownRecord(_UNKNOWN)
     return undo_call(entry, principal, run, on, force=force)
+
+
+def overwritten(later: Sequence[str], met: Verdict | None) -> str | None:
+    """What insisting on an undo would replace of others', in words: `later` calls, or what it has `met`."""
+    if later:
+        more = f" and {len(later) - 1} more" if len(later) > 1 else ""
+        return f"call {later[0]}{more}, and whatever else was changed since"
+    if met is None:
+        return None
+    return "what was changed since" if met.code == "undo_conflict" else "what cannot be read now"
 
 
 def _concerns(entry: Undoable, principal: Principal) -> bool:

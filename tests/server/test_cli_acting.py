@@ -213,7 +213,8 @@ def test_a_conflict_needs_force(remit: Terminal) -> None:
     assert "In the way: call " in planned.out
     told = remit("undo", call, "--dry-run", "--json").json
     assert (told["state"], told["code"], len(told["in_the_way"])) == ("conflict", "undo_conflict", 1)
-    assert "changed  since by call " in remit("undo", call, "--dry-run", "--force").out
+    (later,) = told["in_the_way"]
+    assert f"force  overwrites call {later}, and whatever" in remit("undo", call, "--dry-run", "--force").out
     refused = remit("undo", call)
     assert refused.code == 1
     assert "changed the same thing since" in refused.out

@@ -100,10 +100,9 @@ async def test_what_somebody_changed_since_stays_and_is_named(tmp_path: Path) ->
         assert "agent:other" in steps[1].why
         assert world.values == {"pen": 7, "lamp": 0}
         # A person may insist; then their change goes too.
-        assert parts(await rolled_back(remit, agent="agent:bot", force=True)) == [
-            ("set", "done"),
-            ("set", "done"),
-        ]
+        forced = await rolled_back(remit, agent="agent:bot", force=True)
+        assert parts(forced) == [("set", "done"), ("set", "done")]
+        assert f"It overwrote call {theirs.call_id}, and" in forced[1].why
         assert world.values == {"pen": 0, "lamp": 0}
 
 
@@ -139,6 +138,37 @@ async def test_the_plan_says_in_which_order_and_at_what_price(tmp_path: Path) ->
         # It looked once at the pen, by a governed read, and did nothing.
         assert len(remit.rows("SELECT 1 FROM events WHERE kind = 'call.dispatched'")) == acted + 1
         assert (world.values["pen"], len(world.orders)) == (3, 1)
+
+
+@pytest.mark.parametrize("outside", range(4))
+async def test_who_insists_is_told_what_of_an_outsider_goes_too(tmp_path: Path, outside: int) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        for value in range(4):
+            if value:
+                await remit.done("shop.set", {"thing": "pen", "value": value})
+            if value == outside:
+                world.values["pen"] = 77
+        steps = await planned(remit, run="run-1", force=True)
+        assert [step.part for step in steps] == 3 * ["undo"]
+        # Written before the first call, it is what is put back.
+        lost = [value for value, step in zip((3, 2, 1), steps, strict=True) if step.overwrites]
+        assert lost == ([outside] if outside else [])
+        ended = await roll_back(steps, BOSS, "cli", remit.on, force=True)
+        assert [step.part for step in ended] == 3 * ["done"]
+        for plan_said, report_said in zip(steps, ended, strict=True):
+            assert ("It overwrites what was changed since." in plan_said.why) == bool(plan_said.overwrites)
+            assert ("It overwrote what was changed since." in report_said.why) == bool(plan_said.overwrites)
+        assert world.values["pen"] == (0 if outside else 77)
+
+
+async def test_who_insists_is_told_when_nobody_can_look(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        World(remit)
+        await remit.done("shop.set", {"thing": "pen", "value": 1})
+        remit.source.on["look"] = AdapterError("down", no_effect=True)
+        (step,) = await planned(remit, run="run-1", force=True)
+        assert (step.part, "It overwrites what cannot be read now." in step.why) == ("undo", True)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +379,18 @@ def test_calls_that_are_named_are_not_narrowed_and_are_ones_own(remit: Terminal)
         db.execute("UPDATE calls SET tenant = 'other' WHERE id = ?", (one,))
     assert f"there is no call {one}" in remit("rollback", "--call", one, "--yes").err
     assert issued(remit) == 1
+
+
+def test_a_plan_with_force_names_the_calls_that_it_overwrites(remit: Terminal) -> None:
+    one, two = refunds(remit, 100, 200)
+    (step,) = remit.json("rollback", "--call", one, "--force", "--plan")["steps"]
+    assert (step["part"], step["in_the_way"]) == ("undo", [two])
+    assert f"It overwrites call {two}" in step["why"]
+    assert issued(remit) == 2
+    ran = remit("rollback", "--call", one, "--force", "--yes", "--json")
+    (step,) = ran.json["steps"]
+    assert (step["part"], step["in_the_way"]) == ("done", [two])
+    assert f"It overwrote call {two}" in step["why"]
 
 
 def test_a_rollback_of_a_run_says_what_stays(remit: Terminal) -> None:

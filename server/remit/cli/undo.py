@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,7 @@ def undo(
     if way is None:
         raise WrongState("this call has no way back: none was declared for its tool")
     work = _plan if dry_run else _undo
-    told = anyio.run(work, loaded, who, call, way, force)
-    if dry_run:
-        told |= {"state": way.state, "in_the_way": [each.id for each in later]}
+    told = anyio.run(work, loaded, who, call, way, force, [each.id for each in later])
     if as_json:
         print_json({"call_id": call.id, **told})
     elif told["said"] is None:
@@ -67,7 +65,7 @@ def undo(
 
 
 async def _undo(
-    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool
+    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool, later: Sequence[str]
 ) -> dict[str, Any]:
     from remit.cli.acting import run_name, services_of
     from remit.undo import undo as take_back
@@ -78,12 +76,12 @@ async def _undo(
 
 
 async def _plan(
-    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool
+    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool, later: Sequence[str]
 ) -> dict[str, Any]:
     from remit.approvals import votes_needed
     from remit.cli.acting import run_name, services_of
-    from remit.pipeline import decide, obstacle
-    from remit.undo import prepare
+    from remit.pipeline import changed, decide, obstacle
+    from remit.undo import overwritten, prepare
     from remit_rbac import Rung
 
     async with services_of(loaded, sources_of(loaded, call, way)) as services:
@@ -92,6 +90,8 @@ async def _plan(
         verdict = decision.verdict
         if verdict.rung is not Rung.DENY:
             verdict = await obstacle(undoing, verdict, services) or verdict
+        insists = force and verdict.rung is not Rung.DENY and undoing.undoing
+        met = await changed(undoing, insists, verdict, services) if insists else None
         proof = services.journal.proofs.get(services.catalog.plans.get(call.tool, ""))
     ok = verdict.rung is Rung.EXECUTE
     return {
@@ -109,6 +109,9 @@ async def _plan(
         "proof": proof.digest if proof else None,
         "best_effort": way.best_effort,
         "residue": way.residue,
+        "state": way.state,
+        "in_the_way": later,
+        "overwrites": overwritten(later, met) if insists else None,
     }
 
 
@@ -126,7 +129,7 @@ def _show_plan(plan: Mapping[str, Any]) -> None:
             yield "sure", f"proven {when(plan['proven_us'])}, for {plan['proof'][:12]}"
         else:
             yield "sure", f"as far as it is declared: remit tools prove {plan['undoes']} has not tried it"
-        yield "changed", f"since by call {', '.join(plan['in_the_way'])}" if plan["in_the_way"] else None
+        yield "force", f"overwrites {plan['overwrites']}" if plan["overwrites"] else None
         if plan["best_effort"]:
             yield "but", "best effort: what somebody wrote in the same moment was not seen"
         yield "stays", plan["residue"]
