@@ -79,7 +79,7 @@ def held_back_of(ledger: Ledger, tenant: str, agent: str) -> list[dict[str, Any]
 
 def calling_off(call: Call, until_us: int) -> UndoPlan:
     """The way back of a call that has not been sent."""
-    return UndoPlan(tool=call.tool.name, resource=None, expires_us=until_us)
+    return UndoPlan(tool=call.tool.name, resource=None, expires_us=until_us, calls_off=True)
 
 
 def let_out(ledger: Ledger, call_id: str, deadline_us: int) -> bool:

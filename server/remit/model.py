@@ -311,6 +311,8 @@ class UndoPlan:
     best_effort: bool = False
     #: That it was tried and held, as it is declared now; None: it is the operator's word.
     proof: Proof | None = None
+    #: The call is held back, and is called off: nothing is called, `tool` is its own.
+    calls_off: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

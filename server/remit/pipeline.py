@@ -647,7 +647,7 @@ def _plan(call: Call, touches: str | None, on: Services) -> tuple[UndoPlan | Non
     rule = call.tool.undo
     if call.tool.effect is Effect.DEFERRED and call.kind == "call":
         due_us = call.received_us + call.tool.hold_back_s * 1_000_000
-        return UndoPlan(tool=call.tool.name, resource=touches, expires_us=due_us), None
+        return UndoPlan(tool=call.tool.name, resource=touches, expires_us=due_us, calls_off=True), None
     if rule is None or call.kind != "call":
         return None, None
     if rule.tool not in on.catalog.tools or (
@@ -969,19 +969,22 @@ def _advice(verdict: Verdict, decision: Decision) -> Mapping[str, Any] | None:
 
 def describe(decision: Decision) -> Mapping[str, Any]:
     """What a call would be, without making it: how far it may go, its price, its way back."""
-    verdict = decision.verdict
+    verdict, plan = decision.verdict, decision.plan
     return {
         "verdict": verdict.rung.name.lower(),
         "code": verdict.code,
         "reason": verdict.reason,
         "cost": decision.estimates,
         "confirm": verdict.owes("confirm"),
-        "undo": _way_back(decision.plan) if decision.plan else None,
+        "held_back_until_us": plan.expires_us if plan and plan.calls_off else None,
+        "undo": _way_back(plan) if plan else None,
     }
 
 
 def _way_back(plan: UndoPlan) -> Json:
     """How a call would come back, and how sure that is: by a proof, or by the operator's word."""
+    if plan.calls_off:
+        return {"calls_off": True, "until_us": plan.expires_us}
     proof = plan.proof
     return {
         "tool": plan.tool,

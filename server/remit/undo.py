@@ -13,7 +13,7 @@ from remit.config import Effect
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import Principal
-from remit.model import Call, Outcome, Undoing, Verdict
+from remit.model import Call, Outcome, Recorded, Undoing, Verdict
 from remit.pipeline import Services, govern
 from remit.ways_back import Undoable
 from remit_adapters.base import Reply
@@ -38,9 +38,14 @@ async def prepare(call_id: str, principal: Principal, run: str, on: Services, *,
     Raises UnknownRecord when there is no such call (or it is another agent's), WrongState when it has no
     plan that can run.
     """
-    entry = await on.journal.undoable(call_id)
-    if entry is None or not _concerns(entry, principal):
+    call = await on.journal.recorded(call_id)
+    if call is None or not _concerns(call.principal, principal):
         raise UnknownRecord(_UNKNOWN)
+    entry = await on.journal.undoable(call_id)
+    if why := _nothing_to_undo(call, entry):
+        raise WrongState(why)
+    if entry is None:
+        raise WrongState(f"this call has no way back: its effect is {call.effect}, and none was declared")
     return undo_call(entry, principal, run, on, force=force)
 
 
@@ -54,13 +59,40 @@ def overwritten(later: Sequence[str], met: Verdict | None) -> str | None:
     return "what was changed since" if met.code == "undo_conflict" else "what cannot be read now"
 
 
-def _concerns(entry: Undoable, principal: Principal) -> bool:
-    """Whether this call is any business of theirs; whether they may take it back is for policy to say."""
-    if entry.tenant != principal.tenant:
+def _concerns(caller: Principal, principal: Principal) -> bool:
+    """Whether a call of `caller` is any business of theirs; may they take it back is for policy to say."""
+    if caller.tenant != principal.tenant:
         return False
     if principal.auth in ("local", "playbook"):
         return True
-    return (entry.agent, entry.user) == (principal.agent, principal.user)
+    return (caller.agent, caller.user) == (principal.agent, principal.user)
+
+
+def _nothing_to_undo(call: Recorded, entry: Undoable | None) -> str | None:
+    """Why there is nothing to take back of this call, whatever was declared for its tool."""
+    if call.kind != "call":
+        return "this call serves another one, and is not taken back itself: name the call that it serves"
+    if entry and entry.effect == Effect.DEFERRED and (entry.state == "done" or call.state in _SENT):
+        return None  # it was held back: calling it off is refused, since it is done or too late
+    if why := _NOTHING.get(call.state):
+        return why
+    return "this call only read: there is nothing to take back" if call.effect == Effect.READ else None
+
+
+_SENT = ("dispatched", "in_doubt", "succeeded", "failed")
+#: By the state of a call. In the others there is something to take back, or to call off.
+_NOTHING = {
+    "denied": "this call was refused and never made: there is nothing to take back",
+    "awaiting_approval": "this call waits for people to agree and has not been made: there is nothing to "
+    "take back, only its request to withdraw or to refuse",
+    "rejected": "people refused this call, and it was never made: there is nothing to take back",
+    "expired": "the request for this call ran out, and it was never made: there is nothing to take back",
+    "withdrawn": "this call was withdrawn before it was made: there is nothing to take back",
+    "cancelled": "this call was called off before it was sent: there is nothing to take back",
+    "dispatched": "this call is under way: wait until it has ended",
+    "in_doubt": "nobody knows what this call did: a person must resolve that first",
+    "failed": "this call failed, and what failed has no way back: read the current state",
+}
 
 
 def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:

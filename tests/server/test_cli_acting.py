@@ -13,7 +13,7 @@ import pytest
 from anyio import to_thread
 from tests.server.acme import REPOSITORY, Story, Terminal, made, refund_of, serving
 
-from remit.model import Done, Outcome, Refused
+from remit.model import Done, Outcome, Refused, Scheduled
 from remit.pipeline import Services
 
 FORTY = refund_of("ord-1002", 40000, reason="broken \u202eevil\u202c leg\u200b \x1b[2J")
@@ -225,8 +225,61 @@ def test_a_read_has_no_way_back(remit: Terminal, story: Story) -> None:
     refused = remit("undo", story.read)
     assert (refused.code, refused.err) == (
         1,
-        "remit: this call has no way back: none was declared for its tool\n",
+        "remit: this call only read: there is nothing to take back\n",
     )
+
+
+def test_a_try_that_cannot_be_is_told_by_the_state_of_the_call_and_is_on_record(
+    remit: Terminal, story: Story
+) -> None:
+    remit("undo", story.refund)
+    tried = {
+        story.pending: "waits for people to agree",
+        story.denied: "was refused and never made",
+        story.in_doubt: "nobody knows what this call did",
+        story.read: "only read",
+        "nope": "there is no call nope",
+    }
+    for call, reason in tried.items():
+        assert remit("undo", call, "--dry-run").code == 1
+        refused = remit("undo", call)
+        assert (refused.code, reason in refused.err) == (1, True), refused
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db:
+        rows = db.execute("SELECT body FROM events WHERE kind = 'undo.refused' ORDER BY seq").fetchall()
+    noted = [json.loads(body) for (body,) in rows]
+    assert [event["wanted"] for event in noted] == list(tried)
+    assert all(said in event["reason"] for said, event in zip(tried.values(), noted, strict=True))
+    assert {event["user"] for event in noted} == {"user:sue"}
+
+
+def test_an_undo_of_what_is_erased_is_refused_and_on_record(remit: Terminal, story: Story) -> None:
+    assert remit("approvals", "deny", story.approval, "--comment", "no").code == 0
+    assert remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "x").code == 0
+    assert remit("audit", "erase", "--subject", "user:alice", "--reason", "asked", "--yes").code == 0
+    refused = remit("undo", story.refund)
+    assert (refused.code, "is erased" in refused.err) == (1, True), refused
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db:
+        ((body,),) = db.execute("SELECT body FROM events WHERE kind = 'undo.refused'").fetchall()
+    assert "is erased" in json.loads(body)["reason"]
+
+
+def test_a_dry_run_of_what_is_held_back_says_that_it_is_called_off(remit: Terminal) -> None:
+    held = "  acme.open_ticket: {effect: deferred, hold_back: 10m}\nbudgets:\n"
+    remit.config.write_text(remit.config.read_text().replace("budgets:\n", held))
+
+    async def ticket() -> Outcome:
+        async with serving(remit.config) as on:
+            arguments = {"customer_id": "cus-101", "subject": "Late", "body": "It has not come."}
+            return await made(on, "acme.open_ticket", arguments)
+
+    waits = anyio.run(ticket)
+    assert isinstance(waits, Scheduled)
+    planned = remit("undo", waits.call_id, "--dry-run").out
+    assert "Would call off acme.open_ticket: it has not been sent" in planned
+    assert all(word not in planned for word in ("Would call acme", "cost", "prove"))
+    told = remit.json("undo", waits.call_id, "--dry-run")
+    assert (told["calls_off"], told["tool"], told["cost"]) == (True, None, {})
+    assert remit("undo", waits.call_id).out == "Undone.\n"
 
 
 def test_a_doubt_is_resolved_as_not_happened_and_its_budget_is_free_again(

@@ -18,6 +18,7 @@ from tests.server.builders import (
     a_remit,
     tools,
 )
+from tests.server.fronts import served
 
 from remit.audit import verify_balances, verify_calls
 from remit.due import send_due
@@ -96,6 +97,25 @@ async def test_the_agent_is_told_until_when_and_how_it_is_called_off(tmp_path: P
         assert receipt["due"] == receipt["undo"]["until"]
         assert "remit.undo" in told["content"][0]["text"]
         assert receipt["call_id"] in told["content"][0]["text"]
+
+
+async def test_who_asks_beforehand_is_told_that_it_is_held_back_and_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = {"tool": "shop.send", "arguments": HELLO}
+    async with (
+        served(tmp_path, monkeypatch, policy=MAY_UNDO, tools=RULES) as remit,
+        remit.client() as client,
+    ):
+        told = (await client.call_tool("remit.explain", question)).structured_content
+        assert told is not None
+        due_us = told["held_back_until_us"]
+        assert 0 <= remit.clock() + 600_000_000 - due_us < 1_000_000
+        assert told["undo"] == {"calls_off": True, "until_us": due_us}
+        bought = {"tool": "shop.buy", "arguments": {"thing": "pen", "price": 5}}
+        told = (await client.call_tool("remit.explain", bought)).structured_content
+        assert told is not None
+        assert (told["held_back_until_us"], told["undo"]["tool"]) == (None, "shop.give_back")
 
 
 async def test_what_is_called_off_is_never_sent_and_costs_nothing(tmp_path: Path) -> None:

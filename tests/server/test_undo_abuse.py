@@ -14,11 +14,12 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.server.builders import POLICY, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.builders import POLICY, Remit, ScriptedSource, a_principal, a_remit, a_reply, tools
+from tests.server.fronts import served, texts
 
 from remit.due import send_due
 from remit.errors import UnknownRecord, WrongState
-from remit.front.answers import RECEIPT, to_wire
+from remit.front.answers import RECEIPT, VERDICT, to_wire
 from remit.model import Done, Outcome, Refused, Scheduled
 from remit.undo import undo
 from remit_adapters.base import Caller, Reply, Request
@@ -234,3 +235,26 @@ async def test_what_the_source_answers_is_never_read_as_an_expression(tmp_path: 
         else:
             assert isinstance(outcome, Refused)
             assert attempts(remit) == {("denied", "invalid_arguments"): 1}
+
+
+async def test_an_agent_is_told_why_there_is_nothing_to_take_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = ScriptedSource()
+    shop.on["look"] = {"value": 0}
+    async with served(tmp_path, monkeypatch, shop, policy=POLICY) as remit, remit.client() as client:
+        tried = [
+            ("shop.buy", {"thing": "pen", "price": 500}, "waits for people to agree"),
+            ("shop.buy", {"thing": "pen", "price": 90_000}, "was refused and never made"),
+            ("shop.look", {"thing": "pen"}, "only read"),
+        ]
+        for tool, arguments, reason in tried:
+            meta = (await client.call_tool(tool, arguments)).meta
+            assert meta is not None
+            call_id = (meta.get(VERDICT) or meta[RECEIPT])["call_id"]
+            refused = await client.call_tool("remit.undo", {"call_id": call_id})
+            assert refused.is_error
+            assert reason in texts(refused)
+        noted = remit.rows("SELECT body FROM events WHERE kind = 'undo.refused' ORDER BY seq")
+        reasons = [orjson.loads(row["body"])["reason"] for row in noted]
+        assert all(said in reason for (_, _, said), reason in zip(tried, reasons, strict=True))

@@ -34,23 +34,24 @@ def undo(
     back, and policy must let you `undo` the tool. Exits with 0 when it is undone (or, with --dry-run, could
     be), and with 1 otherwise.
     """
-    from remit.cli.acting import person
+    from remit.cli.acting import in_journal, person
     from remit.config_file import load
-    from remit.errors import WrongState
+    from remit.errors import UnknownRecord
     from remit.records import open_records
-    from remit.undo import ERASED
 
     loaded = load(config_path)
     who = person(loaded, as_user)
     with open_records(loaded.config.store.location, loaded.master_key) as found:
-        call = found.call(call_id)
-        way, erased = found.undo(call.id), found.is_erased(call.id)
+        try:
+            call = found.call(call_id)
+        except UnknownRecord as error:
+            if not dry_run:
+                why = str(error)
+                in_journal(loaded, lambda journal: journal.note_undo_refused(call_id, who.principal(), why))
+            raise
+        way = found.undo(call.id)
         conflict = way.resource if dry_run and way and way.state == "conflict" else None
         later = found.later_touches(call, conflict) if conflict else []
-    if erased:
-        raise WrongState(ERASED)
-    if way is None:
-        raise WrongState("this call has no way back: none was declared for its tool")
     work = _plan if dry_run else _undo
     told = anyio.run(work, loaded, who, call, way, force, [each.id for each in later])
     if as_json:
@@ -65,27 +66,30 @@ def undo(
 
 
 async def _undo(
-    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool, later: Sequence[str]
+    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord | None, force: bool, later: Sequence[str]
 ) -> dict[str, Any]:
     from remit.cli.acting import run_name, services_of
     from remit.undo import undo as take_back
 
-    async with services_of(loaded, sources_of(loaded, call, way)) as services:
+    async with services_of(loaded, sources_of(loaded, call, way) if way else ()) as services:
         outcome = await take_back(call.id, who.principal(), run_name(), services, force=force)
-    return _told(outcome, way)
+    return _told(outcome, way.residue if way else None)
 
 
 async def _plan(
-    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord, force: bool, later: Sequence[str]
+    loaded: Loaded, who: Person, call: CallRecord, way: UndoRecord | None, force: bool, later: Sequence[str]
 ) -> dict[str, Any]:
     from remit.approvals import votes_needed
     from remit.cli.acting import run_name, services_of
+    from remit.errors import WrongState
     from remit.pipeline import changed, decide, obstacle
     from remit.undo import overwritten, prepare
     from remit_rbac import Rung
 
-    async with services_of(loaded, sources_of(loaded, call, way)) as services:
+    async with services_of(loaded, sources_of(loaded, call, way) if way else ()) as services:
         undoing = await prepare(call.id, who.principal(), run_name(), services, force=force)
+        if way is None:
+            raise WrongState("this call has been made just now: ask again")
         decision = decide(undoing, services)
         verdict = decision.verdict
         if verdict.rung is not Rung.DENY:
@@ -94,17 +98,19 @@ async def _plan(
         met = await changed(undoing, insists, verdict, services) if insists else None
         proof = services.journal.proofs.get(services.catalog.plans.get(call.tool, ""))
     ok = verdict.rung is Rung.EXECUTE
+    calls_off = undoing.undoing is not None and undoing.undoing.cancels
     return {
         "ok": ok,
         "said": verdict.reason if verdict.rung is Rung.DENY else None,
         "code": verdict.code,
         "approvals": votes_needed(verdict.duties) if verdict.rung is Rung.APPROVE else 0,
         "undoes": call.tool,
-        "tool": way.tool,
-        "arguments": way.arguments,
-        "cost": decision.estimates,
+        "calls_off": calls_off,
+        "tool": None if calls_off else way.tool,
+        "arguments": None if calls_off else way.arguments,
+        "cost": {} if calls_off else decision.estimates,
         "until_us": way.expires_us,
-        "confidence": "proven" if proof else "claimed",
+        "confidence": None if calls_off else "proven" if proof else "claimed",
         "proven_us": proof.at_us if proof else None,
         "proof": proof.digest if proof else None,
         "best_effort": way.best_effort,
@@ -123,8 +129,10 @@ def _show_plan(plan: Mapping[str, Any]) -> None:
 
     def pairs() -> Iterator[tuple[str, object]]:
         yield "first", f"{plan['approvals']} must agree (remit approvals)" if plan["approvals"] else None
-        yield "cost", in_words(plan["cost"])
+        yield "cost", in_words(plan["cost"]) or None
         yield "until", when(plan["until_us"])
+        if plan["calls_off"]:
+            return
         if plan["proven_us"]:
             yield "sure", f"proven {when(plan['proven_us'])}, for {plan['proof'][:12]}"
         else:
@@ -134,7 +142,12 @@ def _show_plan(plan: Mapping[str, Any]) -> None:
             yield "but", "best effort: what somebody wrote in the same moment was not seen"
         yield "stays", plan["residue"]
 
-    facts(f"Would call {plan['tool']} {escaped_json(plan['arguments'])}.", pairs())
+    would = f"Would call {plan['tool']} {escaped_json(plan['arguments'])}."
+    if plan["calls_off"]:
+        would = (
+            f"Would call off {plan['undoes']}: it has not been sent, so nothing is called and nothing spent."
+        )
+    facts(would, pairs())
 
 
 def sources_of(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
@@ -149,7 +162,7 @@ def sources_of(loaded: Loaded, call: CallRecord, way: UndoRecord) -> set[str]:
     return {source[0] for source in found if source is not None}
 
 
-def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
+def _told(outcome: Outcome, residue: str | None) -> dict[str, Any]:
     from remit.model import Done, Failed, InDoubt, Pending, Refused, Scheduled, Unconfirmed
 
     ok, state = False, "refused"
@@ -173,9 +186,9 @@ def _told(outcome: Outcome, way: UndoRecord) -> dict[str, Any]:
             state, said = "ready", f"Nothing was undone: {outcome.message}"
         case InDoubt():
             state, said = "indeterminate", f"{_ENDS['indeterminate']} {outcome.message}"
-    if ok and way.residue:
-        said += f" What stays: {way.residue}"
-    return {"ok": ok, "said": said, "state": state, "by_call": outcome.call_id, "residue": way.residue}
+    if ok and residue:
+        said += f" What stays: {residue}"
+    return {"ok": ok, "said": said, "state": state, "by_call": outcome.call_id, "residue": residue}
 
 
 _ENDS = {
