@@ -77,7 +77,9 @@ def test_a_way_back_that_held_is_proven_and_the_source_in_earnest_was_not_touche
     assert (proof["state"], proof["by"], proof["call_id"]) == ("proven", "user:sue", told["call_id"])
     assert refund_in(remit, "tools list")["undo_proven_us"] == proof["at_us"]
     assert ", proven 20" in remit("tools", "list").out
-    assert "confidence  proven 20" in remit("tools", "show", "acme.refund").out
+    shown = remit("tools", "show", "acme.refund").out
+    assert "confidence  proven 20" in shown
+    assert f", for {proof['digest']}\n" in shown
     (refund,) = [tool for tool in remit.json("check")["tools"] if tool["name"] == "acme.refund"]
     assert refund["undo_proven_us"] == proof["at_us"]
     with closing(sqlite3.connect(tmp_path / "rehearsal.db")) as db:

@@ -55,6 +55,8 @@ class ExportedTool:
     undo_within_s: int | None
     #: When its way back was last tried and held, as it is declared and defined now; None: it is claimed.
     undo_proven_us: int | None
+    #: SHA-256 of the declaration and the definitions that were proven.
+    undo_proof: str | None
     #: Agents to whom it is listed, for at least one of their users.
     visible_to: tuple[Viewer, ...]
     #: SHA-256 of the source's own definition.
@@ -104,6 +106,7 @@ def table(catalog: Catalog, config: Config, policy: Policy | None) -> list[Expor
             undo=tool.undo.tool if tool.undo else None,
             undo_within_s=tool.undo.within_s if tool.undo else None,
             undo_proven_us=proof.at_us if (proof := proofs.get(catalog.plans.get(tool.name, ""))) else None,
+            undo_proof=proof.digest if proof else None,
             visible_to=_viewers(policy, tool.name) if policy else (),
             digest=tool.digest,
         )

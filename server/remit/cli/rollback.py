@@ -62,7 +62,7 @@ def rollback(
     RUN, --agent, --tool and --since say which, and narrow it together; --call names calls one by one. Shows
     the plan and asks before it begins. Each undo is governed like any call, so policy must let you `undo` the
     tools. Made again, it goes on where it stopped. Exits with 0 when nothing of the calls is left (or, with
-    --plan, would be), and with 1 otherwise.
+    --plan, would be), and with 1 otherwise, also when a name has no call at all.
     """
     from remit.cli.acting import person
     from remit.config_file import load
@@ -113,12 +113,10 @@ async def _work(
             progress("looking", len(calls)) as advance,
         ):
             steps = await plan(found, calls, me, run, services, force=force, advance=advance)
-        if only_plan:
+        if only_plan or not any(step.is_tried for step in steps):
             return steps
         if ask:
             _show(steps)
-            if not any(step.is_tried for step in steps):
-                return steps
             click.confirm("Take these back?", abort=True)
         with progress("taking back", len(steps)) as advance:
             return await roll_back(steps, me, run, services, force=force, advance=advance)
@@ -131,9 +129,25 @@ def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[Ca
             raise UnknownRecord(f"there is no call {others[0]}")
         return chosen
     calls = found.calls(query, limit=_CALLS_MAX + 1)
+    if not calls:
+        _refuse_unknown(found, query)
     if len(calls) > _CALLS_MAX:
         raise click.UsageError(f"more than {_CALLS_MAX} calls fit: narrow it with --since or --agent")
     return calls
+
+
+def _refuse_unknown(found: Records, query: CallQuery) -> None:
+    """Raise UnknownRecord when one of the names that were given has no call at all: it is likely mistyped."""
+    from remit.records import CallQuery
+
+    asked = {
+        f"in run {query.run}": query.run and CallQuery(tenant=query.tenant, run=query.run),
+        f"of {query.agent}": query.agent and CallQuery(tenant=query.tenant, agent=query.agent),
+        f"of {query.tool}": query.tool and CallQuery(tenant=query.tenant, tool=query.tool),
+    }
+    for name, alone in asked.items():
+        if alone and not found.calls(alone, limit=1):
+            raise UnknownRecord(f"there is no call {name}: remit calls list shows what was made")
 
 
 def _show(steps: Sequence[Step]) -> None:

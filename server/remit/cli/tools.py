@@ -127,7 +127,8 @@ def _told(row: ExportedTool, tool: Tool) -> Iterator[tuple[str, object]]:
         for name, expression in undo.arguments.items():
             yield "", f"{name}: {expression.text}"
         yield "proved by", f"{undo.verify.tool}: {undo.expect.text}" if undo.verify and undo.expect else None
-        yield "confidence", f"proven {when(row.undo_proven_us)}" if row.undo_proven_us else "claimed"
+        proven = row.undo_proven_us and f"proven {when(row.undo_proven_us)}, for {row.undo_proof}"
+        yield "confidence", proven or "claimed"
         yield "stays", undo.residue
     yield "before it", f"{tool.before.lookup.tool} is read" if tool.before else None
     yield "after it", f"{tool.after.lookup.tool} is read" if tool.after else None
