@@ -77,7 +77,7 @@ async def test_an_undo_of_an_undo_does_not_exist(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         outcome = await taken_back(remit, await bought(remit))
         assert isinstance(outcome, Done)
-        with pytest.raises(UnknownRecord):
+        with pytest.raises(WrongState, match="serves another one"):
             await taken_back(remit, outcome.call_id)
 
 
