@@ -140,14 +140,15 @@ def _refuse_unknown(found: Records, query: CallQuery) -> None:
     """Raise UnknownRecord when one of the names that were given has no call at all: it is likely mistyped."""
     from remit.records import CallQuery
 
-    asked = {
-        f"in run {query.run}": query.run and CallQuery(tenant=query.tenant, run=query.run),
-        f"of {query.agent}": query.agent and CallQuery(tenant=query.tenant, agent=query.agent),
-        f"of {query.tool}": query.tool and CallQuery(tenant=query.tenant, tool=query.tool),
-    }
-    for name, alone in asked.items():
-        if alone and not found.calls(alone, limit=1):
-            raise UnknownRecord(f"there is no call {name}: remit calls list shows what was made")
+    tenant = query.tenant
+    asked = (
+        (query.run, "in run ", CallQuery(tenant=tenant, run=query.run)),
+        (query.agent, "of ", CallQuery(tenant=tenant, agent=query.agent)),
+        (query.tool, "of ", CallQuery(tenant=tenant, tool=query.tool)),
+    )
+    for name, where, alone in asked:
+        if name and not found.calls(alone, limit=1):
+            raise UnknownRecord(f"there is no call {where}{name}: remit calls list shows what was made")
 
 
 def _show(steps: Sequence[Step]) -> None:
