@@ -65,6 +65,12 @@ _OWED_BY_UNDO = _form(
     "an undo owes nothing but approvals",
     "for example approvals=1; what else it is to be held to, rows of p can ask for",
 )
+_ASKED_ABOUT = _form(
+    "bad-duty",
+    "(?!)",
+    "approvals go with recommend, or with undo: nobody is asked about a call that may be executed",
+    "write recommend in the action column, and give `recommend` where people are to agree",
+)
 _ARGUMENT = r"args(?:\.[^\s.|=,*'()\[\]#]+)+"
 #: The duties that there are.
 _DUTIES = {
@@ -243,6 +249,8 @@ def _form_of_duty(text: str, action: str) -> _Form:
     if action == "undo":
         return _OWED_BY_UNDO
     name = text.partition("=")[0]
+    if name == "approvals" and action in ("execute", "advise", "*"):
+        return _ASKED_ABOUT
     return _DUTIES.get(name) or _form(
         "bad-duty",
         "(?!)",

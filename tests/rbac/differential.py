@@ -35,7 +35,7 @@ TENANTS = ["acme", "bank"]
 TOOLS = ["pay.refund", "pay.refund_all", "pay.out", "crm.get", "crm.get.all", "hr.fire"]
 GROUPS = ["grp:money", "grp:all", "grp:read"]
 ACTS = ["execute", "recommend", "advise", "approve"]
-OWING = ACTS[:3]
+OWING = [*ACTS[:3], "*"]
 
 #: The shipped matcher, and others of its family.
 MATCHERS = {
@@ -132,19 +132,18 @@ class Stock:
 
 def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
     model = rng.choice(["shipped", "shipped", *MATCHERS])
-    duties = ["redact=args.note", "redact=args.a.b|args.c", "confirm"]
-    if model == "shipped":  # others need not know the pattern below, and those who must agree be too few
-        duties.append("approvals=2")
     lines = [
         f"p, {_columns(rng)}, {a_condition(rng)}, {rng.choice(['allow', 'allow', 'deny'])}"
         for _ in range(rng.randint(2, 10))
     ]
     # At least one row must grant something, or the policy is refused.
     lines += [f"p, {rng.choice(ROLES)}, acme, pay.refund, execute, {a_condition(rng)}, allow"]
-    lines += [
-        f"p2, {_columns(rng, OWING)}, {a_condition(rng)}, {rng.choice(duties)}"
-        for _ in range(rng.randint(0, 4))
-    ]
+    duties = [("redact=args.note", OWING), ("redact=args.a.b|args.c", OWING), ("confirm", OWING)]
+    if model == "shipped":  # others need not know the pattern below, and those who must agree be too few
+        duties.append(("approvals=2", ["recommend"]))
+    for _ in range(rng.randint(0, 4)):
+        duty, actions = rng.choice(duties)
+        lines.append(f"p2, {_columns(rng, actions)}, {a_condition(rng)}, {duty}")
     # Whoever it is may agree, as far as anybody can tell without the condition.
     lines += ["p, user:*, *, *, approve, 1 == 2, allow"]
     for tenant in TENANTS:
@@ -161,11 +160,11 @@ def a_world(rng: random.Random, model_paths: dict[str, Path]) -> World:
     return World(text=text, model=model, policy=policy, stock=Stock(model_text(model), text))
 
 
-def _columns(rng: random.Random, actions: Sequence[str] = ACTS) -> str:
+def _columns(rng: random.Random, actions: Sequence[str] = (*ACTS, "*")) -> str:
     subject = rng.choice([*AGENTS, *USERS, *ROLES, *ROLES, "*", "agent:*", "user:*", "user:bob*"])
     tenant = rng.choice([*TENANTS, *TENANTS, "*"])
     tool = rng.choice([*TOOLS, *GROUPS, "*", "pay.*", "crm.get*", "crm.*"])
-    return ", ".join([subject, tenant, tool, rng.choice([*actions, "*"])])
+    return ", ".join([subject, tenant, tool, rng.choice(actions)])
 
 
 def _membership(rng: random.Random) -> str:

@@ -172,7 +172,7 @@ def test_a_constraint_that_is_not_understood_is_refused(tmp_path: Path, constrai
         (
             [
                 ALLOW,
-                "p2, *, acme, pay.x, *, 1 == 1, approvals=2",
+                "p2, *, acme, pay.x, recommend, 1 == 1, approvals=2",
                 "p, user:*, acme, pay.x, approve, 1 == 1, allow",
             ],
             [],
@@ -205,7 +205,7 @@ def may_approve(*tools: str, users: str = "ab", tenant: str = "acme") -> list[st
     ],
 )
 def test_more_who_must_agree_than_there_are_refuse_the_policy(tool: str, approve: list[str], tenant: str):
-    duty = f"p2, *, {tenant}, {tool}, *, 1 == 1, approvals=2"
+    duty = f"p2, *, {tenant}, {tool}, recommend, 1 == 1, approvals=2"
     with pytest.raises(PolicyError) as refusal:
         load_text("\n".join([ALLOW, duty, "g2, pay.x, grp:m", "g2, crm.x, grp:crm", *approve]))
     errors = [problem for problem in refusal.value.problems if problem.level == "error"]
@@ -230,7 +230,7 @@ def test_more_who_must_agree_than_there_are_refuse_the_policy(tool: str, approve
     ],
 )
 def test_a_duty_that_some_call_can_meet_is_let_be(tool: str, approve: list[str], tenant: str):
-    duty = f"p2, *, {tenant}, {tool}, *, 1 == 1, approvals=2"
+    duty = f"p2, *, {tenant}, {tool}, recommend, 1 == 1, approvals=2"
     more = ["g, user:b, role:boss, acme", "g2, pay.x, grp:m"]
     assert load_text("\n".join([ALLOW, duty, *more, *approve]))
 
