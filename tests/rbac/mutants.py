@@ -55,9 +55,7 @@ MUTANTS = [
     # Finding rows.
     Mutant("index.py", "if length <= len(key):", "if length < len(key):"),
     Mutant("index.py", "return (request[field],)", "return (request[field], '*')"),
-    Mutant(
-        "index.py", "self._prefixes.setdefault(start, set()).add(value)", "self._prefixes[start] = {value}"
-    ),
+    Mutant("index.py", "self._lengths.add(len(start))", "self._lengths = {len(start)}"),
     Mutant("index.py", 'request[domain] if domain else ""', '""'),
     Mutant("index.py", 'set[str]() if "*" in key else {key}', "set[str]()"),
     Mutant("index.py", "rules.sort(key=lambda rule: rule.number)", "rules.reverse()"),
