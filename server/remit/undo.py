@@ -97,9 +97,11 @@ _NOTHING = {
 
 def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, force: bool) -> Call:
     """The call that takes this one back. Raises WrongState as `prepare` does."""
+    if entry.arguments is None:
+        raise WrongState(ERASED)
     original = on.catalog.tools.get(entry.tool)
     waits = entry.waits or entry.effect == Effect.DEFERRED
-    if original and waits and entry.arguments is not None:
+    if original and waits:
         return new_call(
             tool=original,
             arguments=entry.arguments,
@@ -113,8 +115,6 @@ def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, 
     inverse = on.catalog.tools.get(entry.undo_tool)
     if original is None or inverse is None:
         raise WrongState("the tool that takes this call back is not available now: try again later")
-    if entry.arguments is None:
-        raise WrongState(ERASED)
     arguments = entry.undo_arguments
     if arguments is None:
         raise WrongState("this call left nothing to undo, or its way back could not be worked out")

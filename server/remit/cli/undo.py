@@ -49,7 +49,7 @@ def undo(
                 why = str(error)
                 in_journal(loaded, lambda journal: journal.note_undo_refused(call_id, who.principal(), why))
             raise
-        way = found.undo(call.id)
+        way = None if found.is_erased(call.id) else found.undo(call.id)  # then no source is needed
         conflict = way.resource if dry_run and way and way.state == "conflict" else None
         later = found.later_touches(call, conflict) if conflict else []
     work = _plan if dry_run else _undo
