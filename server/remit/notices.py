@@ -30,17 +30,17 @@ class Notice:
 
 def leave(ledger: Ledger, undo_call: str) -> None:
     """Note for its run that `undo_call` has taken a call back, unless that run did it itself."""
-    left = ledger.execute(
+    left = ledger.all(
         "INSERT INTO notices"
         ' SELECT o.id, o.tenant, o.agent, o."user", o.run, o.tool,'
         " CASE WHEN u.auth IN ('local', 'playbook') THEN 'operator' ELSE 'agent' END, ?, NULL"
         " FROM calls AS u JOIN calls AS o ON o.id = u.of_call WHERE u.id = ?"
         ' AND (u.tenant, u.agent, u."user", u.run) <> (o.tenant, o.agent, o."user", o.run)'
-        " ON CONFLICT DO NOTHING",
+        ' ON CONFLICT DO NOTHING RETURNING tenant, agent, "user", run',
         (ledger.now_us, undo_call),
     )
-    if left:
-        ledger.reload_untold()
+    # Not looked up again: there may be as many notices as a rollback has calls.
+    ledger.untold |= {(row["tenant"], row["agent"], row["user"], row["run"]) for row in left}
 
 
 def leave_called_off(ledger: Ledger, call_id: str) -> None:
