@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remit.ledger import Ledger
+from remit.ledger import Ledger, Values
 from remit.runs import RunKey
 
 
@@ -30,26 +30,30 @@ class Notice:
 
 def leave(ledger: Ledger, undo_call: str) -> None:
     """Note for its run that `undo_call` has taken a call back, unless that run did it itself."""
-    left = ledger.all(
-        "INSERT INTO notices"
-        ' SELECT o.id, o.tenant, o.agent, o."user", o.run, o.tool,'
+    _insert(
+        ledger,
+        'SELECT o.id, o.tenant, o.agent, o."user", o.run, o.tool,'
         " CASE WHEN u.auth IN ('local', 'playbook') THEN 'operator' ELSE 'agent' END, ?, NULL"
         " FROM calls AS u JOIN calls AS o ON o.id = u.of_call WHERE u.id = ?"
         ' AND (u.tenant, u.agent, u."user", u.run) <> (o.tenant, o.agent, o."user", o.run)'
-        ' ON CONFLICT DO NOTHING RETURNING tenant, agent, "user", run',
+        " ON CONFLICT DO NOTHING",
         (ledger.now_us, undo_call),
     )
-    # Not looked up again: there may be as many notices as a rollback has calls.
-    ledger.untold |= {(row["tenant"], row["agent"], row["user"], row["run"]) for row in left}
 
 
 def leave_called_off(ledger: Ledger, call_id: str) -> None:
     """Note for its run that a call which was held back is not made after all."""
-    ledger.execute(
-        'INSERT INTO notices SELECT id, tenant, agent, "user", run, tool, ?, ?, NULL FROM calls WHERE id = ?',
+    _insert(
+        ledger,
+        'SELECT id, tenant, agent, "user", run, tool, ?, ?, NULL FROM calls WHERE id = ?',
         ("gateway", ledger.now_us, call_id),
     )
-    ledger.reload_untold()
+
+
+def _insert(ledger: Ledger, selected: str, values: Values) -> None:
+    left = ledger.all(f'INSERT INTO notices {selected} RETURNING tenant, agent, "user", run', values)
+    # Not looked up again: there may be as many notices as a rollback has calls.
+    ledger.untold |= {(row["tenant"], row["agent"], row["user"], row["run"]) for row in left}
 
 
 def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
