@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from remit_rbac.conditions import FUNCTIONS, Expression, ExpressionError, compile_node, paths_of
 from remit_rbac.kinds import ANY, Kinds, clashes, compared_values
@@ -239,6 +240,7 @@ def compile_condition(text: str) -> Expression | None:
     return None if always else expression
 
 
+@lru_cache(1024)  # asked of every decision, about the few that a policy names
 def is_duty(text: str) -> bool:
     """Whether this is a duty that there is, with a value that it can have."""
     form = _DUTIES.get(text.partition("=")[0])

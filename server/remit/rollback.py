@@ -252,7 +252,8 @@ async def _asked(
             refusal = None if force else met
         else:
             refusal = await obstacle(call, verdict, on)
-            met = await changed(call, call.undoing, verdict, on) if force and call.undoing else None
+            insists = force and not refusal and call.undoing
+            met = await changed(call, insists, verdict, on) if insists else None
         verdict = refusal or verdict
         if force and not refusal and (over := overwritten(step.in_the_way, met)):
             step = replace(step, overwrites=over, why=f"{step.why} It overwrites {over}.")

@@ -37,8 +37,7 @@ def short(
     found = balances.too_small(ledger, ranked)
     assert found is not None  # noqa: S101 - it is the same charges
     charge, account = found
-    redacts = any(duty.name == "redact" for duty in verdict.duties)
-    if deferred.can_wait(ledger, call, charge) and not redacts:
+    if deferred.can_wait(ledger, call, charge) and not verdict.owes("redact"):
         if ledger.now_us < deferred.waits_until_us(call, charge, ledger.now_us):
             return charge
         return replace(
