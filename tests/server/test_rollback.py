@@ -140,15 +140,21 @@ async def test_the_plan_says_in_which_order_and_at_what_price(tmp_path: Path) ->
         assert (world.values["pen"], len(world.orders)) == (3, 1)
 
 
+async def with_an_outsider(remit: Remit, outside: int) -> World:
+    """The pen is set to 1, 2 and 3, and by somebody else after so many of these."""
+    world = World(remit)
+    for value in range(4):
+        if value:
+            await remit.done("shop.set", {"thing": "pen", "value": value})
+        if value == outside:
+            world.values["pen"] = 77
+    return world
+
+
 @pytest.mark.parametrize("outside", range(4))
 async def test_who_insists_is_told_what_of_an_outsider_goes_too(tmp_path: Path, outside: int) -> None:
     async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
-        world = World(remit)
-        for value in range(4):
-            if value:
-                await remit.done("shop.set", {"thing": "pen", "value": value})
-            if value == outside:
-                world.values["pen"] = 77
+        world = await with_an_outsider(remit, outside)
         steps = await planned(remit, run="run-1", force=True)
         assert [step.part for step in steps] == 3 * ["undo"]
         # Written before the first call, it is what is put back.
@@ -186,12 +192,7 @@ async def test_the_plan_sees_what_an_outsider_wrote_and_when(
     tmp_path: Path, outside: int, foreseen: list[str]
 ) -> None:
     async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
-        world = World(remit)
-        for value in range(4):
-            if value:
-                await remit.done("shop.set", {"thing": "pen", "value": value})
-            if value == outside:
-                world.values["pen"] = 77
+        world = await with_an_outsider(remit, outside)
         steps = await planned(remit, run="run-1")
         assert [step.part for step in steps] == foreseen
         if "conflict" in foreseen:
