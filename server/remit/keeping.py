@@ -38,7 +38,8 @@ _SLICE = 200
 _PAUSE_S = 0.02
 _OPEN = "('dispatched', 'awaiting_approval', 'scheduled', 'in_doubt')"
 #: What was there before and after a call, and what its way back carries of that.
-_IMAGES = "('before', 'after', 'restore')"
+# In the words of the index that finds them.
+_IS_IMAGE = "(p.kind = 'before' OR p.kind = 'after' OR p.kind = 'restore')"
 #: The states of a way back that may still be taken.
 _NEEDED = "('registered', 'ready', 'running', 'indeterminate')"
 #: The way back `u` is taken or closed, or its time is over.
@@ -148,7 +149,7 @@ def due(rows: Rows, kind: Kind, *, before_us: int, now_us: int, after: str) -> l
     wanted, values = "p.kind IN ('arguments', 'context', 'result')", [first_id(before_us), now_us]
     old = f"p.call_id < ? AND (u.state IS NULL OR {_ENDED})"
     if kind == "images":
-        wanted, old = f"p.kind IN {_IMAGES}", f"(p.call_id < ? OR {_ENDED} AND NOT {_COMPARED})"
+        wanted, old = _IS_IMAGE, f"(p.call_id < ? OR {_ENDED} AND NOT {_COMPARED})"
         values.append(now_us)
     found = rows(
         "SELECT DISTINCT p.call_id FROM payloads AS p JOIN calls AS c ON c.id = p.call_id"  # noqa: S608 - the conditions are ours
@@ -198,8 +199,8 @@ def _remove(ledger: Ledger, sealer: Sealer, kind: Kind, ids: Sequence[str]) -> i
     marks = ", ".join("?" * len(ids))
     if kind == "images":
         _close(ledger, sealer, ids, marks)
-    wanted = f"AND kind IN {_IMAGES}" if kind == "images" else ""
-    ledger.execute(f"DELETE FROM payloads WHERE call_id IN ({marks}) {wanted}", ids)  # noqa: S608 - only marks are inserted
+    wanted = f"AND {_IS_IMAGE}" if kind == "images" else ""
+    ledger.execute(f"DELETE FROM payloads AS p WHERE p.call_id IN ({marks}) {wanted}", ids)  # noqa: S608 - only marks are inserted
     if kind == "payloads":
         erasing.clear(ledger, sealer, ids)
     ledger.event("audit.retained", tenant=None, call_id=None, what=kind, calls=len(ids), up_to=ids[-1])

@@ -17,6 +17,8 @@ STATES = (
     "failed",
     "in_doubt",
 )
+#: The states of a call that was let out.
+SENT = ("dispatched", "succeeded", "failed", "in_doubt")
 
 #: `registered`: the call is under way, or in doubt. `running`: an undo is under way. `failed`: the source
 #: refused it, or the proof failed. `indeterminate`: nobody knows whether it is undone. `conflict`: the same
