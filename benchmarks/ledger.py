@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -150,7 +151,7 @@ async def burst(
     """Record calls for some seconds, `calls` at most, and add them to `sums`."""
     on = services(folder, journal)
     await asyncio.gather(*(record(*decided(on), on) for _ in range(concurrency)))
-    ready = [decided(on) for _ in range(calls)]
+    ready = deque(decided(on) for _ in range(calls))
     with counted_commits() as commits:
         cpu, wall = time.process_time(), time.perf_counter()
         until = wall + seconds
@@ -159,7 +160,7 @@ async def burst(
             ended = wall
             while ready and ended < until:  # once at least, however late the clients begin
                 began = time.perf_counter()
-                await record(*ready.pop(), on)
+                await record(*ready.popleft(), on)
                 ended = time.perf_counter()
                 sums.latencies_s.append(ended - began)
 
