@@ -174,9 +174,9 @@ def _under_way(ledger: Ledger, tenant: str, subject: str, key_id: str) -> str | 
     """A call about the subject that has not ended, or that people are asked about."""
     row = ledger.one(
         "WITH open(id) AS (SELECT id FROM calls WHERE state = 'dispatched' UNION ALL"
-        " SELECT call_id FROM approvals WHERE state IN ('pending', 'approved'))"
+        " SELECT call_id FROM approvals WHERE state IN ('pending', 'approved') AND expires_us > ?)"
         ' SELECT calls.id FROM open JOIN calls USING (id) WHERE tenant = ? AND ("user" = ?'
         " OR EXISTS (SELECT 1 FROM call_subjects WHERE key_id = ? AND call_id = calls.id)) LIMIT 1",
-        (tenant, subject, key_id),
+        (ledger.now_us, tenant, subject, key_id),
     )
     return row["id"] if row else None

@@ -272,6 +272,9 @@ def _covers(each: LegalHold, vault: Vault, tenant: str) -> tuple[str, list[Any]]
             return "c.created_us BETWEEN ? AND ?", [each.from_us, each.to_us]
         case "call":
             return "c.id = ?", [each.target]
+        case "tool" if each.target.endswith("*"):
+            start = each.target[:-1]
+            return f"substr(c.tool, 1, {len(start)}) = ?", [start]
         case _:
             return f"c.{each.scope} = ?", [each.target]
 

@@ -219,6 +219,16 @@ async def test_nobody_is_erased_while_people_are_asked_about_a_call(tmp_path: Pa
             await remit.on.journal.erase(tenant="acme", subject="user:ann", reason="", by="user:bea")
 
 
+async def test_a_request_whose_time_is_over_keeps_nobody_from_being_erased(tmp_path: Path) -> None:
+    # No server runs that would close it.
+    async with a_remit(tmp_path, policy=ROLES) as remit:
+        asked = await remit.call("shop.buy", {"thing": "car", "price": 900})
+        assert isinstance(asked, Pending)
+        remit.clock.advance(s=86_400)
+        await remit.on.journal.erase(tenant="acme", subject="user:ann", reason="", by="user:bea")
+        assert remit.carried(asked.call_id, "arguments") is None
+
+
 def test_who_is_not_known_cannot_be_erased_and_who_was_is_said_to_be(tmp_path: Path) -> None:
     anyio.run(a_marked_life, tmp_path)
     shell = a_place(tmp_path)

@@ -239,6 +239,8 @@ def test_before_images_expire_at_the_command_line(tmp_path: Path) -> None:
         (("--subject", f"customer:{MARK}"), 1),
         (("--run", "run-1"), 1),
         (("--tool", "shop.buy"), 1),
+        (("--tool", "shop.*"), 4),
+        (("--tool", "shop.b*"), 1),
         (("--agent", "agent:bot"), 4),
         (("--from", "2023-11-01", "--to", "2023-12-01"), 4),
         (("--from", "2024-11-01", "--to", "2024-12-01"), 0),
@@ -267,7 +269,7 @@ def test_what_is_held_is_neither_erased_nor_removed(
 def test_a_hold_says_what_it_covers_or_is_none(tmp_path: Path) -> None:
     anyio.run(an_old_life, tmp_path)
     shell = a_place(tmp_path)
-    for words in ((), ("--run", "a", "--tool", "b"), ("--from", "1d")):
+    for words in ((), ("--run", "a", "--tool", "b"), ("--from", "1d"), ("--from", "1d", "--to", "2d")):
         assert shell("audit", "hold", "add", *words, "--reason", "x").code == 64
     unknown = shell("audit", "hold", "release", "ffff", "--reason", "x")
     assert (unknown.code, unknown.err) == (1, "remit: there is no legal hold ffff\n")

@@ -38,7 +38,7 @@ def hold() -> None:
 @click.option("--subject", metavar="SUBJECT", help="Calls about them: user:alice, customer:42.")
 @click.option("--run", metavar="RUN", help="Calls of this piece of work.")
 @click.option("--call", type=CALL, help="This call.")
-@click.option("--tool", type=TOOL, help="Calls of this tool.")
+@click.option("--tool", type=TOOL, help="Calls of this tool; a final * means all that begin so.")
 @click.option("--agent", type=AGENT, help="Calls of this agent.")
 @click.option("--from", "from_us", type=SINCE, help="Calls since then, with --to.")
 @click.option("--to", "to_us", type=SINCE, help="Calls until then.")
@@ -63,6 +63,8 @@ def add(
         if (name := targets[scope]) is not None
     ]
     if from_us is not None and to_us is not None:
+        if from_us >= to_us:
+            raise click.UsageError("--from must be before --to")
         named.append(("time", ""))
     elif from_us is not None or to_us is not None:
         raise click.UsageError("--from and --to go together")
