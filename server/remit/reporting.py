@@ -7,6 +7,7 @@ page that loads nothing and can be printed. What others wrote is escaped where i
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ from remit.ids import first_id
 from remit.records import Records
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: Rows of a table that lists single things; what is more is counted.
+#: Rows of a table that lists single things; how many more there are is said.
 _LISTED_MAX = 200
 _FINDINGS_MAX = 20
 
@@ -31,6 +32,8 @@ class Section:
     about: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
+    #: Rows beyond those, the later ones.
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,48 +123,45 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
             f' WHERE {within} GROUP BY v."user", v.vote, c.tool ORDER BY times DESC'
         ),
     )
-    yield Section(
+    yield _listing(
         title="Overrides and other acts of people",
         about="Switches, safe mode, resolved doubts, policies put into force, erasures, holds, keys.",
-        columns=("when", "what", "tenant", "call"),
+        columns=("when", "what", "of what", "by", "why", "tenant", "call"),
         rows=[
-            [_moment(at_us), *rest]
-            for at_us, *rest in asked(
-                f"SELECT at_us, kind, tenant, call_id FROM events WHERE {then} AND (kind LIKE 'switch.%'"  # noqa: S608 - the conditions are ours
-                " OR kind LIKE 'audit.%' OR kind LIKE 'key.%' OR kind IN ('call.resolved',"
-                f" 'policy.activated', 'policy.pushed', 'log.key')) ORDER BY at_us LIMIT {_LISTED_MAX}",
+            [at_us, kind, *_told(json.loads(body)), tenant_id, call_id]
+            for at_us, kind, body, tenant_id, call_id in asked(
+                f"SELECT at_us, kind, body, tenant, call_id FROM events WHERE {then} AND ("  # noqa: S608 - the conditions are ours
+                "kind LIKE 'switch.%' OR kind LIKE 'key.%' OR kind IN ('audit.erased', 'audit.held',"
+                " 'audit.released', 'call.resolved', 'policy.activated', 'policy.pushed', 'log.key'))",
                 when,
             )
         ],
     )
-    yield Section(
+    yield _listing(
         title="Incidents",
         about="Calls in doubt; undos in doubt, failed or in conflict; policies that a server would not take; "
         "gaps in which reads went through unrecorded.",
         columns=("when", "what", "tool", "call"),
         rows=[
-            [_moment(at_us), *rest]
-            for at_us, *rest in [
-                *asked(
-                    "SELECT c.created_us, 'in doubt: ' || COALESCE(error_code, ''), tool, id FROM calls AS c"  # noqa: S608 - the conditions are ours
-                    f" WHERE {within} AND (state = 'in_doubt' OR resolution IS NOT NULL) LIMIT {_LISTED_MAX}"
-                ),
-                *asked(
-                    "SELECT c.created_us, 'undo: ' || u.state, c.tool, c.id FROM calls AS c"  # noqa: S608 - the conditions are ours
-                    f" JOIN undos AS u ON u.call_id = c.id WHERE {within}"
-                    f" AND u.state IN ('failed', 'indeterminate') LIMIT {_LISTED_MAX}"
-                ),
-                *asked(
-                    "SELECT MIN(c.created_us), 'undo: conflict', o.tool, o.id FROM calls AS c"  # noqa: S608 - the conditions are ours
-                    f" JOIN calls AS o ON o.id = c.of_call WHERE {within} AND c.kind = 'undo'"
-                    f" AND c.code = 'undo_conflict' GROUP BY o.tool, o.id LIMIT {_LISTED_MAX}"
-                ),
-                *asked(
-                    f"SELECT at_us, kind, '', '' FROM events WHERE {then}"  # noqa: S608 - the conditions are ours
-                    f" AND kind IN ('policy.rejected', 'store.gap') ORDER BY at_us LIMIT {_LISTED_MAX}",
-                    when,
-                ),
-            ]
+            *asked(
+                "SELECT c.created_us, 'in doubt: ' || COALESCE(error_code, ''), tool, id FROM calls AS c"  # noqa: S608 - the conditions are ours
+                f" WHERE {within} AND (state = 'in_doubt' OR resolution IS NOT NULL)"
+            ),
+            *asked(
+                "SELECT c.created_us, 'undo: ' || u.state, c.tool, c.id FROM calls AS c"  # noqa: S608 - the conditions are ours
+                f" JOIN undos AS u ON u.call_id = c.id WHERE {within}"
+                " AND u.state IN ('failed', 'indeterminate')"
+            ),
+            *asked(
+                "SELECT MIN(c.created_us), 'undo: conflict', o.tool, o.id FROM calls AS c"  # noqa: S608 - the conditions are ours
+                f" JOIN calls AS o ON o.id = c.of_call WHERE {within} AND c.kind = 'undo'"
+                " AND c.code = 'undo_conflict' GROUP BY o.tool, o.id"
+            ),
+            *asked(
+                f"SELECT at_us, kind, '', '' FROM events WHERE {then}"  # noqa: S608 - the conditions are ours
+                " AND kind IN ('policy.rejected', 'store.gap')",
+                when,
+            ),
         ],
     )
     yield Section(
@@ -197,6 +197,29 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
 
 
+def _listing(*, title: str, about: str, columns: tuple[str, ...], rows: list[list[Any]]) -> Section:
+    """A table of single things, each of which begins with its time (µs): the oldest, and how many more."""
+    rows.sort(key=lambda row: row[0])
+    return Section(
+        title=title,
+        about=about,
+        columns=columns,
+        rows=[[_moment(at_us), *rest] for at_us, *rest in rows[:_LISTED_MAX]],
+        more=max(0, len(rows) - _LISTED_MAX),
+    )
+
+
+def _told(facts: dict[str, Any]) -> tuple[str, str, str]:
+    """What somebody did something to, who, and why."""
+    of_what = [
+        str(facts[name])
+        for name in ("state", "scope", "target", "subject", "hold", "key_id", "agent", "how")
+        if facts.get(name)
+    ]
+    of_what += [facts["version"][:12]] if "version" in facts else []
+    return " ".join(of_what), facts.get("by") or "", facts.get("reason") or facts.get("note") or ""
+
+
 def page(it: Report) -> str:
     """The report as one HTML page."""
     sound = not it.findings
@@ -226,7 +249,8 @@ def _section(it: Section) -> str:
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in it.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     table = table if it.rows else "<p>None.</p>"
-    return f"<section><h2>{_text(it.title)}</h2><p>{_text(it.about)}</p>{table}</section>"
+    more = f"<p>And {it.more} more, which are not listed.</p>" if it.more else ""
+    return f"<section><h2>{_text(it.title)}</h2><p>{_text(it.about)}</p>{table}{more}</section>"
 
 
 def _cell(value: Any) -> str:

@@ -201,6 +201,14 @@ def test_an_export_overwrites_nothing(remit: Terminal) -> None:
     assert "exists" in refused.err
 
 
+def test_a_proof_that_cannot_be_made_leaves_no_file(remit: Terminal, story: Story, tmp_path: Path) -> None:
+    file = tmp_path / "refund.proof"
+    assert remit("audit", "prove", "ffff", "-o", str(file)).code == 1
+    assert not file.exists()
+    assert remit("audit", "checkpoint").code == 0
+    assert remit("audit", "prove", story.refund, "-o", str(file)).code == 0
+
+
 def test_an_export_can_begin_later(remit: Terminal) -> None:
     assert remit("audit", "export", "--since", "2100-01-01").out == ""
     whole = remit("audit", "export").out

@@ -7,7 +7,11 @@ from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
+import anyio
+import pytest
 from tests.server.acme import Story, Terminal
+from tests.server.test_erasing import a_place
+from tests.server.test_keeping import SHORT, an_old_life
 
 
 class Page(HTMLParser):
@@ -57,3 +61,43 @@ def test_a_report_says_that_the_record_is_not_sound_and_escapes_what_others_wrot
     page = Page(ran.out)
     assert "script" not in page.tags
     assert "are not as they were written" in " ".join(page.texts)
+
+
+def test_a_report_says_who_acted_on_what_and_why(remit: Terminal, story: Story) -> None:
+    remit.json("switch", "on", "agent", "agent:support-bot", "--reason", "odd refunds", "--as", "user:sue")
+    remit.json("doubt", "resolve", story.in_doubt, "--happened", "--reason", "it is in their books")
+    told = remit.json("report", "--from", "1h")
+    acts = {row[1]: row[2:5] for each in told["sections"] if "acts" in each["title"] for row in each["rows"]}
+    assert acts["switch.on"] == ["agent agent:support-bot", "user:sue", "odd refunds"]
+    assert acts["call.resolved"] == ["succeeded", "user:sue", "it is in their books"]
+
+
+def test_what_is_not_listed_is_counted(remit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remit.reporting._LISTED_MAX", 2)
+    for number in range(2):
+        remit.json("audit", "hold", "add", "--run", f"r-{number}", "--reason", "case 7")
+    (acts,) = (each for each in remit.json("report", "--from", "1h")["sections"] if "acts" in each["title"])
+    assert [row[1] for row in acts["rows"]] == ["policy.activated", "audit.held"]
+    assert acts["more"] == 1
+    assert "And 1 more, which are not listed." in remit("report", "--from", "1h").out
+
+
+def test_what_goes_for_its_age_is_no_act_of_people(tmp_path: Path) -> None:
+    anyio.run(an_old_life, tmp_path)
+    shell = a_place(tmp_path, audit=SHORT)
+    assert shell.json("audit", "retain")["payloads"] == 4
+    assert shell("audit", "erase", "--subject", "user:ann", "--yes").code == 0
+    (acts,) = (each for each in shell.json("report", "--from", "1h")["sections"] if "acts" in each["title"])
+    assert [row[1:4] for row in acts["rows"]] == [["audit.erased", "user:ann", "user:bea"]]
+
+
+def test_a_report_of_no_time_is_refused_and_one_that_fails_leaves_no_file(
+    remit: Terminal, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "report.html")
+    backwards = remit("report", "--from", "1h", "--to", "2h", "-o", file)
+    assert (backwards.code, "--from must be before --to" in backwards.err) == (64, True)
+    (remit.folder / "remit.db").rename(remit.folder / "away.db")
+    assert remit("report", "--from", "1h", "-o", file).code == 1
+    (remit.folder / "away.db").rename(remit.folder / "remit.db")
+    assert remit("report", "--from", "1h", "-o", file).code == 0

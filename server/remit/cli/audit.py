@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,9 +205,10 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
     import json
 
     from remit.cli.options import records
+    from remit.cli.output import to_file
     from remit.proofs import prove as proof_of
 
-    with records(config_path) as found, _to(output) as write:
+    with records(config_path) as found, to_file(output) as write:
         write(json.dumps(proof_of(found, found.call(call).id), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -270,7 +269,7 @@ def export(
     `remit-verify` can tell from both files whether it is all there. With --tiles, only checkpoint, hashes and
     entries are written, in the layout of c2sp.org/tlog-tiles; they tell nothing about what happened.
     """
-    from remit.cli.output import progress
+    from remit.cli.output import progress, to_file
     from remit.exports import counted, lines, send_otlp, write_parquet
     from remit.proofs import in_log_order, newest_checkpoint, published
 
@@ -290,7 +289,7 @@ def export(
             return
         if checkpoint:
             note, _ = newest_checkpoint(found)
-            with _to(checkpoint) as write:
+            with to_file(checkpoint) as write:
                 write(note)
         chosen = found.events(since_us=since_us or 0, until_us=until_us, tenant=tenant)
         with progress("Exporting", found.count("events"), every=200) as advance:
@@ -298,10 +297,10 @@ def export(
             if endpoint:
                 send_otlp(events, endpoint)
             elif form == "parquet" and output:
-                with _to(output):  # it is new, and closed to others
+                with to_file(output):  # it is new, and closed to others
                     write_parquet(events, output)
             else:
-                with _to(output) as write:
+                with to_file(output) as write:
                     for line in lines(events, form):
                         write(line)
 
@@ -360,17 +359,3 @@ def _location(config_path: Path) -> Location:
     from remit.config_file import load
 
     return load(config_path).config.store.location
-
-
-@contextmanager
-def _to(output: Path | None) -> Generator[Callable[[str], object]]:
-    if output is None:
-        yield sys.stdout.write
-        sys.stdout.flush()
-        return
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise click.FileError(str(output), (error.strerror or "cannot be written").lower()) from None
-    with open(descriptor, "w", encoding="utf-8") as file:
-        yield file.write

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -169,3 +171,22 @@ def progress(title: str, total: int, *, every: int = 1) -> Generator[Callable[..
                 bar.update(task, completed=done)
 
         yield advance
+
+
+@contextmanager
+def to_file(output: Path | None) -> Generator[Callable[[str], object]]:
+    """What writes to a new file for its owner's eyes only, or to stdout. What fails leaves no file behind."""
+    if output is None:
+        yield sys.stdout.write
+        sys.stdout.flush()
+        return
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise click.FileError(str(output), (error.strerror or "cannot be written").lower()) from None
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            yield file.write
+    except BaseException:
+        output.unlink()
+        raise

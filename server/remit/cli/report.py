@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -34,33 +33,28 @@ def report(
     """
     from remit import reporting
     from remit.cli.audit import locked
-    from remit.cli.output import progress
+    from remit.cli.output import progress, to_file
     from remit.ids import now_us
     from remit.proofs import size_of
 
     now = now_us()
-    with records(config_path) as found:
+    to_us = to_us or now
+    if from_us >= to_us:
+        raise click.UsageError("--from must be before --to")
+    with to_file(output) as write, records(config_path) as found:
         total = found.count("events") + found.count("calls") + size_of(found)
         with progress("Verifying", total, every=200) as advance:
             told = reporting.report(
                 found,
                 from_us=from_us,
-                to_us=to_us or now,
+                to_us=to_us,
                 tenant=tenant,
                 now_us=now,
                 payloads=locked(found) is None,
                 advance=advance,
             )
-    text = reporting.page(told)
-    if output is not None:
-        try:
-            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise click.FileError(str(output), (error.strerror or "cannot be written").lower()) from None
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        if output or not as_json:
+            write(reporting.page(told))
     if as_json:
         print_json(told)
-    elif output is None:
-        click.echo(text, nl=False)
     return 1 if told.findings else 0
