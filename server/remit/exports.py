@@ -194,11 +194,20 @@ def _csv(events: Iterable[EventRow]) -> Iterator[str]:
     writer = csv.DictWriter(held, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for event in events:
-        writer.writerow(_row(event))
+        writer.writerow({name: _inert(value) for name, value in _row(event).items()})
         yield held.getvalue()
         held.seek(0)
         held.truncate()
     yield held.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula (CWE-1236): agents name their runs themselves."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def _row(event: EventRow) -> Json:

@@ -74,6 +74,8 @@ def verify_proof(proof: Any, verifiers: Sequence[Verifier], receipt: str | None 
         raise NotProven(f"the proof lacks something, or has it in another form: {error}") from None
     if not proven:
         raise NotProven("the proof names no event")
+    if len(set(entries)) < len(entries):
+        raise NotProven("the proof names an event more than once")
     if receipt is not None and receipt not in entries:
         raise NotProven("the event of the receipt is not among those of the proof")
     return [body for _, body in proven]
@@ -179,7 +181,14 @@ def _verified(file: Path, verifiers: Sequence[Verifier], notes: Sequence[Path], 
         except ValueError:
             raise NotProven("this is neither an export nor a proof of `remit audit prove`") from None
     bodies = verify_proof(proof, verifiers, receipt)
-    return "\n".join([*bodies, f"{len(bodies)} events of call {proof['call_id']} are in the log."])
+    return "\n".join(
+        [*map(_visible, bodies), f"{len(bodies)} events of call {proof['call_id']} are in the log."]
+    )
+
+
+def _visible(body: str) -> str:
+    """The same JSON; what an agent wrote into it neither moves the cursor nor hides anything."""
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in body)
 
 
 def _plain(text: str) -> str:

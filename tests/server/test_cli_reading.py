@@ -13,6 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.server.acme import Story, Terminal, a_place, made, serving
+from tests.server.builders import a_remit
+from tests.server.test_erasing import a_place as place_of
 
 from remit import tables
 from remit.chain import GENESIS
@@ -140,6 +142,14 @@ def test_a_request_is_shown_with_the_agents_own_words_last(remit: Terminal, stor
     assert "reversible  by acme.cancel_refund" in told
     assert "40000 eur_minor" in told
     assert "A person must approve this call first." in told
+
+
+async def test_the_tail_for_programs_cannot_act_on_the_terminal_either(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"}, run="\u202eevil\x9b31m")
+    told = place_of(tmp_path)("calls", "tail", "--json").out
+    assert told.isascii()
+    assert "\u202eevil\x9b31m" in {json.loads(line).get("run") for line in told.splitlines()}
 
 
 @pytest.mark.parametrize("words", [("approvals", "list"), ("approvals", "show"), ("calls", "show")])

@@ -13,9 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from tests.server.acme import Terminal
+from tests.server.builders import a_remit
+from tests.server.test_erasing import ROLES, a_place
 
 OCSF = json.loads((Path(__file__).parents[1] / "fixtures/ocsf_api_activity.json").read_text("utf-8"))
 
@@ -37,6 +40,21 @@ def test_a_table_has_a_row_for_each_event_and_the_event_itself(remit: Terminal) 
         "reversible",
     )
     assert refund["at"].endswith("Z")
+
+
+def test_no_spreadsheet_takes_what_an_agent_wrote_for_a_formula(tmp_path: Path) -> None:
+    runs = ["=HYPERLINK(1)", "+1", "-1", "@x", "\tx", "ticket-1"]
+
+    async def life() -> None:
+        async with a_remit(tmp_path, policy=ROLES) as remit:
+            for run in runs:
+                await remit.done("shop.look", {"thing": "pen"}, run=run)
+
+    anyio.run(life)
+    out = a_place(tmp_path)("audit", "export", "--format", "csv").out
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if row["kind"] == "call.succeeded"]
+    assert [row["run"] for row in rows] == [*(f"'{run}" for run in runs[:-1]), "ticket-1"]
+    assert [json.loads(row["event"])["run"] for row in rows] == runs
 
 
 def test_a_parquet_file_has_the_same_rows(remit: Terminal, tmp_path: Path) -> None:

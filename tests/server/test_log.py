@@ -345,6 +345,7 @@ async def test_a_call_is_proved_by_its_events_and_the_receipt_that_its_agent_hol
         (lambda proof: proof["events"][0].update(previous="z"), "hash"),
         (lambda proof: proof.update(call_id="another"), "of another call"),
         (lambda proof: proof.update(events=[]), "names no event"),
+        (lambda proof: proof["events"].append(proof["events"][0]), "more than once"),
         (lambda proof: proof.update(events=[{}]), "lacks something"),
         (lambda proof: proof.update(format="x"), "neither"),
     ],
@@ -356,6 +357,23 @@ async def test_a_proof_that_was_changed_is_refused(tmp_path: Path, change: Any, 
     change(proof)
     with pytest.raises(NotProven, match=says):
         verifier.verify_proof(proof, keys(path))
+
+
+async def test_what_an_agent_wrote_does_not_act_on_the_verifiers_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = "\u202eevil\x9b31m für"
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.buy", {"thing": "pen", "price": 5}, run=run)
+        path = remit.path
+    seal(path)
+    proof = tmp_path / "call.proof"
+    proof.write_text(json.dumps(a_proof(path)))
+    assert verifier.main([str(proof), "--key", str(keys(path)[0])]) == 0
+    told = capsys.readouterr().out
+    assert "\\u202eevil\\u009b31m für" in told
+    assert not {"\u202e", "\x9b"} & set(told)
+    assert json.loads(told.splitlines()[0])["run"] == run
 
 
 async def test_a_proof_whose_checkpoint_somebody_else_signed_is_refused(tmp_path: Path) -> None:

@@ -160,7 +160,10 @@ def tail(config_path: Path, as_json: bool, follow: bool, lines: int) -> None:
         with open_records(path) as found:
             news, place = found.newest_events(after=place, limit=lines if place is None else 1000)
         for event in news:
-            click.echo(event.body if as_json else _line(event))
+            if as_json:
+                print_json(json.loads(event.body))
+            else:
+                click.echo(_line(event))
         if not follow:
             return
         if not news:
