@@ -168,13 +168,19 @@ async def _connected(at: Postgres, name: str, limits: Mapping[str, str]) -> Any:
             "PostgreSQL needs asyncpg, which is not installed: run pip install 'remit[postgresql]'"
         ) from None
     url = at.url if at.url.startswith("postgres") else resolve(at.url, Path("/"))
-    return await asyncpg.connect(
-        url,
-        timeout=_CONNECT_S,
-        command_timeout=_ANSWER_S,
-        statement_cache_size=256,
-        server_settings={"application_name": f"remit {name}", **limits},
-    )
+    try:
+        return await asyncpg.connect(
+            url,
+            timeout=_CONNECT_S,
+            command_timeout=_ANSWER_S,
+            statement_cache_size=256,
+            server_settings={"application_name": f"remit {name}", **limits},
+        )
+    except ValueError:  # which repeats a part of the URL, that may be one of the password
+        raise StoreUnavailable(
+            f"{at} is not the URL of a database: write postgresql://USER:PASSWORD@HOST/DATABASE, and in the"
+            " password %2F for /, %3A for :, %40 for @, %3F for ?, %23 for # and %25 for %"
+        ) from None
 
 
 @contextmanager

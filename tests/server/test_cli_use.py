@@ -186,3 +186,18 @@ def test_a_file_that_is_no_database_is_told_in_one_sentence(remit: Terminal) -> 
     ran = remit("calls", "list")
     assert ran.code == 1
     assert ran.err.endswith("cannot be read: file is not a database\n")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://remit:sek/ret@db/remit", "postgresql://remit:sekret@db:port/remit", "sekret"]
+)
+def test_what_is_no_url_of_a_database_is_told_in_one_sentence_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("REMIT_DB_URL", url)
+    shell = Terminal(a_place(tmp_path, "env:REMIT_DB_URL"))
+    for words in (("calls", "list"), ("db", "upgrade")):
+        refused = shell(*words)
+        assert refused.code == 1
+        assert refused.err.startswith("remit: env:REMIT_DB_URL is not the URL of a database: write postgres")
+        assert "sek" not in refused.err
