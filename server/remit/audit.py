@@ -203,7 +203,7 @@ def verify_calls(
 
 
 def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
-    """Every request whose text (with `payloads`), or whose votes, are not what its events say."""
+    """Every request that is gone, or whose text (with `payloads`) or votes are not what its events say."""
     for request in records.rows("SELECT * FROM approvals"):
         where = f"approval {request['id']}"
         events = [
@@ -222,6 +222,15 @@ def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Fin
         votes = records.rows("SELECT * FROM votes WHERE approval_id = ?", (request["id"],))
         if {(f"approval.{vote['vote']}", vote["user"], vote["comment"]) for vote in votes} != heard:
             yield Finding(where=where, what="its votes are not those that its events tell")
+    # An index holds the calls whose verdict is not to execute.
+    for call in records.rows(
+        "SELECT id FROM calls WHERE verdict = 'approve' AND verdict <> 'execute'"
+        " AND id NOT IN (SELECT call_id FROM approvals)"
+    ):
+        where = f"call {call['id']}"
+        asked = "SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.awaiting_approval'"
+        if list(records.rows(asked, (call["id"],))):
+            yield Finding(where=where, what="people were asked about it, and the request is gone")
 
 
 def verify_keys(records: Records) -> Iterator[Finding]:

@@ -100,6 +100,7 @@ CHANGES = [
     (sql("votes", "user = 'user:cyd'"), "its votes are not those that its events tell"),
     (sql("votes", ""), "its votes are not those that its events tell"),
     (sql("approvals", "binding = 'x'"), "what it shows is not what people were asked"),
+    (sql("votes", "") + sql("approvals", ""), "people were asked about it, and the request is gone"),
     (sql("accounts", "posted = posted - 1", "unit = 'eur'"), "posted is 4, and its moves make 5"),
     (sql("accounts", "held = held + 1", "unit = 'eur'"), "held is 1, and its holds make 0"),
     (sql("budget_moves", "", "kind = 'post' AND amount = 5"), "posted is 5, and its moves make 0"),
