@@ -156,9 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verifiers = [read_verifier(key) for key in asked.key]
         said = _verified(asked.file, verifiers, asked.checkpoint, asked.receipt)
-    except (NotProven, BadNote, OSError, UnicodeDecodeError) as error:
-        sys.stderr.write(f"remit-verify: {_plain(str(error))}\n")
-        return 1
+    except OSError as error:
+        return _failed(f"{error.filename} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        return _failed("this is no text in UTF-8, as exports, proofs and checkpoints are")
+    except (NotProven, BadNote) as error:
+        return _failed(str(error))
     sys.stdout.write(f"{said}\n")
     return 0
 
@@ -191,5 +194,6 @@ def _visible(body: str) -> str:
     return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in body)
 
 
-def _plain(text: str) -> str:
-    return text.encode("ascii", "backslashreplace").decode()
+def _failed(why: str) -> int:
+    sys.stderr.write(f"remit-verify: {why.encode('ascii', 'backslashreplace').decode()}\n")
+    return 1

@@ -306,6 +306,20 @@ def test_a_doubt_is_resolved_as_happened_and_its_budget_is_spent(remit: Terminal
     assert remit("audit", "verify").code == remit("budget", "verify").code == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("doubt", "resolve", "01a2", "--happened"),
+        ("audit", "hold", "add", "--run", "r-1"),
+        ("audit", "hold", "release", "ffff"),
+        ("switch", "on", "all"),
+    ],
+)
+def test_who_must_say_why_says_something(remit: Terminal, words: tuple[str, ...]) -> None:
+    refused = remit(*words, "--reason", " ")
+    assert (refused.code, "it says nothing" in refused.err) == (64, True)
+
+
 def test_only_a_doubt_can_be_resolved(remit: Terminal, story: Story) -> None:
     refused = remit("doubt", "resolve", story.refund, "--happened", "--reason", "x")
     assert (refused.code, refused.err) == (1, "remit: this call is not in doubt: it is succeeded\n")

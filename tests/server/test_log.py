@@ -637,6 +637,12 @@ def test_an_export_and_a_proof_are_verified_by_the_separate_command(
         ["absent", "--key", key],
     ):
         assert verifier.main(words) == 1
+    assert capsys.readouterr().err.endswith(
+        "remit-verify: absent cannot be read: No such file or directory\n"
+    )
+    Path(proof).write_bytes(b"\xff")
+    assert verifier.main([proof, "--key", key]) == 1
+    assert "no text in UTF-8" in capsys.readouterr().err
 
 
 def test_a_key_is_replaced_by_one_that_the_old_one_vouches_for(copied: tuple[Terminal, Path, Story]) -> None:

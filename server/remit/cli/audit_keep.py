@@ -12,6 +12,7 @@ from remit.cli.options import (
     CALL,
     SINCE,
     TOOL,
+    WORDS,
     as_option,
     config_option,
     json_option,
@@ -22,7 +23,7 @@ from remit.cli.options import (
 if TYPE_CHECKING:
     from remit.keeping import Scope
 
-_reason = click.option("--reason", required=True, metavar="TEXT", help="Why, for the record.")
+_reason = click.option("--reason", type=WORDS, required=True, help="Why, for the record.")
 
 
 @click.group()

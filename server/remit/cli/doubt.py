@@ -11,6 +11,7 @@ import click
 from remit.cli.calls import show
 from remit.cli.options import (
     CALL_IN_DOUBT,
+    WORDS,
     as_option,
     config_option,
     json_option,
@@ -108,7 +109,7 @@ async def _probe(loaded: Loaded, call_id: str, tools: Sequence[str]) -> Finding:
 @as_option
 @click.option("--happened", "found", flag_value="happened", help="It took effect: its budget is spent.")
 @click.option("--did-not-happen", "found", flag_value="not", help="It did not: its budget is released.")
-@click.option("--reason", required=True, help="How you know; recorded.")
+@click.option("--reason", type=WORDS, required=True, help="How you know; recorded.")
 @click.argument("call_id", type=CALL_IN_DOUBT, metavar="CALL")
 def resolve(
     config_path: Path, as_json: bool, as_user: str | None, found: str | None, reason: str, call_id: str

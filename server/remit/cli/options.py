@@ -69,6 +69,17 @@ class _Since(click.ParamType[int]):
             self.fail("say 30s, 15m, 24h or 7d for so long ago, or a time as 2026-01-31T09:00", param, ctx)
 
 
+class _Words(click.ParamType[str]):
+    """Something that somebody must have to say: not nothing."""
+
+    name = "TEXT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.strip():
+            self.fail("it says nothing", param, ctx)
+        return value
+
+
 class _Recorded(click.ParamType[str]):
     """Something the audit database knows, completed from there."""
 
@@ -109,6 +120,7 @@ def _open_approvals(found: Records) -> Iterable[tuple[str, str]]:
 AGENT = _Name("agent")
 USER = _Name("user")
 SINCE = _Since()
+WORDS = _Words()
 #: An id, or enough of its beginning.
 CALL = _Recorded("CALL", _calls())
 CALL_DONE = _Recorded("CALL", _calls("succeeded"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remit.cli.options import AGENT, USER, as_option, config_option, json_option, print_json, records
+from remit.cli.options import AGENT, USER, WORDS, as_option, config_option, json_option, print_json, records
 
 if TYPE_CHECKING:
     from remit.config_file import Loaded
@@ -21,7 +21,7 @@ _SCOPES = ("all", "tenant", "agent", "user", "run", "tool", "source")
 _scope = click.argument("scope", type=click.Choice(_SCOPES))
 _target = click.argument("target", default="")
 _tenant = click.option("--tenant", metavar="TENANT", default="", help="There only; else in every tenant.")
-_reason = click.option("--reason", required=True, help="Why; recorded.")
+_reason = click.option("--reason", type=WORDS, required=True, help="Why; recorded.")
 
 
 @click.group()
