@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.server.builders import Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.test_erasing import a_place
 
 from remit.audit import verify_balances
 from remit.model import Done, InDoubt, Pending, Refused, Remedy
@@ -248,6 +249,9 @@ async def test_an_undo_gives_back_the_declared_share_once_and_never_the_calls(tm
         assert isinstance(await remit.call("shop.buy", {**SOLD, "price": 1}), Refused)
     with open_records(remit.path) as records:
         assert list(verify_balances(records)) == []
+    told = a_place(tmp_path)("calls", "show", call_id).out
+    assert ": 5 of 5 held (posted), 3 given back\n" in told
+    assert told.count("given back") == 1
 
 
 async def test_an_undo_that_failed_gives_nothing_back(tmp_path: Path) -> None:

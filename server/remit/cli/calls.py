@@ -210,7 +210,8 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
     yield "error", f"{call.error_code}: {call.error}" if call.error_code else None
     yield "resolved", call.resolution
     for hold in story.holds:
-        yield "cost", f"{hold.account}: {hold.posted} of {hold.amount} held ({hold.state})"
+        back = f", {hold.refunded} given back" if hold.refunded else ""
+        yield "cost", f"{hold.account}: {hold.posted} of {hold.amount} held ({hold.state}){back}"
     yield "way back", _way_back(story)
     if way := story.undo:
         yield (
