@@ -663,3 +663,17 @@ def test_a_key_is_replaced_by_one_that_the_old_one_vouches_for(copied: tuple[Ter
         (row,) = records.rows("SELECT body FROM events WHERE kind = 'log.key'")
         event = json.loads(row["body"])
     assert (event["verifier"], event["replaces"], event["by"]) == (handed["verifier"], [old], "user:sue")
+
+
+def test_what_leads_from_the_old_key_to_the_new_goes_to_every_anchor(
+    copied: tuple[Terminal, Path, Story],
+) -> None:
+    remit, folder, _ = copied
+    config = folder / "remit.yaml"
+    config.write_text(config.read_text() + "audit: {anchors: [{file: kept}, {file: absent/kept}]}\n")
+    (old,) = remit.json("audit", "key", "show")
+    rotated = remit("audit", "key", "rotate", "--json")
+    assert (rotated.code, "is not at" in rotated.err) == (1, True)
+    (note,) = split_notes((folder / "kept").read_text())
+    for key in (old, rotated.json["verifier"]):
+        assert open_checkpoint(note, [read_verifier(key)])

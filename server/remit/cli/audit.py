@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from remit.cli.audit_keep import hold, retain
 from remit.cli.options import CALL, SINCE, as_option, config_option, json_option, print_json
 
 if TYPE_CHECKING:
+    from remit.anchors import Anchored
     from remit.checkpoint import Checkpoint, Verifier
     from remit.database import Location
     from remit.exports import Format
@@ -120,10 +121,7 @@ def checkpoint(config_path: Path, as_json: bool) -> int:
         click.echo("There is nothing to seal yet.")
     else:
         click.echo(sealed.note, nl=False)
-    for each in anchored:
-        if each.error:
-            click.echo(f"remit: the checkpoint is not at {each.anchor}: {each.error}", err=True)
-    return 1 if any(each.error for each in anchored) else 0
+    return _not_anchored(anchored)
 
 
 @audit.group()
@@ -156,15 +154,17 @@ def show(config_path: Path, as_json: bool) -> None:
 @config_option
 @json_option
 @as_option
-def rotate(config_path: Path, as_json: bool, as_user: str | None) -> None:
+def rotate(config_path: Path, as_json: bool, as_user: str | None) -> int:
     """Sign with a new key from now on. The old one signs once more, beside it, and is destroyed.
 
     Who knows the old key can so believe the new one: the checkpoint that both have signed, and the event
-    `log.key` that it covers, say that one follows the other.
+    `log.key` that it covers, say that one follows the other. It goes to every anchor; exits with 1 when one
+    failed.
     """
     import anyio
 
     from remit import sealer
+    from remit.anchors import seal_and_anchor
     from remit.cli.acting import journal_of, person
     from remit.config_file import load
 
@@ -173,22 +173,32 @@ def rotate(config_path: Path, as_json: bool, as_user: str | None) -> None:
     path = loaded.config.store.location
     _must_exist(path)
 
-    async def hand_over() -> tuple[str, str]:
+    async def hand_over() -> tuple[str, str, Sequence[Anchored]]:
         new, old = sealer.rotate(path)
         async with journal_of(loaded) as journal:
             await journal.note_log_key(
                 str(new.verifier), replaces=[str(signer.verifier) for signer in old], by=by
             )
-        sealed = sealer.seal(path)
+        # Where checkpoints are kept, this one above all: it is what leads from the old key to the new.
+        sealed, anchored = await seal_and_anchor(path, loaded.config.audit.anchors)
         assert sealed, "the event of the key was sealed"  # noqa: S101 - it was written just now
         sealer.retire(path, new)
-        return str(new.verifier), sealed.note
+        return str(new.verifier), sealed.note, anchored
 
-    verifier, note = anyio.run(hand_over)
+    verifier, note, anchored = anyio.run(hand_over)
     if as_json:
-        print_json({"verifier": verifier, "checkpoint": note})
+        print_json({"verifier": verifier, "checkpoint": note, "anchors": anchored})
     else:
         click.echo(f"{verifier}\n\n{note}", nl=False)
+    return _not_anchored(anchored)
+
+
+def _not_anchored(anchored: Sequence[Anchored]) -> int:
+    """Tell where the checkpoint could not be put; the exit code."""
+    failed = [each for each in anchored if each.error]
+    for each in failed:
+        click.echo(f"remit: the checkpoint is not at {each.anchor}: {each.error}", err=True)
+    return 1 if failed else 0
 
 
 @audit.command()
