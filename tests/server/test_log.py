@@ -571,6 +571,16 @@ def test_a_server_seals_while_it_serves(tmp_path: Path) -> None:
     assert found_in(tmp_path / "remit.db", split_notes((tmp_path / "kept").read_text())) == []
 
 
+def test_what_cannot_be_written_is_told_in_a_sentence(copied: tuple[Terminal, Path, Story]) -> None:
+    remit, folder, _ = copied
+    (folder / "taken").write_text("")
+    for words in (("--tiles", str(folder / "taken/tiles")), ("-o", str(folder / "absent/events"))):
+        refused = remit("audit", "export", *words)
+        assert (refused.code, refused.err.startswith("Error: Could not open file")) == (1, True)
+    there = ("--format", "otlp", "--endpoint", "http://127.0.0.1:9", "-o", str(folder / "events"))
+    assert remit("audit", "export", *there).code == 64
+
+
 def test_tiles_are_published_as_a_web_server_serves_them(copied: tuple[Terminal, Path, Story]) -> None:
     remit, folder, _ = copied
     assert remit("audit", "export", "--tiles", str(folder / "public")).code == 0

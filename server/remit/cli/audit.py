@@ -279,7 +279,7 @@ def export(
     `remit-verify` can tell from both files whether it is all there. With --tiles, only checkpoint, hashes and
     entries are written, in the layout of c2sp.org/tlog-tiles; they tell nothing about what happened.
     """
-    from remit.cli.output import progress, to_file
+    from remit.cli.output import progress, to_file, told_if_unwritable
     from remit.exports import counted, lines, send_otlp, write_parquet
     from remit.proofs import in_log_order, newest_checkpoint, published
 
@@ -289,13 +289,14 @@ def export(
         )
     if form == "parquet" and output is None:
         raise click.UsageError("parquet is no text: say --output")
-    if (form == "otlp") != (endpoint is not None):
+    if (form == "otlp") != (endpoint is not None) or (endpoint and output):
         raise click.UsageError("otlp goes to --endpoint, and nothing else does")
     with _records(config_path, copy) as found:
         if tiles:
             for name, content in published(found):
-                (tiles / name).parent.mkdir(parents=True, exist_ok=True)
-                (tiles / name).write_bytes(content)
+                with told_if_unwritable(tiles / name):
+                    (tiles / name).parent.mkdir(parents=True, exist_ok=True)
+                    (tiles / name).write_bytes(content)
             return
         if checkpoint:
             note, _ = newest_checkpoint(found)

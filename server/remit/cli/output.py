@@ -180,13 +180,20 @@ def to_file(output: Path | None) -> Generator[Callable[[str], object]]:
         yield sys.stdout.write
         sys.stdout.flush()
         return
-    try:
+    with told_if_unwritable(output):
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise click.FileError(str(output), (error.strerror or "cannot be written").lower()) from None
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                yield file.write
+        except BaseException:
+            output.unlink()
+            raise
+
+
+@contextmanager
+def told_if_unwritable(file: Path) -> Generator[None]:
+    """Say why the file cannot be written, in a sentence."""
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            yield file.write
-    except BaseException:
-        output.unlink()
-        raise
+        yield
+    except OSError as error:
+        raise click.FileError(str(file), (error.strerror or "cannot be written").lower()) from None
