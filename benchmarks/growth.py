@@ -41,10 +41,10 @@ from remit.database import Location
 from remit.errors import StoreUnavailable
 from remit.ids import now_us, uuid7
 from remit.journal import open_journal
-from remit.ledger import _inserts as inserts  # pyright: ignore[reportPrivateUsage] - each table's INSERT
 from remit.model import Pending
 from remit.postgres import Session
 from remit.records import CallQuery, Records, open_records
+from remit.redo import inserts
 from remit.sealer import seal
 from remit.tables import metadata
 from remit.vault import Seal, committed

@@ -14,7 +14,7 @@ from remit.ledger import Ledger
 
 def read(at: Location, key_id: str) -> KeyRecord | None:
     """One key, read beside the writer. Raises StoreUnavailable."""
-    with reading(at) as db:
+    with reading(at, newest=False) as db:
         row = db.one("SELECT * FROM api_keys WHERE id = ?", (key_id,))
     return KeyRecord(**row) if row else None
 

@@ -83,10 +83,7 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
         account.held -= held.amount
         account.posted += cost
         account.dirty = True
-        ledger.update(
-            "UPDATE holds SET state = ?, posted = ? WHERE call_id = ? AND account = ? AND state = 'held'",
-            ("posted" if cost else "voided", cost, call_id, name),
-        )
+        ledger.update("hold", ("posted" if cost else "voided", cost, call_id, name))
         _move(ledger, call_id, name, start_us, "release", held.amount)
         if cost:
             _move(ledger, call_id, name, start_us, "post", cost)
@@ -98,7 +95,7 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
 
 def held_by(ledger: Ledger, call_id: str) -> Sequence[Held]:
     """What the call still holds."""
-    if known := ledger.held.get(call_id):
+    if (known := ledger.held.get(call_id)) is not None:
         return known
     rows = ledger.all(
         "SELECT account, window_start_us, unit, amount FROM holds WHERE call_id = ? AND state = 'held'",

@@ -82,10 +82,14 @@ class Sealing(Reader, Protocol):
         ...
 
 
-def reading(at: Location) -> AbstractContextManager[Reader]:
-    """A snapshot of the audit database, as of the first query. Raises StoreUnavailable, also within."""
+def reading(at: Location, *, newest: bool = True) -> AbstractContextManager[Reader]:
+    """A snapshot of the audit database, as of the first query. Raises StoreUnavailable, also within.
+
+    Without `newest`, what was committed in the last moment may be missing: for who looks again and again,
+    beside a process that writes.
+    """
     if isinstance(at, Path):
-        return _reading_file(at)
+        return _reading_file(at, newest)
     from remit import postgres
 
     return postgres.reading(at)
@@ -116,7 +120,7 @@ def beside(at: Location, suffix: str) -> Path:
 
 
 @contextmanager
-def _reading_file(at: Path) -> Generator[Reader]:
+def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
     try:
         with closing(
             sqlite3.connect(
@@ -125,9 +129,43 @@ def _reading_file(at: Path) -> Generator[Reader]:
         ) as db:
             db.row_factory = sqlite3.Row
             db.execute("BEGIN")
-            yield SqliteReader(db)
+            wrong = _file_redo_log(at, db) if newest and _is_logged(db) else ""
+            yield SqliteReader(db, wrong)
     except sqlite3.Error as error:
         raise StoreUnavailable(f"the audit database {at} cannot be read: {error}") from None
+
+
+def _is_logged(db: sqlite3.Connection) -> bool:
+    """Whether something is committed that is not in its tables, in the snapshot that begins here."""
+    # A database of another version has no such table: that is for the reader to tell.
+    log = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'redo'").fetchone()
+    return log is not None and db.execute("SELECT 1 FROM redo LIMIT 1").fetchone() is not None
+
+
+def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str:
+    """Have what is committed put in its tables, and begin the reader's snapshot there.
+
+    Returns what is wrong with it.
+    """
+    from remit import redo
+
+    try:
+        with _locked(at, ".lock"):
+            uri = f"{at.absolute().as_uri()}?mode=rw"
+            with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_S)) as db:
+                db.execute("PRAGMA wal_autocheckpoint = 0")
+                db.execute("BEGIN IMMEDIATE")
+                redo.file_what_is_logged(db)
+                db.execute("COMMIT")
+                # While nobody can add to the log.
+                reader.execute("ROLLBACK")
+                reader.execute("BEGIN")
+                _is_logged(reader)
+    except (OSError, sqlite3.OperationalError):
+        pass  # who may not write reads what there is
+    except (StoreUnavailable, sqlite3.Error):
+        return "what is in table redo does not go with the other tables: one of them was changed"
+    return ""
 
 
 @contextmanager
@@ -149,8 +187,9 @@ def _sealing_file(at: Path) -> Generator[Sealing]:
 
 
 class SqliteReader:
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, wrong: str = "") -> None:
         self._db = db
+        self._wrong = wrong
 
     def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
         return self._db.execute(sql, values).fetchone()
@@ -167,6 +206,8 @@ class SqliteReader:
         return iter(cursor.execute(sql, values))
 
     def damage(self) -> Iterator[str]:
+        if self._wrong:
+            yield self._wrong
         for row in self._db.execute("PRAGMA integrity_check"):
             if row[0] != "ok":
                 yield str(row[0])

@@ -286,6 +286,8 @@ class Journal:
                 ways_back.register(self._ledger, call_id, way_back, "ready" if waits else "registered")
             if touches is not None and not waits:
                 self._ledger.insert("touches", (touches, call_id))
+            if approved is None and not waits:
+                self._ledger.begins(call_id, undoable=way_back is not None)
             if before is not None and not waits:
                 self._sealer.keep(self._sealer.seal_of(call), call_id, "before", before)
             if call.kind == "undo":
@@ -467,26 +469,24 @@ class Journal:
 
         def change() -> str:
             ledger = self._ledger
+            ledger.ends(call_id, undoable=plan is not None)
             commit: str | None = None
             if reply is not None:
                 seal = None if call.tool.effect is Effect.READ else self._sealer.seal_of(call)
                 commit = self._sealer.keep(seal, call_id, "result", reply)
-            ledger.update(
-                "UPDATE calls SET state = ?, finished_us = ?, result_commit = ?, error_code = ?, error = ?,"
-                " resolution = ?, client_key = CASE WHEN ? THEN NULL ELSE client_key END"
-                " WHERE id = ? AND state IN ('dispatched', 'in_doubt')",
-                (state, ledger.now_us, commit, *(error or (None, None)), resolution, frees_key, call_id),
-            )
+            ended = (state, ledger.now_us, commit, *(error or (None, None)), resolution)
+            if frees_key:
+                ledger.update("call_and_key", (*ended, None, call_id))
+            else:
+                ledger.update("call", (*ended, call_id))
             if after is not None:
                 self._sealer.keep(self._sealer.seal_of(call), call_id, "after", after)
             spent = balances.resolve(ledger, call_id, costs)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
             if plan:
-                ledger.update(
-                    "UPDATE undos SET state = ?, resource = ? WHERE call_id = ?",
-                    ("void" if plan.arguments is None else "ready", plan.resource, call_id),
-                )
+                undo = "void" if plan.arguments is None else "ready"
+                ledger.update("undo", (undo, plan.resource, call_id))
                 if plan.arguments is not None:
                     kind = "restore" if call.tool.undo and call.tool.undo.restores else "undo"
                     self._sealer.keep(self._sealer.seal_of(call), call_id, kind, orjson.dumps(plan.arguments))
@@ -1130,7 +1130,8 @@ async def open_journal(
     )
     ledger = Ledger(store, stream=stream, role=role, clock=clock)
     sealer = await anyio.to_thread.run_sync(open_sealer, ledger, at, key)
-    writer = Writer(ledger, queue_max=queue_max)
+    # What is committed waits as long to be filed, at most; of PostgreSQL it is only asked what is new.
+    writer = Writer(ledger, queue_max=queue_max, idle_s=0.1 if store.logs else 0.25)
 
     def change() -> None:
         ledger.begin_life()

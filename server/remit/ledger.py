@@ -2,9 +2,9 @@
 
 The ledger knows rows, balances and the event chain; it does not know what a call is. `journal.py` says
 which of these go together. Inserts, and changes of single rows, are gathered and written at commit, one
-`executemany` for each statement. Balances and switches are kept in memory and dropped when another process
-has written. Its statements are
-raw and the same for every database, with `?` for each value; what differs is in `Store`.
+`executemany` for each statement, or as one row of the redo log (`redo.py`). Balances and switches are kept
+in memory and dropped when another process has written. Its statements are raw and the same for every
+database, with `?` for each value; what differs is in `Store`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,14 +22,20 @@ from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
 from remit.ids import Clock
 from remit.proven import Proof
+from remit.redo import Change, Gathered, Pile, inserts, read_pile
+from remit.writer import OthersWrite
 
 if TYPE_CHECKING:
-    from sqlalchemy import Table
-
     from remit.runs import Run, RunKey
     from remit.vault import Seal
 
 _ACCOUNTS_MAX = 4096
+#: From so many rows on, the redo log is filed while calls wait.
+_FILED_ROWS = 8192
+#: Where fewer transactions than this were filed, because something was asked, logging them was a waste: so
+#: many after them are not logged.
+_WORTHWHILE = 4
+_NOT_LOGGED = 8
 #: How long to ask whether a commit took place whose answer got lost, and the pause between (seconds).
 _UNSURE_S = 5.0
 _ASK_AGAIN_S = 0.1
@@ -91,6 +96,17 @@ class Store(Protocol):
         """The stream of another life for a process that was taken for dead; None where it has to end."""
         ...
 
+    @property
+    def logs(self) -> bool:
+        """Whether a transaction may be kept in a redo log for a while (see `redo.py`)."""
+        ...
+
+    def log(self, body: bytes, /) -> None: ...
+
+    def logged(self) -> list[bytes]: ...
+
+    def empty_log(self) -> None: ...
+
     def overwrite_what_goes(self) -> None: ...
 
     def tidy(self) -> None:
@@ -140,8 +156,17 @@ class Ledger:
         self._seq = 0
         self._head = GENESIS
         self._taken_for_dead = False
-        self._inserts: dict[str, list[Values]] = {}
-        self._updates: dict[str, list[Values]] = {}
+        #: What the running transaction writes and nobody in it has asked about, and what transactions before
+        #: it wrote that is only in the redo log.
+        self._gathered = Gathered()
+        self._pile = Pile()
+        #: Of the running transaction: its rows go straight into their tables, and the pile went before them.
+        self._straight = False
+        self._running = False
+        #: So many transactions more go straight: what they ask would file them at once.
+        self._not_logged = 0
+        #: The calls that are under way here, whose rows nobody else has changed; whether they can be undone.
+        self._mine: dict[str, bool] = {}
         #: What calls hold that were let out here and have not ended, until another process writes.
         self.held: dict[str, list[Held]] = {}
         #: The fingerprints of calls in doubt, and of some that were; None while they are not looked up.
@@ -166,6 +191,7 @@ class Ledger:
     def transaction(self, *, durable: bool, wait: bool = True) -> Generator[None]:
         others_wrote = self._store.begin(durable=durable, wait=wait)
         seq, head = self._seq, self._head
+        self._running, self._straight = True, not self._store.logs
         try:
             if others_wrote:
                 self._forget()
@@ -187,12 +213,24 @@ class Ledger:
         except BaseException:
             self._roll_back(seq, head)
             raise
+        finally:
+            self._running = False
+        if self._straight:
+            self._pile = Pile()
+        elif self._gathered:
+            self._pile.add(self._gathered)
+        self._gathered = Gathered()
         self._taken_for_dead = False
 
     def idle(self) -> None:
         if self._store.changed():
             self._forget()
+        self._file(1)
         self._store.tidy()
+
+    def after_many(self) -> None:
+        """A batch was committed and more wait."""
+        self._file(_FILED_ROWS)
 
     def close(self) -> None:
         """Mark this process life as ended in order, and let go of the database."""
@@ -251,37 +289,42 @@ class Ledger:
 
     def insert(self, table: str, row: Values) -> None:
         """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
-        self._inserts.setdefault(table, []).append(row)
+        self._gathered.inserts.setdefault(table, []).append(row)
 
-    def update(self, sql: str, values: Values) -> None:
+    def update(self, change: Change, values: Values) -> None:
         """Change one row, at commit or before the next query. Raises WrongState then when it is not there."""
-        self._updates.setdefault(sql, []).append(values)
+        self._gathered.updates.setdefault(change, []).append(values)
+
+    def begins(self, call_id: str, *, undoable: bool) -> None:
+        """This call was let out here."""
+        self._mine[call_id] = undoable
+        self.held.setdefault(call_id, [])
+
+    def ends(self, call_id: str, *, undoable: bool) -> None:
+        """What changes with this call's end is written now."""
+        if self._mine.pop(call_id, None) is not undoable:
+            self._go_straight()  # whether its rows are there is to be seen at once
 
     def execute(self, sql: str, values: Values = (), /) -> int:
         """Run an UPDATE or DELETE at once; return how many rows it changed."""
-        if self._updates:
-            self.write_out()
+        self._mine.clear()
+        self._before_query()
         return self._store.execute(sql, values)
 
     def one(self, sql: str, values: Values = (), /) -> Row | None:
-        if self._updates:
-            self.write_out()
+        self._before_query()
         return self._store.one(sql, values)
 
     def all(self, sql: str, values: Values = (), /) -> Sequence[Row]:
-        if self._updates:
-            self.write_out()
+        self._before_query()
         return self._store.all(sql, values)
 
     def write_out(self) -> None:
         """Write the rows gathered so far, for a query that must see what changes before it inserted."""
-        for table, rows in self._inserts.items():
-            self._store.many(_inserts()[table], rows)
-        self._inserts.clear()
-        updates, self._updates = self._updates, {}
-        for sql, rows in updates.items():
-            if self._store.change(sql, rows) != len(rows):
-                raise WrongState("others have concluded meanwhile how this call ended")
+        self._go_straight()
+        gathered, self._gathered = self._gathered, Gathered()
+        if not gathered.write(self._store):
+            raise WrongState("others have concluded meanwhile how this call ended")
 
     def in_doubt(self, fingerprint: str) -> bool:
         """Whether an equal call may be in doubt; when not, there is none."""
@@ -375,8 +418,36 @@ class Ledger:
         self.stream, self._seq, self._head = stream, 0, GENESIS
         self.begin_life()
 
+    def _before_query(self) -> None:
+        self._go_straight()
+        if self._gathered.updates:
+            self.write_out()
+
+    def _go_straight(self) -> None:
+        """Have the running transaction write its rows into their tables, after those before it."""
+        if self._straight or not self._running:
+            return
+        self._straight = True
+        if self._pile.depth:
+            if self._pile.depth < _WORTHWHILE:
+                self._not_logged = _NOT_LOGGED
+            self._pile.file(self._store)
+            self._store.empty_log()
+
+    def _file(self, rows: int) -> None:
+        """File the pile when it has so many rows, and nobody else writes just now."""
+        if self._pile.rows >= rows:
+            with suppress(OthersWrite), self.transaction(durable=False, wait=False):
+                self._go_straight()
+
     def _flush(self, seq_before: int) -> None:
-        self.write_out()
+        if not self._straight and (self._not_logged or not self._gathered.is_of_calls):
+            self._not_logged = max(0, self._not_logged - 1)
+            self._go_straight()
+        if self._straight:
+            self.write_out()
+        elif self._gathered:
+            self._store.log(self._gathered.logged())
         new: list[Values] = []
         changed: list[Values] = []
         for (account, start_us), it in self._accounts.items():
@@ -405,7 +476,7 @@ class Ledger:
                 )
             it.new = it.dirty = False
         if new:
-            self._store.many(_inserts()["accounts"], new)
+            self._store.many(inserts()["accounts"], new)
         if changed:
             self._store.many(
                 "UPDATE accounts SET limit_amount = ?, held = ?, posted = ?, refunded = ?, overrun = ?"
@@ -413,7 +484,7 @@ class Ledger:
                 changed,
             )
         if self._seq != seq_before:
-            moved = self.execute(
+            moved = self._store.execute(
                 "UPDATE incarnations SET last_seq = ?, head = ?"
                 " WHERE id = ? AND last_seq = ? AND state = 'live'",
                 (self._seq, self._head, self.stream, seq_before),
@@ -424,8 +495,8 @@ class Ledger:
 
     def _roll_back(self, seq: int, head: str) -> None:
         self._seq, self._head = seq, head
-        self._inserts.clear()
-        self._updates.clear()
+        self._gathered = Gathered()
+        self._mine.clear()
         self.held.clear()
         self._doubted = None
         self._accounts.clear()
@@ -434,6 +505,8 @@ class Ledger:
         self._store.roll_back()
 
     def _forget(self) -> None:
+        self._pile = read_pile(self._store.logged())
+        self._mine.clear()
         self.held.clear()
         self._doubted = None
         self._accounts.clear()
@@ -442,17 +515,3 @@ class Ledger:
         self.reload_switches()
         self.reload_untold()
         self.reload_proofs()
-
-
-@cache
-def _inserts() -> Mapping[str, str]:
-    """The INSERT of every table. SQLAlchemy is slow to load, and a server answers before it needs this."""
-    from remit.tables import metadata
-
-    return {name: _insert_statement(table) for name, table in metadata.tables.items()}
-
-
-def _insert_statement(table: Table) -> str:
-    names = ", ".join(f'"{column.name}"' for column in table.columns)
-    marks = ", ".join("?" * len(table.columns))
-    return f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - the names are ours

@@ -103,6 +103,18 @@ class PostgresStore:
         row = self.one("SELECT writes FROM write_turn")
         return row is None or row["writes"] != self._seen
 
+    #: The server writes pages beside the commit as it is.
+    logs = False
+
+    def log(self, body: bytes) -> None:
+        raise NotImplementedError
+
+    def logged(self) -> list[bytes]:
+        return []
+
+    def empty_log(self) -> None:
+        """There is none."""
+
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> int:
         self._wrote = True
         return self._connected().execute(sql, values)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from remit import redo
 from remit.errors import RemitError
 from remit.writer import OthersWrite
 
@@ -63,7 +64,7 @@ def must_be_local(folder: Path) -> None:
             )
 
 
-class SqliteStore:
+class SqliteStore(redo.Statements):
     def __init__(self, path: Path, *, stream: str, relaxed: bool) -> None:
         self._path = path
         self._relaxed = relaxed
@@ -72,7 +73,7 @@ class SqliteStore:
         self._lock = os.open(
             path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
-        self._db = self._connected()
+        super().__init__(self._connected())
         self._sync = "FULL"
         self._data_version = -1
         self._busy_ms = _BUSY_MS
@@ -114,15 +115,6 @@ class SqliteStore:
         self._data_version = version
         return True
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
-        return self._db.execute(sql, values).rowcount
-
-    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        self._db.executemany(sql, rows)
-
-    def change(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
-        return self._db.executemany(sql, rows).rowcount
-
     def one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
         return self._db.execute(sql, values).fetchone()
 
@@ -146,6 +138,17 @@ class SqliteStore:
 
     def new_life(self) -> None:
         """Who is taken for dead here is dead, or somebody has meddled with the files."""
+
+    logs = True
+
+    def log(self, body: bytes) -> None:
+        self._db.execute("INSERT INTO redo (body) VALUES (?)", (body,))
+
+    def logged(self) -> list[bytes]:
+        return redo.logged(self._db)
+
+    def empty_log(self) -> None:
+        redo.empty(self._db)
 
     def overwrite_what_goes(self) -> None:
         self._db.execute("PRAGMA secure_delete = ON")

@@ -155,7 +155,7 @@ class PolicyWatch:
             files = (*_paths(self._config), *self._config.policy.tests)
             return (self._elsewhere(), *((path, _status(path)) for path in files))
         try:
-            with reading(self._config.store.location) as db:
+            with reading(self._config.store.location, newest=False) as db:
                 row = db.one("SELECT MAX(number) AS newest FROM policy_activations")
             return row["newest"] if row else None
         except StoreUnavailable:

@@ -101,13 +101,13 @@ def key_file(at: Location) -> Path:
 @contextmanager
 def read_tiles(at: Location) -> Generator[merkle.ReadTile]:
     """The tiles of the database at `at`, as of now."""
-    with reading(at) as db:
+    with reading(at, newest=False) as db:
         yield tile_reader(db)
 
 
 def anchored(at: Location, anchor: str) -> tuple[int, int]:
     """The newest checkpoint that is known to be at this anchor, and since when; 0: none is."""
-    with reading(at) as db:
+    with reading(at, newest=False) as db:
         row = db.one(
             "SELECT size, at_us FROM log_anchors WHERE anchor = ? ORDER BY size DESC LIMIT 1", (anchor,)
         )

@@ -103,7 +103,7 @@ class Shadow:
 
     def _stored(self) -> tuple[int, str] | None:
         """When the trial began, and its text; None when there is none."""
-        with reading(self._config.store.location) as db:
+        with reading(self._config.store.location, newest=False) as db:
             row = db.one("SELECT started_us, text FROM shadows WHERE stopped_us IS NULL")
         return (row["started_us"], row["text"]) if row else None
 

@@ -59,6 +59,10 @@ class Transactional(Protocol):
         """Nothing waited for `idle_s`: notice what other processes changed, and tidy up."""
         ...
 
+    def after_many(self) -> None:
+        """A batch was committed, and others may wait: do what cannot be put off."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -77,7 +81,7 @@ class _Stop:
 
 
 class Writer:
-    def __init__(self, ledger: Transactional, *, queue_max: int, idle_s: float = 0.25) -> None:
+    def __init__(self, ledger: Transactional, *, queue_max: int, idle_s: float = 0.1) -> None:
         self._ledger = ledger
         self._queue: queue.SimpleQueue[_Queued[Any] | _Stop] = queue.SimpleQueue()
         self._queue_max = queue_max
@@ -167,6 +171,8 @@ class Writer:
             if batch:
                 with self._turn:
                     self._commit(batch)
+                    with suppress(*_FAILURES):  # the next write will say what is wrong
+                        self._ledger.after_many()
             if stop:
                 with suppress(*_FAILURES), self._turn:  # then it ends as a killed process does
                     self._ledger.close()

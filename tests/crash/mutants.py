@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from remit import approval_requests, balances, doubts, earlier_calls, ledger_sqlite, pipeline
+from remit import approval_requests, balances, doubts, earlier_calls, ledger_sqlite, pipeline, redo
 from remit.journal import Journal
 from remit.ledger import Ledger
 from remit.ledger_postgres import PostgresStore
@@ -167,6 +167,16 @@ def commits_in_halves() -> None:
     Ledger._flush = halves
 
 
+def log_emptied() -> None:
+    """What is in the redo log is thrown away, instead of filed."""
+    redo.Pile.file = lambda self, store: None
+
+
+def ends_not_filed() -> None:
+    """Of a call in the redo log, only how it began gets into the tables."""
+    redo.Pile._change = lambda self, change, rows: None
+
+
 def between() -> None:
     """Between the two halves of a transaction that should have none."""
 
@@ -256,6 +266,8 @@ MUTANTS = _by_name(
     undo_not_marked,
     approval_not_used_up,
     commits_in_halves,
+    log_emptied,
+    ends_not_filed,
 )
 AMONG_SEVERAL = _by_name(
     mail_sent_by_whoever_comes,

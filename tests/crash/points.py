@@ -32,6 +32,7 @@ from tests.server.builders import (
     tools,
 )
 
+from remit import ledger
 from remit.errors import RemitError
 from remit.ledger import Ledger
 from remit.model import Done, Outcome, Pending
@@ -177,6 +178,7 @@ def play(folder: Path, death: Death | None = None, mutant: str | None = None) ->
 
 
 def _instrument(passes: Callable[[Moment], None]) -> None:
+    ledger._NOT_LOGGED = 0  # whatever can be in the redo log is
     transaction = Ledger.transaction
 
     @contextmanager

@@ -33,6 +33,7 @@ from remit.catalog import build
 from remit.cli import cli
 from remit.config_file import Loaded, load
 from remit.config_problems import ConfigError
+from remit.database import reading
 from remit.fit import misfits
 from remit.policy_tests import read_tests
 from remit_adapters.base import Offer
@@ -154,6 +155,8 @@ class Page:
                     db.executescript(block.text)
             case () | ("nothing",):
                 where = f"{self.scene.database.as_uri()}?mode=ro"
+                with reading(self.scene.database):
+                    """What was answered a moment ago is in its tables from here on."""
                 with _inside(self.scene.folder), closing(sqlite3.connect(where, uri=True)) as db:
                     rows = db.execute(block.text).fetchall()
                 assert rows or block.words, "the query finds nothing"

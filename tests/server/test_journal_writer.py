@@ -51,6 +51,9 @@ class Transactions:
         self.committed.append(self._written)
         self.durable.append(durable)
 
+    def after_many(self) -> None:
+        """Nothing is put off."""
+
     def idle(self) -> None:
         self.idled.set()
         if self.idling:

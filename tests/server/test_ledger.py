@@ -21,7 +21,7 @@ from tests.crash import books
 from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
-from remit.database import SqliteReader
+from remit.database import SqliteReader, reading
 from remit.ledger import Ledger
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Charge
@@ -191,6 +191,8 @@ class Balances(RuleBasedStateMachine):
     def the_file_agrees(self) -> None:
         if not hasattr(self, "path"):
             return
+        with reading(self.path):
+            """What is committed is in its tables from here on."""
         stored = {row["id"]: row for row in self.reader.execute("SELECT * FROM accounts")}
         for account, balance in self.model.items():
             row = stored.get(account)
@@ -212,6 +214,12 @@ TestBalances.settings = settings(
 
 def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) -> None:
     ledger = a_ledger(a_database(tmp_path), "one", Clock())
+
+    def insert(table: str, row: tuple[Any, ...]) -> None:
+        with ledger.transaction(durable=False):
+            ledger.insert(table, row)
+            ledger.write_out()
+
     account = ("a:acme/x:usd:total", 0, "acme", "usd", 10, 0, 0, 0, 0)
     broken: list[tuple[int, ...]] = [
         (11, 0, 0, 0),
@@ -222,11 +230,11 @@ def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) 
         (0, 0, -1, 0),
     ]
     for held, posted, refunded, overrun in broken:
-        with pytest.raises(sqlite3.IntegrityError), ledger.transaction(durable=False):
-            ledger.insert("accounts", (*account[:5], held, posted, refunded, overrun))
+        with pytest.raises(sqlite3.IntegrityError):
+            insert("accounts", (*account[:5], held, posted, refunded, overrun))
     for amount, state, posted in ((-1, "held", 0), (1, "held", 1), (1, "voided", 1), (1, "gone", 0)):
-        with pytest.raises(sqlite3.IntegrityError), ledger.transaction(durable=False):
-            ledger.insert("holds", ("c", account[0], 0, "usd", amount, state, posted, 0))
+        with pytest.raises(sqlite3.IntegrityError):
+            insert("holds", ("c", account[0], 0, "usd", amount, state, posted, 0))
     ledger.close()
 
 

@@ -62,7 +62,8 @@ def test_several_processes_find_what_one_finds_wherever_it_is(record: Path, tmp_
         "UPDATE events SET hash = upper(hash) WHERE seq = 5",
         "DELETE FROM events WHERE seq IN (9, 10)",
         "DELETE FROM events WHERE rowid = (SELECT max(rowid) FROM events)",
-        "UPDATE calls SET user = 'user:mallory' WHERE id = (SELECT max(id) FROM calls)",
+        "UPDATE calls SET user = 'user:mallory' WHERE id ="
+        " (SELECT max(call_id) FROM events WHERE kind = 'call.dispatched' AND seq IN (6, 7))",
         "UPDATE payloads SET body = x'00' WHERE call_id = (SELECT min(id) FROM calls)",
     )
     alone = found(copy, processes=1)

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 from tests.interop.running import REMIT, REPOSITORY, DidNotStart, remit_config, serving
 
+from remit.database import reading
+
 HOSTILE = [sys.executable, "-S", str(REPOSITORY / "tests/fixtures/hostile_server.py")]
 MODERN, SESSION = "2026-07-28", "2025-11-25"
 ENVELOPE = {
@@ -190,13 +192,14 @@ def stdio(config: Path) -> Iterator[Stdio]:
 
 def rows(config: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """What anybody can read in the audit database."""
-    with closing(sqlite3.connect(f"file:{config.parent / 'remit.db'}?mode=ro", uri=True)) as db:
-        db.row_factory = sqlite3.Row
-        return [dict(row) for row in db.execute(sql, parameters)]
+    with reading(config.parent / "remit.db") as db:
+        return [dict(row) for row in db.all(sql, parameters)]
 
 
 def change(config: Path, sql: str) -> None:
     """Change the audit database of a Remit that does not run."""
+    with reading(config.parent / "remit.db"):
+        """All that is committed can be changed then."""
     with closing(sqlite3.connect(config.parent / "remit.db")) as db, db:
         db.execute(sql)
 

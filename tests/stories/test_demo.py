@@ -3,15 +3,14 @@
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from remit.cli.demo_story import STEPS
+from remit.database import reading
 
 ACME = Path(__file__).parents[2] / "configs" / "acme"
 REMIT = (sys.executable, "-m", "remit")
@@ -29,8 +28,8 @@ def a_copy(folder: Path) -> Path:
 
 
 def select(database: Path, sql: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
-        return db.execute(sql).fetchall()
+    with reading(database) as db:
+        return list(db.tuples(sql))
 
 
 def test_every_step_of_the_demonstration_does_what_it_says(tmp_path: Path) -> None:

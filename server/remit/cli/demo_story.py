@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remit.cli.output import cell, short
+from remit.database import reading
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -344,6 +345,5 @@ def refused(on: Stage, answer: Answer, code: str, style: str) -> None:
 
 
 def select(database: Path, sql: str, *values: str) -> list[dict[str, Any]]:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
-        db.row_factory = sqlite3.Row
-        return [dict(row) for row in db.execute(sql, values)]
+    with reading(database) as db:
+        return [dict(row) for row in db.all(sql, values)]

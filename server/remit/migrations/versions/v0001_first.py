@@ -30,6 +30,8 @@ def upgrade() -> None:
 
 
 def _sqlite() -> None:
+    # What is committed, and not yet in the tables above: see `redo.py`.
+    op.execute("CREATE TABLE redo (seq INTEGER PRIMARY KEY, body BLOB NOT NULL)")
     for table in _APPEND_ONLY:
         for action in ("UPDATE", "DELETE"):
             op.execute(

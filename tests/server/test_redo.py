@@ -1,0 +1,179 @@
+"""What a call writes is durable in the redo log first, and in its tables a moment later: nobody can tell."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.server.builders import a_remit, a_reply, until
+
+from remit import verifying
+from remit.database import reading
+from remit.ledger import Ledger
+from remit.ledger_sqlite import SqliteStore
+from remit.records import open_records
+from remit.vault import key_file
+from remit_adapters.base import AdapterError, Caller, Reply, Request
+
+OF_CALLS = ("calls", "payloads", "holds", "budget_moves", "undos", "touches", "events")
+
+
+def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    with reading(path) as db:
+        return {table: sorted(db.tuples(f"SELECT * FROM {table}"), key=repr) for table in OF_CALLS}  # noqa: S608
+
+
+def logged(path: Path) -> int:
+    """Transactions that are in the log alone, as another program sees it."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT COUNT(*) FROM redo").fetchone()[0]
+
+
+@pytest.fixture
+def never_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is filed because nothing else is to be done."""
+    monkeypatch.setattr(Ledger, "idle", lambda _: None)
+
+
+@pytest.mark.usefixtures("never_idle")
+async def test_what_was_answered_before_a_crash_is_read_from_the_log(tmp_path: Path) -> None:
+    copy = tmp_path / "copy" / "remit.db"
+    copy.parent.mkdir()
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        for number in range(5):
+            await remit.done("shop.buy", {"thing": f"pen-{number}", "price": 5})
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{remit.path}{suffix}", f"{copy}{suffix}")
+        shutil.copy(key_file(remit.path), key_file(copy))
+        assert logged(copy) > 5
+        before = contents(remit.path)
+        assert len(before["calls"]) == 5
+        assert contents(copy) == before
+        assert logged(copy) == logged(remit.path) == 0
+        # And whoever was read meanwhile goes on from there.
+        await remit.done("shop.buy", {"thing": "pen-6", "price": 5})
+        assert len(contents(remit.path)["calls"]) == 6
+
+
+async def test_what_waits_in_the_log_is_filed_by_itself(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        for number in range(5):
+            await remit.done("shop.buy", {"thing": f"pen-{number}", "price": 5})
+        path = remit.path
+        await until(lambda: not logged(path))
+        assert all(call["state"] == "succeeded" for call in remit.rows("SELECT state FROM calls"))
+
+
+@pytest.mark.usefixtures("never_idle")
+async def test_a_query_within_the_process_sees_what_is_logged(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        for number in range(5):
+            done = await remit.done("shop.buy", {"thing": f"pen-{number}", "price": 5})
+        assert logged(remit.path)
+        recorded = await remit.on.journal.recorded(done.call_id)
+        assert recorded is not None
+        assert logged(remit.path) == 0
+
+
+@pytest.mark.usefixtures("never_idle")
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE redo SET body = 'x'",
+        "UPDATE redo SET body = replace(body, 'shop.buy', 'shop.set')",
+        "DELETE FROM redo WHERE seq = (SELECT min(seq) FROM redo)",
+        "DELETE FROM redo WHERE seq = (SELECT max(seq) FROM redo)",
+    ],
+)
+async def test_a_log_that_was_changed_is_found(tmp_path: Path, edit: str) -> None:
+    copy = tmp_path / "copy" / "remit.db"
+    copy.parent.mkdir()
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        for number in range(5):
+            await remit.done("shop.buy", {"thing": f"pen-{number}", "price": 5})
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{remit.path}{suffix}", f"{copy}{suffix}")
+        shutil.copy(key_file(remit.path), key_file(copy))
+    with closing(sqlite3.connect(copy)) as db, db:
+        db.execute(edit)
+    with open_records(copy) as records:
+        found = [*map(str, verifying.verify(records, payloads=True)), *records.damage()]
+    assert found
+
+
+async def played(folder: Path, steps: Sequence[Sequence[str]]) -> dict[str, list[tuple[Any, ...]]]:
+    """The books after these calls, those of each step together."""
+    async with a_remit(folder, budgets=BUDGETS) as remit:
+        assert isinstance(remit.path, Path)
+
+        async def buy(request: Request, caller: Caller) -> Reply:
+            await anyio.lowlevel.checkpoint()
+            if request.arguments["thing"] == "fails":
+                raise AdapterError("broken", no_effect=True)
+            if request.arguments["thing"] == "is lost":
+                raise AdapterError("gone", no_effect=False)
+            return a_reply({"order": "o-1"})
+
+        async def one(step: str, number: int) -> None:
+            if step == "reads":
+                await remit.call("shop.look", {"thing": "pen"})
+            else:
+                price = 10**6 if step == "is denied" else number
+                await remit.call("shop.buy", {"thing": step, "price": price})
+
+        remit.source.on["buy"] = buy
+
+        numbers = count(1)
+        for together in steps:
+            async with anyio.create_task_group() as tasks:
+                for step in together:
+                    tasks.start_soon(one, step, next(numbers))
+        books = {
+            "calls": "kind, tool, verdict, code, state, error_code",
+            "holds": "account, unit, amount, state, posted",
+            "accounts": "id, held, posted, overrun",
+            "budget_moves": "account, kind, amount",
+            "undos": "state, tool",
+            "payloads": "kind",
+            "events": "kind",
+        }
+        with reading(remit.path) as db:
+            return {
+                table: sorted(db.tuples(f"SELECT {columns} FROM {table}"), key=repr)  # noqa: S608
+                for table, columns in books.items()
+            }
+
+
+BUDGETS = [
+    {"scope": "tenant", "unit": "calls", "window": "day", "limit": 1000},
+    {"scope": "agent", "unit": "calls", "window": "day", "limit": 12},
+]
+STEPS = st.lists(
+    st.sampled_from(["is done", "is denied", "fails", "is lost", "reads"]), min_size=1, max_size=6
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(steps=st.lists(STEPS, min_size=1, max_size=5))
+def test_the_books_are_the_same_with_a_log_and_without(steps: list[list[str]]) -> None:
+    def with_log(logs: bool) -> dict[str, list[tuple[Any, ...]]]:
+        with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+            patch.setattr(SqliteStore, "logs", logs)
+            return anyio.run(played, Path(folder), steps)
+
+    assert with_log(True) == with_log(False)
