@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeVar, cast
@@ -18,10 +18,9 @@ from typing import Any, TypeVar, cast
 import orjson
 
 from remit import chain
-from remit.approvals import binding_of
 from remit.database import Row
+from remit.erasing import ERASED
 from remit.records import Records
-from remit.runs import ERASED
 from remit.vault import Damaged, KeyUnusable
 
 T = TypeVar("T")
@@ -86,15 +85,40 @@ _sealed = itemgetter(*(name for _, name in _SEALED))
 _COMPARED = "id, policy_rows, confirmation, state, result_commit, " + ", ".join(
     f'"{name}"' for name, _ in _SEALED
 )
+#: What is read of each event `e`: itself, and the hash of the one before it.
+_FOLLOWING = (
+    f"{chain.COLUMNS}, (SELECT hash FROM events AS b"  # noqa: S608 - the columns are ours
+    " WHERE b.stream = e.stream AND b.seq = e.seq - 1 LIMIT 1) AS before"
+)
 
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
 #: Told after so many rows: telling costs more than most rows.
 _STEP = 1000
-#: An event: stream and number. Events are verified in this order.
+#: An event: stream and number.
 Place = tuple[str, int]
-#: No event is before it.
-FIRST: Place = ("", -(2**63))
+
+
+@dataclass(slots=True)
+class Followed:
+    """How far the events follow one another; where they do not, `verify_events` tells what is wrong."""
+
+    #: How many were looked at.
+    events: int = 0
+    #: Those that do not follow the one before, and ends that are not those that were recorded.
+    loose: list[Place] = field(default_factory=list[Place])
+
+    def follow(self, row: tuple[Any, ...]) -> dict[str, Any]:
+        """What an event (`_FOLLOWING`) tells."""
+        facts = _facts(row[6])
+        self.events += 1
+        if not chain.follows(row, facts, row[8]):
+            self.loose.append((row[0], row[1]))
+        return facts
+
+    def add(self, other: Followed) -> None:
+        self.events += other.events
+        self.loose += other.loose
 
 
 def ignored(_: int) -> None:
@@ -109,50 +133,54 @@ def counted(rows: Iterable[T], progress: Progress) -> Iterator[T]:
         yield row
 
 
-def verify_events(
-    records: Records, progress: Progress = ignored, begin: Place = FIRST, end: Place | None = None
-) -> Iterator[Finding]:
-    """Every flaw of the event chains, or of the part of them from `begin` up to, and without, `end`."""
-    sealed: dict[tuple[str, int], str] = {}
-    within = " AND (stream, seq) < (?, ?)" if end else ""
+def verify_events(records: Records, progress: Progress = ignored) -> Iterator[Finding]:
+    """Every flaw of the event chains."""
+    opened: list[dict[str, Any]] = []
 
     def rows() -> Iterator[tuple[Any, ...]]:
         for row in counted(
-            records.tuples(
-                f"SELECT {chain.COLUMNS} FROM events WHERE (stream, seq) >= (?, ?){within}"  # noqa: S608 - the columns are ours
-                " ORDER BY stream, seq",
-                (*begin, *(end or ())),
-            ),
+            records.tuples(f"SELECT {chain.COLUMNS} FROM events ORDER BY stream, seq"),  # noqa: S608 - the columns are ours
             progress,
         ):
             if row[3] == "stream.opened":
-                sealed.update(_heads_in(row[6]))
+                opened.append(_facts(row[6]))
             yield row
 
-    # A part answers for how those streams end that end in it, or after it began and before the next begins.
     heads = {
         row["id"]: (row["last_seq"], row["head"])
-        for row in records.rows("SELECT id, last_seq, head FROM incarnations WHERE id >= ?", (begin[0],))
-        if end is None or row["id"] < end[0]
+        for row in records.rows("SELECT id, last_seq, head FROM incarnations")
     }
-    last = next(
-        records.rows(
-            "SELECT seq, hash FROM events WHERE stream = ? AND seq < ? ORDER BY seq DESC LIMIT 1", begin
-        ),
-        None,
-    )
-    before = {begin[0]: (last["seq"], last["hash"])} if last else {}
-    for flaw in chain.verify(rows(), heads, before, goes_on=end and end[0]):
+    for flaw in chain.verify(rows(), heads):
         yield Finding(where=f"stream {flaw.stream}, event {flaw.seq}", what=flaw.what)
-    for (stream, seq), digest in sealed.items():
-        found = next(
-            records.rows("SELECT hash FROM events WHERE stream = ? AND seq = ?", (stream, seq)), None
+    # One that several streams saw is told once.
+    for stream, seq in dict.fromkeys(place for facts in opened for place in _unseen(records, facts)):
+        yield Finding(
+            where=f"stream {stream}, event {seq}",
+            what="a later stream saw another event here, or one that is gone",
         )
-        if found is None or found["hash"] != digest:
-            yield Finding(
-                where=f"stream {stream}, event {seq}",
-                what="a later stream saw another event here, or one that is gone",
-            )
+
+
+def verify_ends(records: Records, followed: Followed) -> None:
+    """Follow the events of no call, too, and see whether the streams end as recorded.
+
+    When nothing is loose then, every event follows one that is there, down to the first of its stream. So no
+    stream has gaps, and one that goes on after its recorded end, or is not registered, makes more events than
+    there should be.
+    """
+    for row in records.tuples(f"SELECT {_FOLLOWING} FROM events AS e WHERE call_id IS NULL"):  # noqa: S608 - the columns are ours
+        facts = followed.follow(row)
+        if row[3] == "stream.opened":
+            followed.loose += _unseen(records, facts)
+    for row in records.rows(
+        "SELECT id, last_seq, head,"
+        " (SELECT hash FROM events WHERE stream = i.id AND seq = i.last_seq LIMIT 1) AS found"
+        " FROM incarnations AS i"
+    ):
+        if row["head"] != (row["found"] if row["last_seq"] else chain.GENESIS):
+            followed.loose.append((row["id"], row["last_seq"]))
+    (recorded,) = records.rows("SELECT COALESCE(SUM(last_seq), 0) AS events FROM incarnations")
+    if not records.count("events") == recorded["events"] <= followed.events:
+        followed.loose.append(("", 0))
 
 
 def verify_calls(
@@ -162,11 +190,12 @@ def verify_calls(
     payloads: bool = True,
     begin: str = "",
     end: str | None = None,
+    followed: Followed | None = None,
 ) -> Iterator[Finding]:
     """Every call that disagrees with its events, and every payload with what was committed to.
 
     Only of those calls whose id is not less than `begin` and less than `end`. Without `payloads`, those stay
-    sealed.
+    sealed. Their events are `followed`.
     """
     values = (begin,) if end is None else (begin, end)
 
@@ -177,7 +206,8 @@ def verify_calls(
             values,
         )
 
-    events = _by_call(of_calls("call_id, kind, body", "events", "call_id"))
+    following = counted(of_calls(_FOLLOWING, "events AS e", "call_id"), progress)
+    events = _histories(following, followed or Followed())
     carried = _by_call(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
     history, kept = next(events, None), next(carried, None)
     for call in counted(of_calls(_COMPARED, "calls", "id"), progress):
@@ -190,7 +220,7 @@ def verify_calls(
         if history is None or history[0] != call_id:
             yield Finding(where=f"call {call_id}", what="it has no event")
             continue
-        happened = {kind: _facts(body) for _, kind, body in history[1]}
+        happened = history[1]
         history = next(events, None)
         for what in _disagreements(call, happened):
             yield Finding(where=f"call {call_id}", what=what)
@@ -250,11 +280,12 @@ def verify_runs(records: Records) -> Iterator[Finding]:
     """Every fact of a run that its call did not establish, or not so, and every one that is gone."""
     told: dict[tuple[str, str], str] = {}
     conflicts: set[tuple[str, str]] = set()
-    for row in records.rows("SELECT call_id, body FROM events WHERE kind = 'call.succeeded'"):
-        if '"established"' in row["body"]:
-            facts = _facts(row["body"])
-            told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
-            conflicts |= {(row["call_id"], name) for name in facts.get("conflicts", ())}
+    for row in records.rows(
+        "SELECT call_id, body FROM events WHERE kind = 'call.succeeded' AND body LIKE '%\"established\"%'"
+    ):
+        facts = _facts(row["body"])
+        told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
+        conflicts |= {(row["call_id"], name) for name in facts.get("conflicts", ())}
     for row in records.rows(
         "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
         " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"
@@ -358,12 +389,18 @@ def _sums(records: Records, sql: str, parts: Sequence[str]) -> dict[tuple[str, i
     }
 
 
-def _heads_in(body: str) -> dict[tuple[str, int], str]:
-    heads = _facts(body).get("heads")
+def _unseen(records: Records, facts: Mapping[str, Any]) -> Iterator[Place]:
+    """What a stream saw of others when it was opened, and is not there so."""
     try:
-        return {(str(head["stream"]), int(head["seq"])): head["hash"] for head in heads or ()}
+        heads = [(str(head["stream"]), int(head["seq"]), head["hash"]) for head in facts.get("heads") or ()]
     except (KeyError, TypeError, ValueError, IndexError):
-        return {}  # the chain tells that this event was changed
+        return  # the chain tells that this event was changed
+    for stream, seq, digest in heads:
+        found = next(
+            records.rows("SELECT hash FROM events WHERE stream = ? AND seq = ?", (stream, seq)), None
+        )
+        if found is None or found["hash"] != digest:
+            yield stream, seq
 
 
 def _facts(body: str) -> dict[str, Any]:
@@ -377,6 +414,14 @@ def _facts(body: str) -> dict[str, Any]:
 
 def _no_call(call_id: str) -> Finding:
     return Finding(where=f"call {call_id}", what="it has events, and no row in calls")
+
+
+def _histories(
+    rows: Iterator[tuple[Any, ...]], followed: Followed
+) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Each call, and by kind what its events (`_FOLLOWING`) tell."""
+    for call_id, some in groupby(rows, itemgetter(5)):
+        yield call_id, {row[3]: followed.follow(row) for row in some}
 
 
 def _by_call(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
@@ -449,6 +494,8 @@ def _miscarried(
 
 def _bound(records: Records, request: Row) -> bool:
     """Whether what a request shows is what its binding covers; what is erased cannot be told from it."""
+    from remit.approvals import binding_of  # with all that asks people, which other processes do not need
+
     try:
         shown = records.opened(request["call_id"], "shown")
     except (Damaged, KeyUnusable):

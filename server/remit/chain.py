@@ -69,21 +69,24 @@ _sealed = itemgetter(*_NAMES)
 Heads = Mapping[str, tuple[int, str]]
 
 
-def verify(
-    rows: Iterable[tuple[Any, ...]],
-    heads: Heads,
-    before: Heads | None = None,
-    *,
-    goes_on: str | None = None,
-) -> Iterator[Flaw]:
+def follows(columns: tuple[Any, ...], sealed: Mapping[str, Any], before: Any) -> bool:
+    """Whether an event (`COLUMNS`, and its body decoded) is what it was, after the one with hash `before`."""
+    if columns[1] == 1:
+        before = GENESIS
+    try:
+        return link(before, columns[6]) == columns[7] and _sealed(sealed) == columns[:6]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False  # it is nothing that could be an event, or none is before it
+
+
+def verify(rows: Iterable[tuple[Any, ...]], heads: Heads) -> Iterator[Flaw]:
     """Every flaw in `rows` (`COLUMNS`, ordered by stream, seq) against the recorded `heads` of the streams.
 
     Finds an edited, deleted, inserted or reordered event, a column that disagrees with the hashed body,
     a truncated stream, and a stream without a head. After a broken link the chain is taken up again from
-    the stored hash, so that one edit is reported once. Where the rows are a part of all, `before` tells what
-    came before them in the stream that they begin in, and `goes_on` names the stream that does not end there.
+    the stored hash, so that one edit is reported once.
     """
-    ends = dict(before or {})
+    ends: dict[str, tuple[int, str]] = {}
     stream: Any = None
     last, head = 0, GENESIS
     for columns in rows:  # of any types: a database file holds whatever was put into it
@@ -91,7 +94,7 @@ def verify(
             if stream is not None:
                 ends[stream] = (last, head)
             stream = columns[0]
-            last, head = ends.get(stream, (0, GENESIS))
+            last, head = 0, GENESIS
         try:
             what = _what_is_wrong(columns, last, head)
             last = columns[1]
@@ -103,8 +106,6 @@ def verify(
             yield Flaw(stream=stream, seq=columns[1], what=what)
     if stream is not None:
         ends[stream] = (last, head)
-    if goes_on is not None:
-        ends.pop(goes_on, None)
     for stream, (seq, head) in heads.items():
         found = ends.pop(stream, (0, GENESIS))
         if found[0] < seq:

@@ -19,12 +19,13 @@ import orjson
 
 from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger
-from remit.runs import ERASED
 from remit.vault import Sealer, Vault
 
 if TYPE_CHECKING:
     from remit.journal import Journal
 
+#: The value of a fact of a run that was erased: none that a call may establish.
+ERASED = "null"
 #: Calls that are cleared in one transaction: others wait for it.
 _SLICE = 200
 

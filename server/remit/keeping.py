@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from remit import erasing
-from remit.config import Retention
 from remit.errors import UnknownRecord, WrongState
 from remit.ids import first_id
 from remit.ledger import Ledger
 from remit.vault import Sealer, Vault
 
 if TYPE_CHECKING:
+    from remit.config import Retention
     from remit.journal import Journal
 
 Rows = Callable[[str, Sequence[Any]], Sequence[Any]]

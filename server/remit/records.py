@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import merge
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from remit.chain import EventRow
 from remit.comparing import Difference, Group
-from remit.config import Retention
 from remit.database import Location, Reader, Row, exists, reading
 from remit.erasing import pseudonym
 from remit.errors import RemitError, UnknownRecord
@@ -30,7 +29,10 @@ from remit.proven import Proof
 from remit.schema import HEAD
 from remit.states import way_back
 from remit.vault import Vault, master_key
-from remit_rbac import Question
+
+if TYPE_CHECKING:
+    from remit.config import Retention
+    from remit_rbac import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -500,6 +502,8 @@ class Records:
 
         Raises UnknownRecord.
         """
+        from remit_rbac import Question  # the engine is slow to load, and who verifies asks nothing
+
         call = self.call(start)
         arguments, context = (self._carried(call.id, kind) for kind in ("arguments", "context"))
         if arguments is None or context is None:

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from remit.config import Effect
+from remit.erasing import ERASED
 from remit.ledger import Ledger
 from remit.model import Call, Scalar
 from remit_adapters.base import Json
@@ -23,8 +24,6 @@ from remit_adapters.base import Json
 RunKey = tuple[str, str, str, str]
 #: Runs kept in memory. Past it all are forgotten, and read again when they are needed.
 _KEPT_MAX = 4096
-#: The value of a fact that was erased: none that a call may establish.
-ERASED = "null"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

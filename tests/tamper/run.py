@@ -28,8 +28,7 @@ from pathlib import Path
 import anyio
 from tests.server.builders import a_remit
 
-from remit import merkle, proofs, verifier
-from remit.audit import verify_approvals, verify_calls, verify_events
+from remit import merkle, proofs, verifier, verifying
 from remit.chain import GENESIS, entry, link
 from remit.checkpoint import Checkpoint, Signer, open_checkpoint, sign
 from remit.database import SqliteReader
@@ -326,14 +325,7 @@ def reseal(db: sqlite3.Connection, signer: Signer) -> None:
 
 def findings(db: sqlite3.Connection, record: Record) -> Iterator[object]:
     records = Records(SqliteReader(db), lambda: record.master_key)
-    yield from verify_log_of(records, record)
-    yield from verify_events(records)
-    yield from verify_calls(records)
-    yield from verify_approvals(records)
-
-
-def verify_log_of(records: Records, record: Record) -> Iterator[object]:
-    return proofs.verify_log(records, [record.checkpoint], [record.signer.verifier])
+    return verifying.verify(records, [record.checkpoint], [record.signer.verifier], payloads=True)
 
 
 def one_edit(record: Record, rng: random.Random, report: Report) -> None:
