@@ -747,9 +747,13 @@ _BY_TIME = "created_us DESC, id DESC"
 
 
 def _at(value: Any, path: str) -> str | None:
-    """What is at a dotted path, as text: JSON where it is no text."""
+    """What is at a dotted path, as text: JSON where it is no text. Items of lists count from 0."""
     for name in path.split("."):
-        value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            items = cast("list[Any]", value)
+            value = items[int(name)] if name.isdecimal() and int(name) < len(items) else None
+        else:
+            value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 

@@ -171,6 +171,15 @@ def test_calls_are_found_by_what_is_known_of_them(
     assert sorted(call["tool"] for call in shell.json("calls", "list", *words)) == found
 
 
+async def test_items_of_lists_are_found_by_their_number(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES) as remit:
+        await remit.refused("shop.look", {"thing": "pen", "lines": [{"sku": "a"}, {"sku": "b"}, 7]})
+    shell = a_place(tmp_path)
+    for said, found in (("lines.1.sku=b", 1), ("lines.2=7", 1), ("lines.0.sku=b", 0), ("lines.3=7", 0)):
+        assert len(shell.json("calls", "list", "--arg", said)) == found
+    assert shell.json("calls", "list", "--arg", "lines.-1=7") == []
+
+
 def test_a_filter_in_no_form_is_wrong_use(path: Path) -> None:
     shell = a_place(path.parent)
     for words in (("--arg", "thing"), ("--cost-over", "eur"), ("--cost-over", "eur=5.00")):

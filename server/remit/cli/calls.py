@@ -59,7 +59,7 @@ def calls() -> None:
     "args",
     metavar="NAME=VALUE",
     multiple=True,
-    help="Calls whose argument is so, for example customer_id=42 or to.country=DE.",
+    help="Calls whose argument is so, for example customer_id=42, to.country=DE or items.0.sku=pen.",
 )
 @click.option(
     "--cost-over",
