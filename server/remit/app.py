@@ -131,6 +131,7 @@ class App:
                 queue_max=self.config.limits.queue,
                 clock=self._clock,
                 key=self.loaded.master_key(),
+                config=self.loaded.digest,
             )
             if self.config.telemetry.otlp:
                 telemetry.configure(self.config.telemetry.otlp)

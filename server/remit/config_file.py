@@ -11,6 +11,7 @@ errors and editors need is imported late.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -40,6 +41,8 @@ class Loaded:
     positions: Mapping[strict_yaml.Path, Mark]
     #: The file as the operator named it.
     shown: str
+    #: SHA-256 of its text, as hex: which configuration this is.
+    digest: str = ""
 
     def master_key(self) -> str | None:
         """The master key of payloads, where the configuration says which. Raises ConfigError."""
@@ -73,7 +76,14 @@ def load(path: Path) -> Loaded:
         problems += _absent_files(shown, document, config)
     if config is None or problems:
         raise ConfigError(sorted(problems, key=lambda each: (each.line or 0, each.column or 0)))
-    return Loaded(config=config, path=path.absolute(), folder=folder, positions=document.marks, shown=shown)
+    return Loaded(
+        config=config,
+        path=path.absolute(),
+        folder=folder,
+        positions=document.marks,
+        shown=shown,
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+    )
 
 
 def resolve(reference: str, folder: Path) -> str:

@@ -1117,8 +1117,11 @@ async def open_journal(
     lease_s: float = 15,
     clock: Clock = now_us,
     key: str | None = None,
+    config: str = "",
 ) -> Journal:
     """Open (and, when new, create) the audit database for this process.
+
+    `config` says which configuration the process has (`Loaded.digest`), for the record.
 
     `key` is the master key of its payloads in hexadecimal; None: the file beside it, made when it is new.
     Takes over the calls of processes that died: reads end as failed, anything else is in doubt.
@@ -1128,7 +1131,7 @@ async def open_journal(
     store = await anyio.to_thread.run_sync(
         lambda: _opened(at, stream=stream, role=role, relaxed=relaxed, lease_s=lease_s, clock=clock)
     )
-    ledger = Ledger(store, stream=stream, role=role, clock=clock)
+    ledger = Ledger(store, stream=stream, role=role, clock=clock, config=config)
     sealer = await anyio.to_thread.run_sync(open_sealer, ledger, at, key)
     # What is committed waits as long to be filed, at most; of PostgreSQL it is only asked what is new.
     writer = Writer(ledger, queue_max=queue_max, idle_s=0.1 if store.logs else 0.25)

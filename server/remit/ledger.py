@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
+from remit import __version__
 from remit.chain import GENESIS, canonical, link
 from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
@@ -148,10 +149,11 @@ class Held:
 
 
 class Ledger:
-    def __init__(self, store: Store, *, stream: str, role: str, clock: Clock) -> None:
+    def __init__(self, store: Store, *, stream: str, role: str, clock: Clock, config: str = "") -> None:
         self._store = store
         self._clock = clock
         self._role = role
+        self._config = config
         self.stream = stream
         self._seq = 0
         self._head = GENESIS
@@ -274,6 +276,8 @@ class Ledger:
             tenant=None,
             call_id=None,
             role=self._role,
+            software=f"remit {__version__}",
+            config=self._config,
             # Seals the streams before this one: whoever truncates them must also rewrite this.
             heads=[{"stream": head["id"], "seq": head["last_seq"], "hash": head["head"]} for head in heads],
         )

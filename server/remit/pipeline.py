@@ -467,7 +467,8 @@ async def _run(
             if done.undone.get("state") == "ready":
                 overtaken = replace(decision.verdict, rung=Rung.DENY, code="undo_conflict", reason=_OVERTAKEN)
                 return Refused(call_id=call_id, verdict=overtaken)
-            return replace(done, warnings=admitted.warnings) if admitted.warnings else done
+            # What a failed call held is there again.
+            return replace(done, warnings=() if done.failed else admitted.warnings)
         except (StoreUnavailable, WrongState):
             if harmless and on.config.store.reads_when_down:
                 return Done(call_id=call_id, reply=reply, cost={}, undo=None, failed=reply.is_error)

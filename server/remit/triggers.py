@@ -122,7 +122,7 @@ class _Look:
     def cause(self) -> _Cause | None:
         """None also while the pause after the last run lasts."""
         trigger, who = self.trigger, self.book.runs_as
-        with reading(self.on.config.store.location, newest=False) as db:
+        with reading(self.on.config.store.location) as db:
             last = db.one(
                 "SELECT MAX(started_us) AS us FROM playbook_runs"
                 " WHERE name = ? AND tenant = ? AND cause IS NOT NULL",

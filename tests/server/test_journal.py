@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -10,8 +11,19 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Clock, Gate, Remit, a_database, a_principal, a_remit, kept_anywhere, until
+from tests.server.builders import (
+    Clock,
+    Gate,
+    Remit,
+    a_database,
+    a_principal,
+    a_remit,
+    kept_anywhere,
+    rows,
+    until,
+)
 
+from remit import __version__
 from remit.budgets import own_accounts
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord
 from remit.identity import mint_key
@@ -138,6 +150,15 @@ async def test_every_life_seals_those_before_it(tmp_path: Path) -> None:
     ends = remit.rows("SELECT id, last_seq, head FROM incarnations")
     sealed = "".join(row["body"] for row in opened)
     assert sum(end["head"] in sealed for end in ends) == 2
+
+
+async def test_every_life_says_what_it_is_and_by_which_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "remit.db"
+    journal = await open_journal(path, role="http", config="c" * 64)
+    await journal.close()
+    (opened,) = rows(path, "SELECT body FROM events WHERE kind = 'stream.opened'")
+    said = json.loads(opened["body"])
+    assert (said["software"], said["config"]) == (f"remit {__version__}", "c" * 64)
 
 
 async def test_the_files_are_for_their_owner_only(tmp_path: Path) -> None:

@@ -306,3 +306,11 @@ async def test_a_receipt_warns_from_the_declared_share_of_a_limit_on(tmp_path: P
     assert warnings[:2] == [(), ()]
     assert [len(sentences) for sentences in warnings[2:]] == [1, 1]
     assert "1 of 4 are left of total calls of this agent" in warnings[2][0]
+
+
+async def test_a_call_that_failed_does_not_warn_of_what_it_gave_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(4, unit="calls", warn_at=25)]) as remit:
+        assert (await remit.done("shop.send", {"text": "a"})).warnings
+        remit.source.on["send"] = a_reply("out of ink", is_error=True)
+        failed = await remit.done("shop.send", {"text": "b"})
+        assert (failed.failed, failed.warnings) == (True, ())

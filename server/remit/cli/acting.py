@@ -66,7 +66,9 @@ def sole_user(policy: Policy, tenant: str, agent: str) -> str:
 @asynccontextmanager
 async def journal_of(loaded: Loaded) -> AsyncGenerator[Journal]:
     """The journal alone: works also while the policy is broken and the sources are down."""
-    journal = await open_journal(loaded.config.store.location, role="cli", key=loaded.master_key())
+    journal = await open_journal(
+        loaded.config.store.location, role="cli", key=loaded.master_key(), config=loaded.digest
+    )
     try:
         yield journal
     finally:
