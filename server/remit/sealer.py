@@ -220,9 +220,11 @@ def _append(
             "INSERT INTO log_checkpoints (size, root, note, at_us) VALUES (?, ?, ?, ?)",
             [(checkpoint.size, checkpoint.root.hex(), note, at_us)],
         )
+        known = {row["verifier"] for row in db.all("SELECT verifier FROM log_keys")}
+        new = [str(signer.verifier) for signer in signers if str(signer.verifier) not in known]
         db.many(
-            "INSERT INTO log_keys (verifier, from_size, at_us) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            [(str(signer.verifier), checkpoint.size, at_us) for signer in signers],
+            "INSERT INTO log_keys (verifier, from_size, at_us) VALUES (?, ?, ?)",
+            [(verifier, checkpoint.size, at_us) for verifier in new],
         )
 
 

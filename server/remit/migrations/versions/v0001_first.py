@@ -1,6 +1,7 @@
 """The first schema."""
 
 from alembic import op
+from sqlalchemy import Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from remit.tables import NOW_US, VIEWS, metadata
@@ -38,6 +39,24 @@ def _sqlite() -> None:
                 f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} "
                 f"BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END"
             )
+        # INSERT OR REPLACE removes the row that is in its way without a DELETE that a trigger sees.
+        op.execute(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"WHEN {_is_there(metadata.tables[table])} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END"
+        )
+
+
+def _is_there(table: Table) -> str:
+    """SQL: whether there is a row with a key of the new one."""
+    keys = [[*table.primary_key.columns.keys()]]
+    keys += [[*index.columns.keys()] for index in table.indexes if index.unique]
+    if table.dialect_options["sqlite"]["with_rowid"]:
+        keys.append(["rowid"])
+    return " OR ".join(
+        f"EXISTS (SELECT 1 FROM {table.name} WHERE {' AND '.join(f'{name} = NEW.{name}' for name in key)})"  # noqa: S608 - all of it is ours
+        for key in keys
+    )
 
 
 def _postgresql() -> None:
