@@ -8,6 +8,7 @@ what happened. Where a probe looks for that is `probes.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from remit import balances, ways_back
 from remit.config import Effect
@@ -16,6 +17,9 @@ from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger
 from remit.model import Call
 from remit_adapters.base import Json
+
+#: How long after its deadline a call can certainly not be sent any more.
+GRACE_US = 5_000_000
 
 
 def put_in_doubt(ledger: Ledger, call: Call, call_id: str, code: str, message: str) -> bool:
@@ -84,19 +88,30 @@ def find(ledger: Ledger, *, before_us: int) -> Mapping[str, tuple[str, str]]:
     return {row["id"]: (row["kind"], row["tool"]) for row in rows}
 
 
-def resolve(ledger: Ledger, call_id: str, *, happened: bool, reason: str, by: str) -> str:
+def resolve(
+    ledger: Ledger, call_id: str, *, happened: bool, reason: str, by: str, force: bool = False
+) -> str:
     """Say what became of a call in doubt: its holds are spent, or released. Returns its state.
 
     What did not happen may be sent again under its idempotency key. Raises UnknownRecord, or WrongState when
-    the call is not in doubt.
+    the call is not in doubt, or did not happen but still may; then `force` is needed, and on record.
     """
-    row = ledger.one("SELECT tenant, state, kind, of_call FROM calls WHERE id = ?", (call_id,))
+    row = ledger.one("SELECT tenant, state, kind, of_call, deadline_us FROM calls WHERE id = ?", (call_id,))
     if row is None:
         raise UnknownRecord(f"there is no call {call_id}")
     if row["state"] != "in_doubt":
         raise WrongState(f"this call is not in doubt: it is {row['state']}")
+    over_us: int = (row["deadline_us"] or 0) + GRACE_US
+    forced = not happened and ledger.now_us < over_us
+    if forced and not force:
+        at = datetime.fromtimestamp(over_us // 1_000_000 + 1, UTC)
+        raise WrongState(
+            f"until {at:%Y-%m-%d %H:%M:%SZ} this call may still take effect: look again then,"
+            " or, if you know that it cannot, say so with --force"
+        )
     state = "succeeded" if happened else "failed"
     told = "it happened" if happened else "it did not happen"
+    told += ", before its time was over" if forced else ""
     ledger.execute(
         "UPDATE calls SET state = ?, resolution = ?,"
         " client_key = CASE WHEN ? THEN client_key END WHERE id = ?",
@@ -120,5 +135,6 @@ def resolve(ledger: Ledger, call_id: str, *, happened: bool, reason: str, by: st
         by=by,
         spent=spent,
         **({"refunded": refunded} if refunded else {}),
+        **({"forced": True} if forced else {}),
     )
     return state

@@ -603,15 +603,20 @@ class Journal:
         """Close every request whose time is up; return how many. Timeout is always refusal."""
         return await self._writer.write(lambda: approval_requests.expire(self._ledger))
 
-    async def resolve(self, call_id: str, *, happened: bool, reason: str, by: str) -> str:
+    async def resolve(
+        self, call_id: str, *, happened: bool, reason: str, by: str, force: bool = False
+    ) -> str:
         """What became of a call in doubt, as a person or a probe says: its holds are spent, or released.
 
         Returns its state. What did not happen may be sent again under its idempotency key.
 
-        Raises UnknownRecord, or WrongState when the call is not in doubt.
+        Raises UnknownRecord, or WrongState when the call is not in doubt, or did not happen but, unless with
+        `force`, still may.
         """
         return await self._writer.write(
-            lambda: doubts.resolve(self._ledger, call_id, happened=happened, reason=reason, by=by)
+            lambda: doubts.resolve(
+                self._ledger, call_id, happened=happened, reason=reason, by=by, force=force
+            )
         )
 
     async def note_undo_refused(self, call_id: str, principal: Principal, why: str) -> None:

@@ -16,6 +16,7 @@ import orjson
 
 from remit import telemetry
 from remit.calls import recorded_call, result_of
+from remit.doubts import GRACE_US
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
 from remit.images import Seen
@@ -25,8 +26,6 @@ from remit.undo import undo_call
 from remit_adapters.base import Json, Reply
 from remit_rbac import EvaluationError
 
-#: How long after its deadline a call can certainly not be sent any more.
-_GRACE_US = 5_000_000
 #: Calls looked at in one round.
 _ROUND = 8
 _PAUSE_US = 30_000_000
@@ -52,7 +51,7 @@ class Prober:
     async def round(self, on: Services) -> list[Finding]:
         """Look at some of them. Raises StoreUnavailable."""
         now = on.clock()
-        open_calls = await on.journal.in_doubt(before_us=now - _GRACE_US)
+        open_calls = await on.journal.in_doubt(before_us=now - GRACE_US)
         telemetry.in_doubt(len(open_calls))
         self._waits = {call_id: wait for call_id, wait in self._waits.items() if call_id in open_calls}
         due = [
@@ -86,7 +85,7 @@ async def probe(call_id: str, on: Services) -> Finding:
         raise UnknownRecord(f"there is no call {call_id}")
     if found.state != "in_doubt":
         raise WrongState(f"this call is not in doubt: it is {found.state}")
-    if found.deadline_us is None or found.deadline_us + _GRACE_US > on.clock():
+    if found.deadline_us is None or found.deadline_us + GRACE_US > on.clock():
         raise WrongState("this call may still be under way: look again when its time is over")
     if found.kind == "undo":
         return await _probe_undo(found, on)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
-from tests.server.acme import REPOSITORY, Story, Terminal, made, refund_of, serving
+from tests.server.acme import REPOSITORY, Story, Terminal, left_in_doubt, made, refund_of, serving
 
 from remit.model import Done, Outcome, Refused, Scheduled
 from remit.pipeline import Services
 
+#: Its time may not be over yet when a test says so.
+NOT_HAPPENED = ("--did-not-happen", "--reason", "not in the bank", "--force")
 FORTY = refund_of("ord-1002", 40000, reason="broken \u202eevil\u202c leg\u200b \x1b[2J")
 
 
@@ -254,7 +257,7 @@ def test_a_try_that_cannot_be_is_told_by_the_state_of_the_call_and_is_on_record(
 
 def test_an_undo_of_what_is_erased_is_refused_and_on_record(remit: Terminal, story: Story) -> None:
     assert remit("approvals", "deny", story.approval, "--comment", "no").code == 0
-    assert remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "x").code == 0
+    assert remit("doubt", "resolve", story.in_doubt, *NOT_HAPPENED).code == 0
     assert remit("audit", "erase", "--subject", "user:alice", "--reason", "asked", "--yes").code == 0
     refused = remit("undo", story.refund)
     assert (refused.code, "is erased" in refused.err) == (1, True), refused
@@ -286,14 +289,35 @@ def test_a_doubt_is_resolved_as_not_happened_and_its_budget_is_free_again(
     remit: Terminal, story: Story
 ) -> None:
     assert [call["id"] for call in remit.json("doubt", "list")] == [story.in_doubt]
-    settled = remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "not in the bank")
+    settled = remit("doubt", "resolve", story.in_doubt, *NOT_HAPPENED)
     assert settled.out == "acme.refund: recorded as failed.\n"
     told = remit("calls", "show", story.in_doubt).out
-    assert "user:sue says that it did not happen: not in the bank" in told
+    assert "user:sue says that it did not happen" in told
+    assert "not in the bank" in told
     assert "0 of 900 held (voided)" in told
     assert remit("doubt", "list").out == "No call is in doubt.\n"
     assert remit("audit", "verify").code == remit("budget", "verify").code == 0
     assert isinstance(outcome_of(remit, "acme.refund", refund_of("ord-1002", 900)), Done)
+
+
+def test_nobody_says_that_a_call_did_not_happen_while_it_still_may_but_who_insists(remit: Terminal) -> None:
+    remit.config.write_text(remit.config.read_text() + "limits: {call_timeout: 1h}\n")
+
+    async def lost() -> str:
+        async with serving(remit.config) as on:
+            return await left_in_doubt(on, refund_of("ord-1002", 950))
+
+    call_id = anyio.run(lost)
+    told = remit.json("calls", "show", call_id)["call"]
+    said = remit("doubt", "resolve", call_id, *NOT_HAPPENED[:-1])
+    until = datetime.fromtimestamp(told["deadline_us"] // 1_000_000 + 6, UTC)
+    assert (said.code, state(remit, call_id)) == (1, "in_doubt")
+    assert f"until {until:%Y-%m-%d %H:%M:%SZ} this call may still take effect" in said.err
+    assert remit("doubt", "resolve", call_id, *NOT_HAPPENED).code == 0
+    assert (
+        "it did not happen, before its time was over: not in the bank" in remit("calls", "show", call_id).out
+    )
+    assert '"forced":true' in remit("audit", "export").out
 
 
 def test_a_doubt_is_resolved_as_happened_and_its_budget_is_spent(remit: Terminal, story: Story) -> None:
@@ -458,6 +482,6 @@ def test_a_broken_configuration_is_not_registered(remit: Terminal) -> None:
 
 
 def test_what_did_not_happen_cannot_be_taken_back(remit: Terminal, story: Story) -> None:
-    remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "x")
+    remit("doubt", "resolve", story.in_doubt, *NOT_HAPPENED)
     assert remit.json("calls", "show", story.in_doubt)["undo"]["state"] == "impossible"
     assert remit("undo", story.in_doubt).code == 1

@@ -56,7 +56,10 @@ def test_when_nothing_needs_the_old_one_the_new_one_is_taken_and_that_is_on_reco
     with_another_pepper(remit)
     assert remit("agents", "key", "revoke", made["id"]).code == 0
     assert remit(*KEY).code == 1  # a call is still in doubt
-    assert remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "looked").code == 0
+    assert (
+        remit("doubt", "resolve", story.in_doubt, "--did-not-happen", "--reason", "looked", "--force").code
+        == 0
+    )
     assert remit(*KEY).code == 0
     events = remit("audit", "export").out
     assert events.count('"kind":"key.pepper"') == 1

@@ -104,7 +104,7 @@ async def test_what_was_cut_short_is_carried_on_and_nothing_is_done_twice(tmp_pa
                 remit.die()
                 tasks.cancel_scope.cancel()
         assert len(remit.source.effects("buy")) == 1
-    async with a_place_with(tmp_path, clock=Clock(remit.clock() + 60_000_000)) as (remit, loaded):
+    async with a_place_with(tmp_path, clock=Clock(remit.clock() + 120_000_000)) as (remit, loaded):
         # Nobody knows whether the last step happened, and it is not sent again to find out.
         ended = await carried_out(remit, loaded)
         assert states(ended) == {"look": "done", "buy": "done", "tell": "doubt"}

@@ -121,8 +121,8 @@ def test_a_rollback_that_was_killed_goes_on_and_takes_nothing_back_twice(tmp_pat
     assert [path.name for path in (tmp_path / "things").iterdir()] == left
 
     # Somebody looks, and says; then the rest goes.
-    word = "--happened" if how == "late" else "--did-not-happen"
-    assert remit("doubt", "resolve", open_undo["id"], word, "--reason", "looked").code == 0
+    words = ["--happened"] if how == "late" else ["--did-not-happen", "--force"]
+    assert remit("doubt", "resolve", open_undo["id"], *words, "--reason", "looked").code == 0
     at_last = remit("rollback", "run-1", "--yes", "--json")
     assert (at_last.code, {step["part"] for step in at_last.json["steps"]}) == (0, {"done"})
     assert sorted(lines(tmp_path / "drops")) == NAMES

@@ -110,9 +110,16 @@ async def _probe(loaded: Loaded, call_id: str, tools: Sequence[str]) -> Finding:
 @click.option("--happened", "found", flag_value="happened", help="It took effect: its budget is spent.")
 @click.option("--did-not-happen", "found", flag_value="not", help="It did not: its budget is released.")
 @click.option("--reason", type=WORDS, required=True, help="How you know; recorded.")
+@click.option("--force", is_flag=True, help="It did not, although its time is not over yet; recorded.")
 @click.argument("call_id", type=CALL_IN_DOUBT, metavar="CALL")
 def resolve(
-    config_path: Path, as_json: bool, as_user: str | None, found: str | None, reason: str, call_id: str
+    config_path: Path,
+    as_json: bool,
+    as_user: str | None,
+    found: str | None,
+    reason: str,
+    force: bool,
+    call_id: str,
 ) -> None:
     """Say what became of a call, once you know. Equal calls may run again then."""
     from remit.cli.acting import in_journal, person
@@ -127,7 +134,9 @@ def resolve(
         call = written.call(call_id)
     state = in_journal(
         loaded,
-        lambda journal: journal.resolve(call.id, happened=found == "happened", reason=reason, by=who.user),
+        lambda journal: journal.resolve(
+            call.id, happened=found == "happened", reason=reason, by=who.user, force=force
+        ),
     )
     if as_json:
         print_json({"call_id": call.id, "state": state, "by": who.user})
