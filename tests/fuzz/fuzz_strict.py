@@ -16,7 +16,7 @@ import random
 import sys
 from typing import Any
 
-from remit.front.strict import DEFAULT, INTEGER_MAX, Limits, Malformed, decode, envelope
+from remit.front.strict import DEFAULT, INTEGER_MAX, Limits, Malformed, decode, envelope, id_in
 
 SEEDS = (
     b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a.b","arguments":{"x":[1,2.5,null]}}}',
@@ -115,6 +115,9 @@ def reference(data: bytes, limits: Limits = DEFAULT) -> Any:
 
 def disagreement(data: bytes, limits: Limits = DEFAULT) -> str | None:
     """Say how the decoder and the reference differ on `data`; `None` when they do not."""
+    told = id_in(data, limits)
+    if told is not None and decode(json.dumps(told).encode(), limits) != told:
+        return f"an answer would have the id {told!r}"
     try:
         expected = ("accepted", json.dumps(reference(data, limits)))
     except _Refused:
@@ -124,8 +127,11 @@ def disagreement(data: bytes, limits: Limits = DEFAULT) -> str | None:
         found = ("accepted", json.dumps(value))
     except Malformed as error:
         return None if expected[0] == "refused" else f"refused although sound: {error.message}"
+    kind = ""
     with contextlib.suppress(Malformed):
-        envelope(value)
+        kind = envelope(value)
+    if kind == "request" and told != value["id"]:
+        return f"a request with the id {value['id']!r} would be answered with {told!r}"
     return None if found == expected else f"decoded to {found}, the reference says {expected}"
 
 

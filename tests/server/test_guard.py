@@ -494,35 +494,36 @@ def test_failures_take_bounded_memory_and_the_oldest_are_forgotten():
     assert [lockout.wait_s("10.0.0.1", guess) > 0 for guess in guesses] == [False] * 900 + [True] * 100
 
 
+#: With the id of the answer: the one that was sent, where that is certain and legal.
 MALFORMED = [
-    (b"", -32700),
-    (b"{", -32700),
-    (b'{"jsonrpc":"2.0","jsonrpc":"2.0","id":1,"method":"ping"}', -32700),
-    (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"arguments":{"x":1,"x":2}}}', -32700),
-    (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"x":NaN}}', -32700),
-    (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"x":1e999}}', -32700),
-    (b'{"jsonrpc":"2.0","id":9007199254740992,"method":"a"}', -32700),
-    (b"\xef\xbb\xbf" + orjson.dumps(CALL), -32700),
-    (orjson.dumps(CALL) + orjson.dumps(CALL), -32700),
-    (b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}', -32700),
-    (orjson.dumps([CALL]), -32600),
-    (orjson.dumps({**CALL, "Method": "x"}), -32600),
-    (orjson.dumps({**CALL, "id": None}), -32600),
-    (orjson.dumps({**CALL, "id": True}), -32600),
-    (b'{"jsonrpc":"2.0","id":1.0,"method":"a"}', -32600),
-    (b"[" * 5_000 + b"]" * 5_000, -32600),
-    (b"{" + b",".join(b'"%d":1' % number for number in range(80_000)) + b"}", -32600),
+    (b"", -32700, None),
+    (b"{", -32700, None),
+    (b'{"jsonrpc":"2.0","jsonrpc":"2.0","id":1,"method":"ping"}', -32700, 1),
+    (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"arguments":{"x":1,"x":2}}}', -32700, 1),
+    (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"x":NaN}}', -32700, None),
+    (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"x":1e999}}', -32700, None),
+    (b'{"jsonrpc":"2.0","id":9007199254740992,"method":"a"}', -32700, None),
+    (b"\xef\xbb\xbf" + orjson.dumps(CALL), -32700, None),
+    (orjson.dumps(CALL) + orjson.dumps(CALL), -32700, None),
+    (b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}', -32700, None),
+    (orjson.dumps([CALL]), -32600, None),
+    (orjson.dumps({**CALL, "Method": "x"}), -32600, 7),
+    (orjson.dumps({**CALL, "id": None}), -32600, None),
+    (orjson.dumps({**CALL, "id": True}), -32600, None),
+    (b'{"jsonrpc":"2.0","id":1.0,"method":"a"}', -32600, None),
+    (b"[" * 5_000 + b"]" * 5_000, -32600, None),
+    (b"{" + b",".join(b'"%d":1' % number for number in range(80_000)) + b"}", -32600, None),
 ]
 
 
-@pytest.mark.parametrize(("body", "code"), MALFORMED)
-async def test_a_message_without_one_meaning_is_answered_and_goes_no_further(body: bytes, code: int):
+@pytest.mark.parametrize(("body", "code", "request_id"), MALFORMED)
+async def test_a_message_without_one_meaning_is_answered_and_goes_no_further(
+    body: bytes, code: int, request_id: int | None
+):
     door = Door()
     answer = await door.knock(body)
     assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
-    # The id is repeated where it could be read.
-    assert json.loads(answer.body)["id"] == (CALL["id"] if b'"Method"' in body else None)
-    assert answer.error["code"] == code
+    assert (answer.error["code"], json.loads(answer.body)["id"]) == (code, request_id)
     assert door.inner.scopes == []
 
 

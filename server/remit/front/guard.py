@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remit.errors import StoreUnavailable
-from remit.front.strict import DEFAULT, INVALID_REQUEST, Limits, Malformed, decode, envelope, id_of
+from remit.front.strict import DEFAULT, INVALID_REQUEST, Limits, Malformed, decode, envelope, id_in
 from remit.identity import IdentityUnavailable, Principal, Unauthenticated, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -215,12 +215,12 @@ class Guard:
             return await body(scope, receive, send)
 
         # 4. meaning
-        message: Any = None
         try:
             message = decode(body, self._settings.limits)
             kind = envelope(message)
         except Malformed as error:
-            return await _error(400, error.code, error.message, id_of(message))(scope, receive, send)
+            request_id = id_in(body, self._settings.limits)
+            return await _error(400, error.code, error.message, request_id)(scope, receive, send)
         if kind == "response" and message.get("id") is None:
             # An error about no request of ours: noted by nobody, as on a pipe.
             return await Response(status_code=202)(scope, receive, send)

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
-from remit.front.strict import DEFAULT, Malformed, decode, envelope, id_of
+from remit.front.strict import DEFAULT, Malformed, decode, envelope, id_in
 from remit_adapters.base import Json
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
@@ -65,13 +65,12 @@ def _decoded(line: bytes) -> dict[str, Any] | bytes | None:
     """The message that `line` is, or the refusal to answer it with; None where there is nothing to do."""
     if not line.strip():
         return None
-    value: Any = None
     try:
         value = decode(line)
         if envelope(value) == "response" and value.get("id") is None:
             return None  # about no request of ours
     except Malformed as error:
-        return _refusal(id_of(value), error.code, error.message)
+        return _refusal(id_in(line), error.code, error.message)
     return value
 
 

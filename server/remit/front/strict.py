@@ -10,6 +10,7 @@ It knows no methods and no schemas, keeps no state, and never quotes what it ref
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -170,10 +171,29 @@ def envelope(message: Any) -> Kind:
     return "request"
 
 
-def id_of(message: Any) -> str | int | None:
-    """The id with which to answer a decoded message that is refused; None where none could be read."""
-    found: Any = cast("dict[str, Any]", message).get("id") if type(message) is dict else None
-    return found if type(found) in (str, int) else None
+def id_in(data: bytes, limits: Limits = DEFAULT) -> str | int | None:
+    """The id with which to answer bytes that are refused; None where it cannot be told for certain.
+
+    Nothing else in them is looked at, but whether they are a response: then the id is one of ours.
+    """
+    if len(data) > limits.bytes_max:
+        return None
+    try:
+        orjson.loads(data)
+        # Keeps both of two equal names. Of a number that is too large, enough to tell that it is.
+        members = json.loads(data, object_pairs_hook=tuple, parse_int=lambda digits: int(digits[:20]))
+    except (ValueError, RecursionError):
+        return None
+    if type(members) is not tuple:
+        return None
+    pairs = cast("tuple[tuple[str, Any], ...]", members)
+    names = [name for name, _ in pairs]
+    if names.count("id") != 1 or ("method" not in names and not {"result", "error"}.isdisjoint(names)):
+        return None
+    found = pairs[names.index("id")][1]
+    if type(found) is str:
+        return found if len(found) <= limits.string_max else None
+    return found if type(found) is int and -INTEGER_MAX <= found <= INTEGER_MAX else None
 
 
 def _response(members: dict[str, Any]) -> Kind:
