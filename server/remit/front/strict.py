@@ -179,12 +179,11 @@ def id_in(data: bytes, limits: Limits = DEFAULT) -> str | int | None:
     if len(data) > limits.bytes_max:
         return None
     try:
-        orjson.loads(data)
+        if type(orjson.loads(data)) is not dict:
+            return None
         # Keeps both of two equal names. Of a number that is too large, enough to tell that it is.
         members = json.loads(data, object_pairs_hook=tuple, parse_int=lambda digits: int(digits[:20]))
     except (ValueError, RecursionError):
-        return None
-    if type(members) is not tuple:
         return None
     pairs = cast("tuple[tuple[str, Any], ...]", members)
     names = [name for name, _ in pairs]
