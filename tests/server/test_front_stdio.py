@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from tests.crash import books
@@ -58,6 +60,42 @@ async def refunded(client: Client, amount_minor: int) -> Any:
     assert result.is_error
     assert result.meta is not None
     return result.meta[VERDICT]["code"]
+
+
+INITIALIZE = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "x", "version": "1"},
+}
+STATELESS = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "x", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+@pytest.mark.parametrize("era", ERAS, ids=["modern", "legacy"])
+async def test_requests_in_a_file_are_answered_into_a_file(tmp_path: Path, era: str) -> None:
+    meta = {"_meta": STATELESS} if era == ERAS[0] else {}
+    order = {"name": "acme.get_order", "arguments": {"order_id": "ord-1001"}, **meta}
+    messages: list[dict[str, Any]] = [
+        {"id": 1, "method": "tools/list", "params": meta}
+        if meta
+        else {"id": 1, "method": "initialize", "params": INITIALIZE},
+        *({"id": number, "method": "tools/call", "params": order} for number in range(2, 6)),
+        # Answered or not: nobody waits for it.
+        {"method": "notifications/cancelled", "params": {"requestId": 5}},
+        {"id": 6, "method": "tools/list", "params": meta},
+    ]
+    asked, answered = tmp_path / "asked.jsonl", tmp_path / "answered.jsonl"
+    asked.write_text("".join(json.dumps({"jsonrpc": "2.0", **message}) + "\n" for message in messages))
+    command = [sys.executable, *a_server(acme.a_place(tmp_path)).args]
+    with asked.open("rb") as stdin, answered.open("wb") as stdout, anyio.fail_after(60):
+        await anyio.run_process(command, stdin=stdin, stdout=stdout, cwd=tmp_path)
+    answers = {answer["id"]: answer for answer in map(json.loads, answered.read_text().splitlines())}
+    assert {1, 2, 3, 4, 6} <= answers.keys()
+    for number in (2, 3, 4):
+        assert "ord-1001" in answers[number]["result"]["content"][0]["text"]
 
 
 async def test_the_environment_says_who_speaks_over_a_pipe_when_it_is_set(tmp_path: Path) -> None:
