@@ -114,7 +114,8 @@ def explain(
     elif call.kind != "call":
         gaps.append("This call serves another one, so the rows below are all that the policy was asked for.")
     elif story.arguments is None:
-        gaps.append("The arguments have been erased, so only the rows that were recorded can be told.")
+        gone = "have been erased" if story.erased else "were of age and are not kept any more"
+        gaps.append(f"The arguments {gone}, so only the rows that were recorded can be told.")
     else:
         question = _question(story, kept, Asker(config, asked), gaps)
     if question and not same:

@@ -60,6 +60,7 @@ def test_what_is_of_age_goes_and_the_proof_stays(tmp_path: Path) -> None:
     assert shell("audit", "verify").code == 0
     (call,) = rows(path, "SELECT id FROM calls WHERE tool = 'shop.buy'")
     assert "no longer kept" in shell("calls", "show", call["id"]).out
+    assert "arguments were of age and are not kept" in shell("policy", "explain", call["id"]).out
     assert shell.json("audit", "retain") == {"images": 0, "payloads": 0}
 
 
