@@ -11,8 +11,9 @@ import asyncio
 import os
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,42 @@ async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock) ->
         except (OSError, TimeoutError, NotStamped, _Refused) as failure:
             error = str(failure) or type(failure).__name__
     return Anchored(anchor=name, size=there, error=error)
+
+
+def unfit(anchor: Anchor, at: Location) -> Iterator[tuple[str, str, bool]]:
+    """What is wrong with an anchor, as far as that shows without the network.
+
+    Each is a setting below the anchor, a sentence, and whether it may work all the same.
+    """
+    if anchor.file:
+        yield from (("file", *found) for found in _unfit_place(anchor.file, at))
+    if stamps := anchor.timestamp:
+        from cryptography.x509 import load_pem_x509_certificates
+
+        if find_spec("rfc3161_client") is None:
+            yield "timestamp", "timestamps need the timestamps extra: pip install 'remit[timestamps]'", False
+        try:
+            load_pem_x509_certificates(stamps.roots.read_bytes())
+        except (OSError, ValueError):
+            yield "timestamp.roots", f"{stamps.roots} cannot be read as certificates in PEM", False
+        yield from (("timestamp.folder", *found) for found in _unfit_place(stamps.folder / "0.tsr", at))
+
+
+def _unfit_place(file: Path, at: Location) -> Iterator[tuple[str, bool]]:
+    """Whether this file can be written, and is out of reach for who writes the database."""
+    folder = file.parent
+    if not folder.is_dir():
+        yield f"there is no folder {str(folder)!r}; make it, or name another", False
+    elif file.exists() and not file.is_file():
+        yield f"{str(file)!r} is not a file; name the file itself", False
+    elif not (os.access(file, os.W_OK) if file.exists() else os.access(folder, os.W_OK | os.X_OK)):
+        yield f"{str(file)!r} cannot be written by this user; let them with chmod or chown", False
+    elif isinstance(at, Path) and at.parent.is_dir() and folder.stat().st_dev == at.parent.stat().st_dev:
+        yield (
+            f"{str(folder)!r} is on the same volume as the database, so whoever can change the one can"
+            " likely change the other: name a place elsewhere",
+            True,
+        )
 
 
 def _append(file: Path, note: str) -> None:

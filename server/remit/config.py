@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -58,7 +59,18 @@ def _reference(value: str) -> str:
 def _web_address(value: str) -> str:
     if not re.match(r"https?://", value):
         raise ValueError("this must begin with https:// or http://")
+    _must_name_a_host(value)
     return value
+
+
+def _must_name_a_host(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and (parts.port is None or parts.port):
+            return
+    except ValueError:
+        pass
+    raise ValueError("this URL names no host, or its port is no number from 1 to 65535")
 
 
 def _pattern(value: str) -> str:
@@ -743,6 +755,8 @@ class Anchor(Strict):
             r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]", self.witness
         ):
             raise ValueError("witness must begin with https:// (or http:// on loopback)")
+        if self.witness:
+            _must_name_a_host(self.witness)
         return self
 
 

@@ -39,6 +39,46 @@ def test_the_same_for_programs(acme: Terminal) -> None:
     assert len(refund["digest"]) == 64
 
 
+ANCHORS = """\
+audit:
+  anchors:
+    - file: absent/kept
+    - file: folder
+    - file: kept
+    - timestamp: {url: 'http://tsa.example/tsr', roots: remit.yaml, folder: stamps}
+"""
+
+
+def test_where_checkpoints_cannot_go_is_found_without_the_network(acme: Terminal) -> None:
+    acme.config.write_text(CONFIG + ANCHORS)
+    (acme.folder / "folder").mkdir()
+    checked = acme("check", "--offline", "--json")
+    assert checked.code == 1
+    wrong, looked_at = checked.json["problems"], checked.json["warnings"]
+    lines = (CONFIG + ANCHORS).splitlines()
+    for said, at, message in (
+        (wrong, "absent/kept", "there is no folder"),
+        (wrong, "- file: folder", "is not a file"),
+        (looked_at, "- file: kept", "is on the same volume as the database"),
+        (wrong, "roots", "remit.yaml cannot be read as certificates in PEM"),
+        (wrong, "roots", "there is no folder"),
+    ):
+        line = next(number for number, text in enumerate(lines, 1) if at in text)
+        assert any(message in each["text"] and each["line"] == line for each in said), (message, said)
+    (acme.folder / "remit.db.log-key").write_text("")
+    (acme.folder / "remit.db.log-key").chmod(0o644)
+    assert "remit.db.log-key must belong to you alone" in acme("check", "--offline").out
+    acme.config.write_text(CONFIG + "audit: {anchors: [{file: kept}]}\n")
+    (acme.folder / "remit.db.log-key").chmod(0o600)
+    assert acme("check", "--offline").code == 0
+
+
+@pytest.mark.parametrize("url", ["https://", "https:///remit", "https://witness.example:0", "https://[::1"])
+def test_a_witness_without_a_host_is_refused(acme: Terminal, url: str) -> None:
+    acme.config.write_text(f"{CONFIG}audit: {{anchors: [{{witness: '{url}'}}]}}\n")
+    assert "this URL names no host" in acme("check", "--offline").out
+
+
 @pytest.mark.parametrize(
     ("text", "at", "message"),
     [

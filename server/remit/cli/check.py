@@ -72,10 +72,11 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
         loaded = load(config_path)
     except ConfigError as error:
         return [_configured(problem) for problem in error.problems], []
+    findings = list(_unanchored(loaded))
     if offline:
-        return policy_findings(loaded.config, None)[1], []
+        return findings + policy_findings(loaded.config, None)[1], []
     offered = anyio.run(ask, loaded)
-    findings = [
+    findings += [
         _configured(loaded.problem(("sources", name), why), warning=loaded.config.sources[name].optional)
         for name, why in offered.down.items()
     ]
@@ -101,6 +102,22 @@ def policy_findings(config: Config, catalog: Catalog | None) -> tuple[Policy | N
     unfit = misfits_of(policy, config, catalog) if catalog else ()
     found = sorted((*policy.warnings, *unfit), key=lambda problem: (problem.file, problem.line))
     return policy, [*(_ruled(problem) for problem in found), *_tested(config, policy)]
+
+
+def _unanchored(loaded: Loaded) -> Iterator[Finding]:
+    """Why checkpoints of the log cannot be signed, or put where `audit.anchors` says."""
+    from remit.anchors import unfit
+    from remit.sealer import SealRefused, read_keys
+
+    at = loaded.config.store.location
+    try:
+        read_keys(at)
+    except SealRefused as refused:
+        yield Finding(text=str(refused), file=loaded.shown, line=None, warning=False)
+    for number, anchor in enumerate(loaded.config.audit.anchors):
+        for field, message, warning in unfit(anchor, at):
+            problem = loaded.problem(("audit", "anchors", number, *field.split(".")), message)
+            yield _configured(problem, warning=warning)
 
 
 def _idle_playbooks(loaded: Loaded, policy: Policy) -> Iterator[Finding]:
