@@ -17,18 +17,18 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import orjson
 
 from remit.errors import StoreUnavailable
 
-if TYPE_CHECKING:
-    from sqlalchemy import Table
-
 _CHANGED = "the audit database was changed behind Remit's back: see `remit db check`"
 Values = Sequence[Any]
-#: What one row is changed by: how a call ends, and what it held and can be taken back by.
+#: The columns of each table, in the order of the values of a row. A row of `redo` names none of them.
+Columns = Mapping[str, tuple[str, ...]]
+#: What one row is changed by: how a call ends, and what it held and can be taken back by. A row of `redo` has
+#: only the values of its form, so a form that comes to be another needs another name.
 Change = Literal["call", "call_and_key", "hold", "undo"]
 
 
@@ -93,10 +93,10 @@ class Gathered:
         """As a row of `redo`."""
         return orjson.dumps([self.inserts, self.updates], default=_hexadecimal)
 
-    def write(self, store: Writes) -> bool:
+    def write(self, store: Writes, by: Columns | None = None) -> bool:
         """Put it in the tables; whether every row that changes was there to be changed."""
         for table, rows in self.inserts.items():
-            store.many(inserts()[table], rows)
+            store.many(_insert_statement(table, (by or columns())[table]), rows)
         found = True
         for change, rows in self.updates.items():
             found &= store.change(SQL[change], rows) == len(rows)
@@ -106,7 +106,8 @@ class Gathered:
 class Pile:
     """What is committed in `redo` and not filed yet, each row as it has come to be."""
 
-    def __init__(self) -> None:
+    def __init__(self, by: Columns | None = None) -> None:
+        self._columns = by or columns()
         self._rows = Gathered()
         #: Where the rows that may change are among those of their table, by key.
         self._place: dict[str, dict[Values, int]] = {form.table: {} for form in FORMS.values()}
@@ -121,7 +122,7 @@ class Pile:
             self.rows += len(rows)
             mine = self._rows.inserts.setdefault(table, [])
             if table in self._place:
-                key = _places(table, _KEYS[table])
+                key = _places(self._columns[table], _KEYS[table])
                 place = self._place[table]
                 for n, row in enumerate(rows, len(mine)):
                     place[tuple([row[column] for column in key])] = n
@@ -132,7 +133,7 @@ class Pile:
     def _change(self, change: Change, rows: Sequence[Values]) -> None:
         form = FORMS[change]
         place, mine = self._place[form.table], self._rows.inserts.get(form.table, [])
-        sets = _places(form.table, form.sets)
+        sets = _places(self._columns[form.table], form.sets)
         for values in rows:
             n = place.get(tuple(values[len(sets) :]))
             if n is None:  # its row was filed before
@@ -145,13 +146,13 @@ class Pile:
 
     def file(self, store: Writes) -> None:
         """Put all of it in the tables, within a transaction. Raises StoreUnavailable if it does not fit."""
-        if not self._rows.write(store):
+        if not self._rows.write(store, self._columns):
             raise StoreUnavailable(_CHANGED)
 
 
-def read_pile(bodies: Iterable[bytes]) -> Pile:
+def read_pile(bodies: Iterable[bytes], by: Columns | None = None) -> Pile:
     """The pile that these rows of `redo` make. Raises StoreUnavailable when they are none of ours."""
-    pile = Pile()
+    pile = Pile(by)
     try:
         for body in bodies:
             inserts, updates = orjson.loads(body)
@@ -163,8 +164,11 @@ def read_pile(bodies: Iterable[bytes]) -> Pile:
 
 
 def file_what_is_logged(db: sqlite3.Connection) -> None:
-    """Put what is in `redo` in the tables, within a transaction."""
-    read_pile(logged(db)).file(Statements(db))
+    """Put what is in `redo` in the tables, within a transaction.
+
+    It was written by the columns that the tables have now, of which this Remit may know more.
+    """
+    read_pile(logged(db), _columns_in(db)).file(Statements(db))
     empty(db)
 
 
@@ -197,26 +201,41 @@ class Statements:
 
 
 @cache
-def inserts() -> Mapping[str, str]:
-    """The INSERT of every table. SQLAlchemy is slow to load, and a server answers before it needs this."""
+def columns() -> Columns:
+    """As this Remit knows them. SQLAlchemy is slow to load, and a server answers before it needs this."""
     from remit.tables import metadata
 
-    return {name: _insert_statement(table) for name, table in metadata.tables.items()}
+    return {name: tuple(table.columns.keys()) for name, table in metadata.tables.items()}
 
 
-def _insert_statement(table: Table) -> str:
-    names = ", ".join(f'"{column.name}"' for column in table.columns)
-    marks = ", ".join("?" * len(table.columns))
-    return f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - the names are ours
+def _columns_in(db: sqlite3.Connection) -> Columns:
+    """As they are in this database."""
+    found: dict[str, tuple[str, ...]] = {}
+    for table, column in db.execute(
+        "SELECT t.name, c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c"
+        " WHERE t.type = 'table' ORDER BY t.name, c.cid"
+    ):
+        found[table] = (*found.get(table, ()), column)
+    return found
 
 
 @cache
-def _places(table: str, columns: tuple[str, ...]) -> tuple[int, ...]:
-    """Where these columns are in a row."""
-    from remit.tables import metadata
+def inserts() -> Mapping[str, str]:
+    """The INSERT of every table."""
+    return {table: _insert_statement(table, names) for table, names in columns().items()}
 
-    names = metadata.tables[table].columns.keys()
-    return tuple(names.index(column) for column in columns)
+
+@cache
+def _insert_statement(table: str, columns: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{column}"' for column in columns)
+    marks = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - the names are ours
+
+
+@cache
+def _places(row: tuple[str, ...], columns: tuple[str, ...]) -> tuple[int, ...]:
+    """Where these columns are in a row."""
+    return tuple(row.index(column) for column in columns)
 
 
 def _hexadecimal(value: Any) -> Any:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from remit.database import Location, Postgres, reading
-from remit.errors import RemitError
+from remit.errors import RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-#: The newest revision in `migrations/versions`; a test keeps the two equal.
+MIGRATIONS = Path(__file__).with_name("migrations")
+#: The newest revision in there; a test keeps the two equal.
 HEAD = "0001"
 #: One process migrates at a time. A number that other programs on the same database do not use.
 _MIGRATING = 0x72656D69745F6462
@@ -40,9 +42,24 @@ def upgrade(at: Location) -> None:
         version = _version(at)
         _must_not_be_newer(at, version)
         if version != HEAD:
+            if version is not None:
+                _file_redo_log(at)
             _migrate(at)
     finally:
         os.close(lock)
+
+
+def _file_redo_log(path: Path) -> None:
+    """Put what is committed in its tables before they change: in the log it fits these alone."""
+    from remit.redo import file_what_is_logged
+
+    try:
+        with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            file_what_is_logged(db)
+            db.execute("COMMIT")
+    except (sqlite3.Error, StoreUnavailable) as error:
+        raise RemitError(f"the audit database {path} cannot be brought up to date: {error}") from None
 
 
 def _must_not_be_newer(at: Location, version: str | None) -> None:
@@ -137,5 +154,5 @@ def _alembic() -> Config:
     from alembic.config import Config
 
     settings = Config()
-    settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    settings.set_main_option("script_location", str(MIGRATIONS))
     return settings

@@ -13,12 +13,14 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.server.acme import Terminal, a_place
 from tests.server.builders import a_remit, a_reply, until
 
-from remit import verifying
+from remit import redo, schema, verifying
 from remit.database import reading
 from remit.ledger import Ledger
 from remit.ledger_sqlite import SqliteStore
@@ -114,6 +116,63 @@ async def test_a_log_that_was_changed_is_found(tmp_path: Path, edit: str) -> Non
     with open_records(copy) as records:
         found = [*map(str, verifying.verify(records, payloads=True)), *records.damage()]
     assert found
+
+
+SECOND = """
+from alembic import op
+from sqlalchemy import Column, Text
+revision, down_revision = "0002", "0001"
+
+def upgrade():
+    assert not op.get_bind().exec_driver_sql("SELECT 1 FROM redo").fetchone(), "the log was not filed"
+    op.add_column("calls", Column("mood", Text))
+"""
+
+
+@pytest.mark.usefixtures("never_idle")
+@pytest.mark.parametrize("how", ["upgraded", "read"])
+async def test_a_later_remit_files_the_log_by_the_columns_that_it_was_written_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (tmp_path / "later").mkdir()
+    config = a_place(tmp_path / "later")
+    copy = config.with_name("remit.db")
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        for number in range(5):
+            await remit.done("shop.buy", {"thing": f"pen-{number}", "price": 5})
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{remit.path}{suffix}", f"{copy}{suffix}")
+        before = contents(remit.path)
+    assert logged(copy) > 5
+
+    known = redo.columns()
+    later = {**known, "calls": ("mood", *known["calls"])}
+    monkeypatch.setattr(redo, "columns", lambda: later)
+    if how == "read":
+        with reading(copy) as db:
+            assert list(db.damage()) == []
+    else:
+        migrations = shutil.copytree(schema.MIGRATIONS, tmp_path / "migrations")
+        (migrations / "versions" / "v0002_second.py").write_text(SECOND)
+        monkeypatch.setattr(schema, "MIGRATIONS", migrations)
+        monkeypatch.setattr(schema, "HEAD", "0002")
+        upgraded = await anyio.to_thread.run_sync(Terminal(config), "db", "upgrade")
+        assert (upgraded.code, upgraded.err) == (0, "")
+        assert upgraded.out.endswith("has schema 0002.\n")
+        with closing(sqlite3.connect(copy)) as db:
+            db.execute("ALTER TABLE calls DROP COLUMN mood")
+    assert contents(copy) == before
+
+
+def test_columns_are_in_one_order_in_the_database_and_in_the_log(tmp_path: Path) -> None:
+    """Also once a migration adds some: it does so at the end."""
+    path = tmp_path / "remit.db"
+    schema.upgrade(path)
+    with closing(sqlite3.connect(path)) as db:
+        for table, names in redo.columns().items():
+            assert names == tuple(row[1] for row in db.execute(f"PRAGMA table_info({table})")), table
+        assert db.execute("SELECT version_num FROM alembic_version").fetchall() == [(schema.HEAD,)]
 
 
 async def played(folder: Path, steps: Sequence[Sequence[str]]) -> dict[str, list[tuple[Any, ...]]]:
