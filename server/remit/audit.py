@@ -56,6 +56,12 @@ _LEAVES: Mapping[str, str | None] = {
 }
 _LATEST = tuple(reversed(_LEAVES))
 _NOTHING: Mapping[str, Any] = {}
+#: Columns of `legal_holds` that its event seals, and under which name.
+_HOLD = (
+    *((name, name) for name in ("tenant", "scope", "from_us", "to_us", "reason")),
+    ("set_by", "by"),
+    ("set_us", "at_us"),
+)
 _VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
 #: Columns of `calls` that the opening event seals, and under which name.
@@ -276,6 +282,35 @@ def verify_keys(records: Records) -> Iterator[Finding]:
             yield Finding(where=f"key {row['id']}", what=what)
 
 
+def verify_holds(records: Records) -> Iterator[Finding]:
+    """Every legal hold that is not what its event says, or is gone without one that says who released it."""
+    held: dict[Any, Mapping[str, Any]] = {}
+    released: set[Any] = set()
+    for row in records.rows(
+        "SELECT kind, body FROM events"
+        " WHERE call_id IS NULL AND (kind = 'audit.held' OR kind = 'audit.released')"
+    ):
+        facts = _facts(row["body"])
+        if row["kind"] == "audit.held":
+            held[facts.get("hold")] = facts
+        else:
+            released.add(facts.get("hold"))
+    for row in records.rows("SELECT * FROM legal_holds"):
+        where, facts = f"legal hold {row['id']}", held.pop(row["id"], None)
+        if facts is None or row["id"] in released:
+            yield Finding(where=where, what="no event says that it stands")
+            continue
+        for name, sealed_as in _HOLD:
+            if (row[name] or None) != (facts.get(sealed_as) or None):
+                yield Finding(where=where, what=f"its {name} is not what its event says")
+        # Of another subject than a user, the event has a keyed digest.
+        named = row["scope"] != "subject" or str(row["target"]).startswith("user:")
+        if named and row["target"] != facts.get("target"):
+            yield Finding(where=where, what="its target is not what its event says")
+    for hold in sorted(str(each) for each in held.keys() - released):
+        yield Finding(where=f"legal hold {hold}", what="it is gone, and no event says who released it")
+
+
 def verify_runs(records: Records) -> Iterator[Finding]:
     """Every fact of a run that its call did not establish, or not so, and every one that is gone."""
     told: dict[tuple[str, str], str] = {}
@@ -342,7 +377,11 @@ def verify_policies(records: Records) -> Iterator[Finding]:
 
 
 def verify_balances(records: Records) -> Iterator[Finding]:
-    """Every balance that its journal of moves, or the holds of its calls, do not add up to."""
+    """Every balance that its journal of moves, or the holds of its calls, do not add up to.
+
+    Raises StoreUnavailable where not all can be read.
+    """
+    records.must_be_whole()
     parts = ("held", "posted", "refunded", "overrun")
     accounts = _sums(records, "SELECT id AS account, * FROM accounts", parts)
     moves = _sums(

@@ -63,6 +63,11 @@ class Reader(Protocol):
         """The same by position alone, for who reads millions."""
         ...
 
+    @property
+    def lags(self) -> bool:
+        """Whether it shows less than what was committed, since who reads may not write."""
+        ...
+
     def damage(self) -> Iterator[str]:
         """What the database itself finds wrong: pages, indexes, constraints, references."""
         ...
@@ -130,7 +135,7 @@ def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
             db.row_factory = sqlite3.Row
             db.execute("BEGIN")
             wrong = _file_redo_log(at, db) if newest and _is_logged(db) else ""
-            yield SqliteReader(db, wrong)
+            yield SqliteReader(db, wrong, lags=wrong is None)
     except sqlite3.Error as error:
         raise StoreUnavailable(f"the audit database {at} cannot be read: {error}") from None
 
@@ -142,10 +147,10 @@ def _is_logged(db: sqlite3.Connection) -> bool:
     return log is not None and db.execute("SELECT 1 FROM redo LIMIT 1").fetchone() is not None
 
 
-def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str:
+def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
     """Have what is committed put in its tables, and begin the reader's snapshot there.
 
-    Returns what is wrong with it.
+    Returns what is wrong with it, or None for who may not write and reads what there is.
     """
     from remit import redo
 
@@ -162,7 +167,7 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str:
                 reader.execute("BEGIN")
                 _is_logged(reader)
     except (OSError, sqlite3.OperationalError):
-        pass  # who may not write reads what there is
+        return None
     except (StoreUnavailable, sqlite3.Error):
         return "what is in table redo does not go with the other tables: one of them was changed"
     return ""
@@ -187,9 +192,10 @@ def _sealing_file(at: Path) -> Generator[Sealing]:
 
 
 class SqliteReader:
-    def __init__(self, db: sqlite3.Connection, wrong: str = "") -> None:
+    def __init__(self, db: sqlite3.Connection, wrong: str | None = "", *, lags: bool = False) -> None:
         self._db = db
         self._wrong = wrong
+        self.lags = lags
 
     def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
         return self._db.execute(sql, values).fetchone()

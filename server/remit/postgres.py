@@ -115,6 +115,8 @@ class Session:
         row = self.one("SELECT version_num FROM alembic_version") if found and found["made"] else None
         return row["version_num"] if row else None
 
+    lags = False
+
     def damage(self) -> Iterator[str]:
         """The server keeps its pages and references itself."""
         return iter(())

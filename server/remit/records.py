@@ -22,7 +22,7 @@ from remit.chain import EventRow
 from remit.comparing import Difference, Group
 from remit.database import Location, Reader, Row, exists, reading
 from remit.erasing import pseudonym
-from remit.errors import RemitError, UnknownRecord
+from remit.errors import RemitError, StoreUnavailable, UnknownRecord
 from remit.ids import Clock, first_id, now_us
 from remit.keeping import Kind, LegalHold, count, holds
 from remit.proven import Proof
@@ -703,6 +703,14 @@ class Records:
 
     def count(self, table: Literal["calls", "events"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
+
+    def must_be_whole(self) -> None:
+        """Raise StoreUnavailable where less is shown than what was committed: it would look cut off."""
+        if self._db.lags:
+            raise StoreUnavailable(
+                f"some of {self.at} waits in its table redo until somebody reads it who may also write it:"
+                " verify it as the server's user, or a copy that is yours (VACUUM INTO)"
+            )
 
     def damage(self) -> Iterator[str]:
         """What the database itself finds wrong: pages, indexes, constraints, references."""

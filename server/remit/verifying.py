@@ -25,6 +25,7 @@ from remit.audit import (
     verify_calls,
     verify_ends,
     verify_events,
+    verify_holds,
     verify_keys,
     verify_policies,
     verify_runs,
@@ -54,8 +55,9 @@ def verify(
     """Everything that is not as it was written; see `audit.py`, and `verify_log` for `kept` and `verifiers`.
 
     Without `payloads`, those stay sealed. `progress` is told of events, calls, and sealed events. As many
-    `processes` as there are processors, unless it is said.
+    `processes` as there are processors, unless it is said. Raises StoreUnavailable where not all can be read.
     """
+    records.must_be_whole()
     if processes is None:
         processes = processors() if records.count("events") >= _WORTH_IT else 1
     if processes < 2 or records.at is None:
@@ -118,6 +120,7 @@ def _the_rest(
     yield from verify_log(records, kept, verifiers, progress)
     yield from verify_approvals(records, payloads=payloads)
     yield from verify_keys(records)
+    yield from verify_holds(records)
     yield from verify_runs(records)
     yield from verify_policies(records)
 

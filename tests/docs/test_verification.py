@@ -22,6 +22,7 @@ from remit.audit import (
     verify_balances,
     verify_calls,
     verify_events,
+    verify_holds,
     verify_keys,
     verify_policies,
 )
@@ -40,6 +41,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     remit.json("undo", story.refund)
     remit.json("switch", "on", "all", "--reason", "a test")
     remit.json("agents", "key", "create", "--agent", "agent:support-bot", "--user", "user:alice")
+    remit.json("audit", "hold", "add", "--tool", "acme.refund", "--reason", "a case")
+    remit.json("audit", "hold", "add", "--from", "2026-01-01", "--to", "2026-02-01", "--reason", "a case")
     return config.with_name("remit.db")
 
 
@@ -52,6 +55,7 @@ def found(database: Path) -> bool:
             verify_calls(records),
             verify_approvals(records),
             verify_keys(records),
+            verify_holds(records),
             verify_balances(records),
             verify_policies(records),
         )

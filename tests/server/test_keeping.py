@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ from remit.config import Retention
 from remit.database import Location, Postgres
 from remit.errors import WrongState
 from remit.keeping import sweep
-from remit.model import Done, Pending, Refused
+from remit.model import Done, InDoubt, Pending, Refused, Scheduled
 from remit.undo import undo
-from remit_adapters.base import Caller, Reply, Request
+from remit_adapters.base import AdapterError, Caller, Reply, Request
 
 #: In 2023: everything that happens then is of age.
 LONG_AGO = 1_700_000_000_000_000
@@ -267,6 +269,20 @@ def test_what_is_held_is_neither_erased_nor_removed(
     assert shell("audit", "verify").code == 0
 
 
+@pytest.mark.parametrize("change", ["DELETE FROM legal_holds", "UPDATE legal_holds SET target = 'shop.c*'"])
+def test_a_hold_that_somebody_takes_away_by_hand_is_found(tmp_path: Path, change: str) -> None:
+    path = anyio.run(an_old_life, tmp_path).path
+    shell = a_place(tmp_path)
+    for words in (("--tool", "shop.b*"), ("--subject", f"customer:{MARK}"), ("--run", "run-1")):
+        hold = shell.json("audit", "hold", "add", *words, "--reason", "case 7")["hold"]
+    shell.json("audit", "hold", "release", hold, "--reason", "settled")
+    assert shell("audit", "verify").code == 0
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"{change} WHERE scope = 'tool'")
+    verified = shell("audit", "verify")
+    assert (verified.code, "legal hold" in verified.out) == (1, True)
+
+
 def test_a_hold_says_what_it_covers_or_is_none(tmp_path: Path) -> None:
     anyio.run(an_old_life, tmp_path)
     shell = a_place(tmp_path)
@@ -281,6 +297,17 @@ async def test_what_people_are_still_asked_about_is_kept(tmp_path: Path) -> None
     async with a_remit(tmp_path, policy=ROLES, clock=Clock(LONG_AGO)) as remit:
         waiting: Any = await remit.call("shop.buy", {"thing": "car", "price": 900})
         assert isinstance(waiting, Pending)
+        removed = await remit.on.journal.retire("payloads", before_us=2 * LONG_AGO, after="")
+        assert removed == (None, 0)
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_what_nobody_knows_the_end_of_and_what_is_held_back_is_kept(tmp_path: Path) -> None:
+    held_back = tools(send={"effect": "deferred", "hold_back": "10m"})
+    async with a_remit(tmp_path, policy=ROLES, tools=held_back, clock=Clock(LONG_AGO)) as remit:
+        remit.source.on["buy"] = AdapterError("The line broke.", no_effect=False)
+        assert isinstance(await remit.call("shop.buy", {"thing": "pen", "price": 5}), InDoubt)
+        assert isinstance(await remit.call("shop.send", {"text": "hi"}), Scheduled)
         removed = await remit.on.journal.retire("payloads", before_us=2 * LONG_AGO, after="")
         assert removed == (None, 0)
 

@@ -118,6 +118,31 @@ async def test_a_log_that_was_changed_is_found(tmp_path: Path, edit: str) -> Non
     assert found
 
 
+@pytest.mark.usefixtures("never_idle")
+async def test_who_may_not_write_is_told_so_and_not_that_the_record_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    config = a_place(tmp_path / "copy")
+    copy = config.with_name("remit.db")
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{remit.path}{suffix}", f"{copy}{suffix}")
+        shutil.copy(key_file(remit.path), key_file(copy))
+    assert logged(copy)
+    lock = copy.with_name("remit.db.lock")
+    lock.mkdir()  # whoever may not write cannot open it either
+    shell = Terminal(config)
+    for command in (("audit", "verify"), ("budget", "verify")):
+        refused = await anyio.to_thread.run_sync(shell, *command)
+        assert (refused.code, refused.out) == (1, ""), refused
+        assert "verify it as the server's user, or a copy that is yours" in refused.err
+    lock.rmdir()
+    for command in (("audit", "verify"), ("budget", "verify")):
+        verified = await anyio.to_thread.run_sync(shell, *command)
+        assert verified.code == 0, verified
+
+
 SECOND = """
 from alembic import op
 from sqlalchemy import Column, Text
