@@ -60,7 +60,7 @@ def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
 def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
     account = _account(ledger, charge)
     account.held += charge.amount
-    account.dirty = True
+    ledger.changes(account)
     ledger.insert(
         "holds", (call_id, charge.account, charge.window_start_us, charge.unit, charge.amount, "held", 0, 0)
     )
@@ -82,7 +82,7 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
         account = ledger.account(name, start_us, limit=0)
         account.held -= held.amount
         account.posted += cost
-        account.dirty = True
+        ledger.changes(account)
         ledger.update("hold", ("posted" if cost else "voided", cost, call_id, name))
         _move(ledger, call_id, name, start_us, "release", held.amount)
         if cost:
@@ -121,7 +121,7 @@ def refund(ledger: Ledger, call_id: str, percent: int) -> list[Json]:
             continue
         account = ledger.account(name, start_us, limit=0)
         account.refunded += amount
-        account.dirty = True
+        ledger.changes(account)
         ledger.execute(
             "UPDATE holds SET refunded = refunded + ? WHERE call_id = ? AND account = ?",
             (amount, call_id, name),
@@ -136,7 +136,7 @@ def _account(ledger: Ledger, charge: Charge) -> Account:
     account = ledger.account(charge.account, charge.window_start_us, limit=charge.limit)
     if account.limit_amount != charge.limit:  # the operator changed the budget within its window
         account.limit_amount = charge.limit
-        account.dirty = True
+        ledger.changes(account)
         _track_overrun(ledger, "", charge.account, charge.window_start_us, account)
     return account
 

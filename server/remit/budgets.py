@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from remit.config import Budget
@@ -20,63 +21,75 @@ CALLS = "calls"
 _MINUTE_US = 60_000_000
 _HOUR_US = 60 * _MINUTE_US
 
-
-def charges(
-    budgets: Sequence[Budget], call: Call, estimates: Mapping[str, int], at_us: int
-) -> tuple[Charge, ...]:
-    """What to hold for `call`, ordered by account so that every writer locks in the same order.
-
-    A budget that names one subject takes the place of the one for all: an account has one limit.
-    """
-    who = call.principal
-    subjects = {
-        "tenant": who.tenant,
-        "user": who.user,
-        "agent": who.agent,
-        "run": call.run,
-        "tool": call.tool.name,
-    }
-    return _applied(budgets, who.tenant, subjects, estimates, at_us)
+_Subjects = tuple[tuple[str, str], ...]
 
 
-def own_accounts(budgets: Sequence[Budget], principal: Principal, run: str, at_us: int) -> tuple[Charge, ...]:
-    """The accounts that belong to one caller alone, with nothing to hold on them."""
-    subjects = {"user": principal.user, "agent": principal.agent, "run": run}
-    return _applied(budgets, principal.tenant, subjects, {budget.unit: 0 for budget in budgets}, at_us)
+class Accounts:
+    """The accounts that the budgets of one configuration make, for whoever calls."""
+
+    def __init__(self, budgets: Sequence[Budget]) -> None:
+        # A budget that names one subject takes the place of the one for all: an account has one limit.
+        self._budgets = sorted(budgets, key=lambda budget: budget.id != "*")
+        # Most calls are by who has called before, in the same minute.
+        self._in_minute = lru_cache(maxsize=1024)(self._of)
+
+    def of_call(self, call: Call, estimates: Mapping[str, int], at_us: int) -> tuple[Charge, ...]:
+        """What to hold for `call`, ordered by account so that every writer locks in the same order."""
+        who = call.principal
+        subjects = (
+            ("tenant", who.tenant),
+            ("user", who.user),
+            ("agent", who.agent),
+            ("run", call.run),
+            ("tool", call.tool.name),
+        )
+        return self._charges(who.tenant, subjects, estimates, at_us)
+
+    def of_caller(self, principal: Principal, run: str, at_us: int) -> tuple[Charge, ...]:
+        """The accounts that belong to one caller alone, with nothing to hold on them."""
+        subjects = (("user", principal.user), ("agent", principal.agent), ("run", run))
+        nothing = {budget.unit: 0 for budget in self._budgets}
+        return self._charges(principal.tenant, subjects, nothing, at_us)
+
+    def _charges(
+        self, tenant: str, subjects: _Subjects, amounts: Mapping[str, int], at_us: int
+    ) -> tuple[Charge, ...]:
+        # Every window begins on a whole minute.
+        return tuple(
+            Charge(unit=unit, amount=amounts[unit], **rest)
+            for unit, rest in self._in_minute(tenant, subjects, at_us // _MINUTE_US * _MINUTE_US)
+            if unit in amounts
+        )
+
+    def _of(self, tenant: str, subjects: _Subjects, at_us: int) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Of each account the unit, and what is said of a charge on it beside the amount."""
+        found: dict[str, tuple[str, dict[str, Any]]] = {}
+        named = dict(subjects)
+        for budget in self._budgets:
+            subject = named.get(budget.scope)
+            if subject is None or budget.id not in ("*", subject):
+                continue
+            account = f"{budget.scope}:{tenant}/{subject}:{budget.unit}:{budget.window}"
+            start_us, end_us = window(budget.window, budget.zone, at_us)
+            found[account] = (
+                budget.unit,
+                {
+                    "account": account,
+                    "window_start_us": start_us,
+                    "window_end_us": end_us,
+                    "limit": budget.limit,
+                    "label": _label(budget.scope, budget.unit, budget.window),
+                    "on_exceed": budget.on_exceed,
+                    "wait_s": budget.wait,
+                    "warn_from": budget.limit * budget.warn_at // 100,
+                },
+            )
+        return tuple(found[account] for account in sorted(found))
 
 
 def in_words(amounts: Mapping[str, int]) -> str:
     """What something costs, by unit, as people read it; empty when it costs nothing."""
     return ", ".join(f"{amount} {unit}" for unit, amount in amounts.items())
-
-
-def _applied(
-    budgets: Sequence[Budget],
-    tenant: str,
-    subjects: Mapping[str, str],
-    amounts: Mapping[str, int],
-    at_us: int,
-) -> tuple[Charge, ...]:
-    found: dict[str, Charge] = {}
-    for budget in sorted(budgets, key=lambda budget: budget.id != "*"):
-        subject = subjects.get(budget.scope)
-        if subject is None or budget.id not in ("*", subject) or budget.unit not in amounts:
-            continue
-        start_us, end_us = window(budget.window, budget.zone, at_us)
-        account = f"{budget.scope}:{tenant}/{subject}:{budget.unit}:{budget.window}"
-        found[account] = Charge(
-            account=account,
-            window_start_us=start_us,
-            window_end_us=end_us,
-            unit=budget.unit,
-            amount=amounts[budget.unit],
-            limit=budget.limit,
-            label=_label(budget.scope, budget.unit, budget.window),
-            on_exceed=budget.on_exceed,
-            wait_s=budget.wait,
-            warn_from=budget.limit * budget.warn_at // 100,
-        )
-    return tuple(found[account] for account in sorted(found))
 
 
 def label_of(account: str) -> str:

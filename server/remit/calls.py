@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, cast
@@ -100,13 +100,14 @@ def fingerprint_of(
 ) -> str:
     """Equal calls of one agent have equal fingerprints; without the key nothing can be guessed from one.
 
-    HMAC-SHA-256, cut to 128 bits, over tenant, agent, tool, arguments and what else makes the call another.
+    Keyed BLAKE2b of 128 bits (RFC 7693) over tenant, agent, user, tool, arguments and what else makes it
+    another call.
     """
     text = orjson.dumps(
         [principal.tenant, principal.agent, principal.user, tool, arguments, *rest],
         option=orjson.OPT_SORT_KEYS,
     )
-    return hmac.digest(secret, text, "sha256")[:16].hex()
+    return hashlib.blake2b(text, key=secret, digest_size=16).hexdigest()
 
 
 def result_of(reply: Reply) -> tuple[Any, str]:
@@ -122,15 +123,16 @@ def result_of(reply: Reply) -> tuple[Any, str]:
     structured = body.get("structuredContent")
     if structured is not None:
         return structured, text
-    if text[:1] in _JSON_BEGINS:  # most texts are prose, and to fail is slow
+    if text[:1] in _JSON_BEGINS or text in _JSON_WORDS:  # most texts are prose, and to fail is slow
         with suppress(orjson.JSONDecodeError):
             return orjson.loads(text), text
     return {"text": text}, text
 
 
 REDACTED = "[redacted]"
-#: How JSON can begin (RFC 8259).
-_JSON_BEGINS = frozenset('{["-0123456789tfn \t\r\n')
+#: How JSON can begin (RFC 8259), and what it is where it begins otherwise.
+_JSON_BEGINS = frozenset('{["-0123456789 \t\r\n')
+_JSON_WORDS = frozenset({"true", "false", "null"})
 
 
 def redacted(arguments_json: bytes, duties: Iterable[Duty]) -> bytes:

@@ -127,11 +127,10 @@ def beside(at: Location, suffix: str) -> Path:
 @contextmanager
 def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
     try:
-        with closing(
-            sqlite3.connect(
-                f"{at.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=_BUSY_S
-            )
-        ) as db:
+        uri = f"{at.absolute().as_uri()}?mode=ro"
+        if not os.access(at.parent, os.W_OK) and not beside(at, "-wal").exists():
+            uri += "&immutable=1"  # a copy where nobody can write, not even what readers share
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_S)) as db:
             db.row_factory = sqlite3.Row
             db.execute("BEGIN")
             wrong = _file_redo_log(at, db) if newest and _is_logged(db) else ""
@@ -143,8 +142,13 @@ def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
 def _is_logged(db: sqlite3.Connection) -> bool:
     """Whether something is committed that is not in its tables, in the snapshot that begins here."""
     # A database of another version has no such table: that is for the reader to tell.
+    from remit import redo
+
     log = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'redo'").fetchone()
-    return log is not None and db.execute("SELECT 1 FROM redo LIMIT 1").fetchone() is not None
+    try:
+        return log is not None and redo.is_logged(db)
+    except StoreUnavailable:
+        return True  # filing it tells what is wrong with it
 
 
 def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:

@@ -15,7 +15,6 @@ from dataclasses import replace
 import anyio
 
 from remit import confirmations
-from remit.budgets import charges
 from remit.calls import recorded_call
 from remit.effects import as_called
 from remit.errors import StoreUnavailable
@@ -69,7 +68,7 @@ async def _is_time(found: Recorded, tool: Tool, on: Services) -> bool:
         return False
     call = _again(found, tool, on)
     try:
-        return await on.journal.can_take(charges(on.config.budgets, call, estimates_of(call), now))
+        return await on.journal.can_take(on.accounts.of_call(call, estimates_of(call), now))
     except EvaluationError:
         return True  # it has no price any more, and is refused
 

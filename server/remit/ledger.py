@@ -23,7 +23,7 @@ from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
 from remit.ids import Clock
 from remit.proven import Proof
-from remit.redo import Change, Gathered, Pile, inserts, read_pile
+from remit.redo import ACCOUNTS, Change, Gathered, Pile, read_pile
 from remit.writer import OthersWrite
 
 if TYPE_CHECKING:
@@ -123,19 +123,36 @@ class TakenForDead(Interrupted):
 
 @dataclass(slots=True)
 class Account:
-    """A balance in memory. `dirty` rows are written back at commit."""
+    """A balance in memory."""
 
+    #: Its id, and when its window began.
+    key: tuple[str, int]
     limit_amount: int
     held: int
     posted: int
     refunded: int
     overrun: int
-    new: bool
-    dirty: bool = False
 
     @property
     def left(self) -> int:
         return self.limit_amount - self.held - self.posted + self.refunded
+
+    @property
+    def row(self) -> Values:
+        """As its table has it, which checks the same; in the redo log nothing else would."""
+        spent = self.posted - self.refunded
+        if not (
+            self.held >= 0
+            and 0 <= self.refunded <= self.posted
+            and self.overrun >= 0
+            and self.held + spent - self.overrun <= self.limit_amount
+        ):
+            raise ValueError(f"the balance of {self.key[0]} would be wrong: {self}")
+        name, start_us = self.key
+        tenant = name.partition(":")[2].partition("/")[0]
+        unit = name.rsplit(":", 2)[1]
+        amounts = (self.limit_amount, self.held, self.posted, self.refunded, self.overrun)
+        return (name, start_us, tenant, unit, *amounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +191,8 @@ class Ledger:
         #: The fingerprints of calls in doubt, and of some that were; None while they are not looked up.
         self._doubted: set[str] | None = None
         self._accounts: dict[tuple[str, int], Account] = {}
+        #: Those that the running transaction has changed.
+        self._changed: dict[tuple[str, int], Account] = {}
         #: Runs that were asked about (see `runs.py`), as of the newest transaction.
         self.runs: dict[RunKey, Run] = {}
         #: What payloads are sealed with (see `vault.py`), by tenant, subjects and further keys.
@@ -222,6 +241,7 @@ class Ledger:
         elif self._gathered:
             self._pile.add(self._gathered)
         self._gathered = Gathered()
+        self._changed.clear()
         self._taken_for_dead = False
 
     def idle(self) -> None:
@@ -365,6 +385,7 @@ class Ledger:
 
     def overwrite_what_goes(self) -> None:
         """Have what is deleted or replaced from now on overwritten, too, where that can be had."""
+        self._go_straight()
         self._store.overwrite_what_goes()
 
     def reload_switches(self) -> None:
@@ -389,9 +410,13 @@ class Ledger:
                 " WHERE id = ? AND window_start_us = ?",
                 key,
             )
-            found = Account(*row, new=False) if row else Account(limit, 0, 0, 0, 0, new=True)
+            found = Account(key, *row) if row else Account(key, limit, 0, 0, 0, 0)
             self._accounts[key] = found
         return found
+
+    def changes(self, account: Account) -> None:
+        """This balance is written at commit."""
+        self._changed[account.key] = account
 
     # The rest is its own.
 
@@ -448,54 +473,28 @@ class Ledger:
         if not self._straight and (self._not_logged or not self._gathered.is_of_calls):
             self._not_logged = max(0, self._not_logged - 1)
             self._go_straight()
+        balances = [account.row for account in self._changed.values()]
         if self._straight:
             self.write_out()
-        elif self._gathered:
+            if balances:
+                self._store.many(ACCOUNTS, balances)
+            if self._seq != seq_before:
+                self._move_on(seq_before)
+        elif self._gathered or balances:
+            self._gathered.accounts = balances
+            if self._seq != seq_before:
+                self._gathered.streams = [(self._seq, self._head, self.stream)]
             self._store.log(self._gathered.logged())
-        new: list[Values] = []
-        changed: list[Values] = []
-        for (account, start_us), it in self._accounts.items():
-            if not it.dirty:
-                continue
-            if it.new:
-                _, _, rest = account.partition(":")
-                tenant = rest.partition("/")[0]
-                unit = account.rsplit(":", 2)[1]
-                new.append(
-                    (
-                        account,
-                        start_us,
-                        tenant,
-                        unit,
-                        it.limit_amount,
-                        it.held,
-                        it.posted,
-                        it.refunded,
-                        it.overrun,
-                    )
-                )
-            else:
-                changed.append(
-                    (it.limit_amount, it.held, it.posted, it.refunded, it.overrun, account, start_us)
-                )
-            it.new = it.dirty = False
-        if new:
-            self._store.many(inserts()["accounts"], new)
-        if changed:
-            self._store.many(
-                "UPDATE accounts SET limit_amount = ?, held = ?, posted = ?, refunded = ?, overrun = ?"
-                " WHERE id = ? AND window_start_us = ?",
-                changed,
-            )
-        if self._seq != seq_before:
-            moved = self._store.execute(
-                "UPDATE incarnations SET last_seq = ?, head = ?"
-                " WHERE id = ? AND last_seq = ? AND state = 'live'",
-                (self._seq, self._head, self.stream, seq_before),
-            )
-            if moved != 1:
-                self._taken_for_dead = True
-                raise TakenForDead(_DEAD)
+
+    def _move_on(self, seq_before: int) -> None:
+        """Write how far the stream has come. Raises TakenForDead if it is not this process's any more."""
+        moved = self._store.execute(
+            "UPDATE incarnations SET last_seq = ?, head = ? WHERE id = ? AND last_seq = ? AND state = 'live'",
+            (self._seq, self._head, self.stream, seq_before),
+        )
+        if moved != 1:
+            self._taken_for_dead = True
+            raise TakenForDead(_DEAD)
 
     def _roll_back(self, seq: int, head: str) -> None:
         self._seq, self._head = seq, head
@@ -504,12 +503,15 @@ class Ledger:
         self.held.clear()
         self._doubted = None
         self._accounts.clear()
+        self._changed.clear()
         self.runs.clear()
         self.seals.clear()
         self._store.roll_back()
 
     def _forget(self) -> None:
         self._pile = read_pile(self._store.logged())
+        if self._seq and self._store.logs and not self._is_as_left():
+            raise StoreUnavailable(_DEAD)
         self._mine.clear()
         self.held.clear()
         self._doubted = None
@@ -519,3 +521,11 @@ class Ledger:
         self.reload_switches()
         self.reload_untold()
         self.reload_proofs()
+
+    def _is_as_left(self) -> bool:
+        """Whether this process is believed to live, and its stream is what it has come to here."""
+        row = self._store.one("SELECT state, last_seq, head FROM incarnations WHERE id = ?", (self.stream,))
+        if row is None or row["state"] != "live":
+            return False
+        there = self._pile.position(self.stream) or (row["last_seq"], row["head"])
+        return there == self.position

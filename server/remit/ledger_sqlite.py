@@ -74,6 +74,7 @@ class SqliteStore(redo.Statements):
             path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         super().__init__(self._connected())
+        self._log = redo.Log(self._db)
         self._sync = "FULL"
         self._data_version = -1
         self._busy_ms = _BUSY_MS
@@ -142,16 +143,17 @@ class SqliteStore(redo.Statements):
     logs = True
 
     def log(self, body: bytes) -> None:
-        self._db.execute("INSERT INTO redo (body) VALUES (?)", (body,))
+        self._log.write(body)
 
     def logged(self) -> list[bytes]:
-        return redo.logged(self._db)
+        return self._log.read()
 
     def empty_log(self) -> None:
-        redo.empty(self._db)
+        self._log.empty()
 
     def overwrite_what_goes(self) -> None:
         self._db.execute("PRAGMA secure_delete = ON")
+        self._log.wipe()
 
     def tidy(self) -> None:
         with suppress(OthersWrite):

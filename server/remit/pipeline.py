@@ -26,7 +26,7 @@ import orjson
 
 from remit import approvals, confirmations, refusals, runs, telemetry, unrecorded
 from remit.approval_requests import Approved
-from remit.budgets import CALLS, charges
+from remit.budgets import CALLS, Accounts
 from remit.calls import fingerprint_of, result_of, subjects_of
 from remit.catalog import Catalog
 from remit.checks.arguments import misfit, unfit
@@ -98,6 +98,10 @@ class Services:
     #: Takes note of a decision, to be made again under a policy that is tried; None while none is.
     shadow: Callable[[Call, Mapping[str, Any], Engine], None] | None = None
     turns: dict[runs.RunKey, Turn] = field(default_factory=dict[runs.RunKey, Turn])
+    accounts: Accounts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accounts = Accounts(self.config.budgets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,7 +380,7 @@ def decide(call: Call, on: Services, facts: Facts | None = None, run: Run | None
     return Decision(
         verdict=verdict,
         estimates=estimates,
-        charges=charges(on.config.budgets, call, estimates, _paid_at(call)),
+        charges=on.accounts.of_call(call, estimates, _paid_at(call)),
         plan=plan,
         touches=touches,
         context=context if call.kind == "call" or verdict.rung is Rung.APPROVE else None,
@@ -467,8 +471,9 @@ async def _run(
             if done.undone.get("state") == "ready":
                 overtaken = replace(decision.verdict, rung=Rung.DENY, code="undo_conflict", reason=_OVERTAKEN)
                 return Refused(call_id=call_id, verdict=overtaken)
-            # What a failed call held is there again.
-            return replace(done, warnings=() if done.failed else admitted.warnings)
+            if done.failed or not admitted.warnings:
+                return done  # what a failed call held is there again
+            return replace(done, warnings=admitted.warnings)
         except (StoreUnavailable, WrongState):
             if harmless and on.config.store.reads_when_down:
                 return Done(call_id=call_id, reply=reply, cost={}, undo=None, failed=reply.is_error)
@@ -678,7 +683,7 @@ def _bound(call: Call, plan: UndoPlan, roots: Mapping[str, Any]) -> UndoPlan:
         arguments = {name: expression(**roots) for name, expression in call.tool.undo.arguments.items()}
     except EvaluationError:
         return plan
-    return replace(plan, arguments=arguments, resource=plan.resource or _touched(call, roots))
+    return plan.bound(arguments, plan.resource or _touched(call, roots))
 
 
 def _touched(call: Call, roots: Mapping[str, Any]) -> str | None:

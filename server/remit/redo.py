@@ -1,12 +1,11 @@
 """A redo log inside the database: what calls write is durable as one row, and put in its tables together.
 
 A transaction of a call touches twenty pages of as many trees; synced alone, these pages are most of what it
-costs. So a transaction that only adds rows, and changes rows of its own calls, is committed as one row of
-`redo` that says so, and is *filed* into the tables with those after it: in one go, each call once, in the
-state that it has come to. Balances, and where the stream of events has come to, are written with each
-transaction: what is missing from the log is missed. Whoever asks the database anything within a transaction,
-and whoever opens it to read, files first, so nobody sees less than what was committed. (Redo logging as in
-C. Mohan et al., ARIES, ACM TODS 17(1), 1992, but logical, and ended by each filing.)
+costs. So a transaction that only adds rows, and changes balances and rows of its own calls, is committed as
+one record of `redo` that says so, and is *filed* into the tables with those after it: in one go, each row
+once, in the state that it has come to. Whoever asks the database anything within a transaction, and whoever
+opens it to read, files first, so nobody sees less than what was committed. (Redo logging as in C. Mohan et
+al., ARIES, ACM TODS 17(1), 1992, but logical, and ended by each filing.)
 
 SQLite only: PostgreSQL writes pages beside the commit as it is.
 """
@@ -14,6 +13,7 @@ SQLite only: PostgreSQL writes pages beside the commit as it is.
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,10 +25,10 @@ from remit.errors import StoreUnavailable
 
 _CHANGED = "the audit database was changed behind Remit's back: see `remit db check`"
 Values = Sequence[Any]
-#: The columns of each table, in the order of the values of a row. A row of `redo` names none of them.
+#: The columns of each table, in the order of the values of a row. A record of `redo` names none of them.
 Columns = Mapping[str, tuple[str, ...]]
-#: What one row is changed by: how a call ends, and what it held and can be taken back by. A row of `redo` has
-#: only the values of its form, so a form that comes to be another needs another name.
+#: What one row is changed by: how a call ends, and what it held and can be taken back by. A record of `redo`
+#: has only the values of its form, so a form that comes to be another needs another name.
 Change = Literal["call", "call_and_key", "hold", "undo"]
 
 
@@ -58,6 +58,19 @@ FORMS: Mapping[Change, Form] = {
     "undo": Form(table="undos", sets=("state", "resource"), key=("call_id",)),
 }
 SQL: Mapping[Change, str] = {change: form.sql for change, form in FORMS.items()}
+#: Put a balance where it belongs, new or not.
+ACCOUNTS = (
+    "INSERT INTO accounts (id, window_start_us, tenant, unit, limit_amount, held, posted, refunded, overrun)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, window_start_us) DO UPDATE SET"
+    " limit_amount = excluded.limit_amount, held = excluded.held, posted = excluded.posted,"
+    " refunded = excluded.refunded, overrun = excluded.overrun"
+)
+_STREAMS = "UPDATE incarnations SET last_seq = ?, head = ? WHERE id = ?"
+#: The bytes of a row of the log: with what SQLite adds, it fills a page of 4096
+#: (sqlite.org/fileformat2.html#b_tree_pages).
+_SLOT = 4048
+_HEAD = struct.Struct(">QI")
+_PUT = "INSERT INTO redo (slot, body) VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET body = excluded.body"
 
 
 class Writes(Protocol):
@@ -80,9 +93,13 @@ class Gathered:
 
     inserts: dict[str, list[Values]] = field(default_factory=dict[str, list[Values]])
     updates: dict[Change, list[Values]] = field(default_factory=dict[Change, list[Values]])
+    #: Balances as they have come to be, whole rows.
+    accounts: list[Values] = field(default_factory=list[Values])
+    #: How far streams of events have come: last number, its hash, the stream.
+    streams: list[Values] = field(default_factory=list[Values])
 
     def __bool__(self) -> bool:
-        return bool(self.inserts or self.updates)
+        return bool(self.inserts or self.updates or self.accounts)
 
     @property
     def is_of_calls(self) -> bool:
@@ -90,8 +107,8 @@ class Gathered:
         return self.inserts.keys() <= _OF_CALLS
 
     def logged(self) -> bytes:
-        """As a row of `redo`."""
-        return orjson.dumps([self.inserts, self.updates], default=_hexadecimal)
+        """As a record of `redo`."""
+        return orjson.dumps([self.inserts, self.updates, self.accounts, self.streams], default=_hexadecimal)
 
     def write(self, store: Writes, by: Columns | None = None) -> bool:
         """Put it in the tables; whether every row that changes was there to be changed."""
@@ -100,26 +117,68 @@ class Gathered:
         found = True
         for change, rows in self.updates.items():
             found &= store.change(SQL[change], rows) == len(rows)
+        if self.accounts:
+            store.many(ACCOUNTS, self.accounts)
+        if self.streams:
+            found &= store.change(_STREAMS, self.streams) == len(self.streams)
         return found
 
 
 class Pile:
-    """What is committed in `redo` and not filed yet, each row as it has come to be."""
+    """What is committed in `redo` and not filed yet."""
 
     def __init__(self, by: Columns | None = None) -> None:
-        self._columns = by or columns()
-        self._rows = Gathered()
-        #: Where the rows that may change are among those of their table, by key.
-        self._place: dict[str, dict[Values, int]] = {form.table: {} for form in FORMS.values()}
-        #: Transactions in here, and rows.
-        self.depth = 0
+        self._by = by
+        self._transactions: list[Gathered] = []
+        #: How many rows there are in all.
         self.rows = 0
+
+    @property
+    def depth(self) -> int:
+        """How many transactions there are."""
+        return len(self._transactions)
 
     def add(self, gathered: Gathered) -> None:
         """Put a transaction on the pile that was committed."""
-        self.depth += 1
+        self._transactions.append(gathered)
+        self.rows += sum(map(len, gathered.inserts.values()))
+
+    def position(self, stream: str) -> tuple[int, str] | None:
+        """How far a stream has come, if something of it is in here."""
+        found = [row for each in self._transactions for row in each.streams if row[-1] == stream]
+        return (found[-1][0], found[-1][1]) if found else None
+
+    def file(self, store: Writes) -> None:
+        """Put all of it in the tables, within a transaction. Raises StoreUnavailable if it does not fit."""
+        by = self._by or columns()
+        made = _Made(by)
+        try:
+            for each in self._transactions:
+                made.add(each)
+        except (ValueError, TypeError, KeyError, IndexError):  # somebody else has made it
+            raise StoreUnavailable(_CHANGED) from None
+        if not made.rows().write(store, by):
+            raise StoreUnavailable(_CHANGED)
+
+
+class _Made:
+    """What transactions come to: each row once, as it has come to be."""
+
+    def __init__(self, by: Columns) -> None:
+        self._columns = by
+        self._rows = Gathered()
+        #: Where the rows that may change are among those of their table, by key.
+        self._place: dict[str, dict[Values, int]] = {form.table: {} for form in FORMS.values()}
+        self._accounts: dict[Values, Values] = {}
+        self._streams: dict[str, Values] = {}
+
+    def rows(self) -> Gathered:
+        self._rows.accounts = list(self._accounts.values())
+        self._rows.streams = list(self._streams.values())
+        return self._rows
+
+    def add(self, gathered: Gathered) -> None:
         for table, rows in gathered.inserts.items():
-            self.rows += len(rows)
             mine = self._rows.inserts.setdefault(table, [])
             if table in self._place:
                 key = _places(self._columns[table], _KEYS[table])
@@ -129,6 +188,10 @@ class Pile:
             mine += rows
         for change, rows in gathered.updates.items():
             self._change(change, rows)
+        for row in gathered.accounts:
+            self._accounts[row[0], row[1]] = row
+        for row in gathered.streams:
+            self._streams[row[-1]] = row
 
     def _change(self, change: Change, rows: Sequence[Values]) -> None:
         form = FORMS[change]
@@ -144,20 +207,15 @@ class Pile:
                 row[column] = value
             mine[n] = row
 
-    def file(self, store: Writes) -> None:
-        """Put all of it in the tables, within a transaction. Raises StoreUnavailable if it does not fit."""
-        if not self._rows.write(store, self._columns):
-            raise StoreUnavailable(_CHANGED)
-
 
 def read_pile(bodies: Iterable[bytes], by: Columns | None = None) -> Pile:
-    """The pile that these rows of `redo` make. Raises StoreUnavailable when they are none of ours."""
+    """The pile that these records of `redo` make. Raises StoreUnavailable when they are none of ours."""
     pile = Pile(by)
     try:
         for body in bodies:
-            inserts, updates = orjson.loads(body)
+            inserts, updates, accounts, streams = orjson.loads(body)
             added = {table: [_with_bytes(row) for row in rows] for table, rows in inserts.items()}
-            pile.add(Gathered(added, updates))
+            pile.add(Gathered(added, updates, accounts, streams))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise StoreUnavailable(_CHANGED) from None
     return pile
@@ -168,20 +226,84 @@ def file_what_is_logged(db: sqlite3.Connection) -> None:
 
     It was written by the columns that the tables have now, of which this Remit may know more.
     """
-    read_pile(logged(db), _columns_in(db)).file(Statements(db))
-    empty(db)
+    log = Log(db)
+    read_pile(log.read(), _columns_in(db)).file(Statements(db))
+    log.empty()
 
 
-def logged(db: sqlite3.Connection) -> list[bytes]:
-    return [row[0] for row in db.execute("SELECT body FROM redo ORDER BY seq")]
+class Log:
+    """The log as it lies in `redo`: rows of one size, a page each, written over again and again.
+
+    So a commit writes one page and no other: nothing grows, and nothing is freed. A record begins with its
+    number and length, and goes on in the next rows where it is long. Row 0 has the number of the newest
+    record that was filed: those in force are the ones with the next numbers, from row 1 on. Each process
+    sees the others' records when it is told that others have written, by `read`.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        #: The number of the newest record, and the row where the next one begins.
+        self._number = 0
+        self._next = 1
+
+    def read(self) -> list[bytes]:
+        """The records in force. Raises StoreUnavailable when one of them is not whole."""
+        rows = self._db.execute("SELECT slot, body FROM redo ORDER BY slot")
+        self._number, self._next = _filed(next(rows, None)), 1
+        bodies: list[bytes] = []
+        for slot, body in rows:
+            number, length = _head(body)
+            if slot != self._next or number != self._number + 1:
+                break
+            record = bytearray(body)
+            while len(record) < _HEAD.size + length:
+                more = next(rows, None)
+                if more is None:
+                    raise StoreUnavailable(_CHANGED)
+                record += more[1]
+            bodies.append(bytes(record[_HEAD.size : _HEAD.size + length]))
+            self._number = number
+            self._next += len(record) // _SLOT
+        return bodies
+
+    def write(self, body: bytes) -> None:
+        self._number += 1
+        record = _HEAD.pack(self._number, len(body)) + body
+        for start in range(0, len(record), _SLOT):
+            self._db.execute(_PUT, (self._next, record[start : start + _SLOT].ljust(_SLOT, b"\0")))
+            self._next += 1
+
+    def empty(self) -> None:
+        """Everything was filed."""
+        self._db.execute(_PUT, (0, _HEAD.pack(self._number, 0)))
+        self._next = 1
+
+    def wipe(self) -> None:
+        """Leave nothing of what was filed, so that what is erased from the tables is not here either."""
+        self._db.execute(
+            "UPDATE redo SET body = zeroblob(?1) WHERE slot > 0 AND body <> zeroblob(?1)", (_SLOT,)
+        )
 
 
-def empty(db: sqlite3.Connection) -> None:
-    """Remove what was filed. What is erased from the tables later must not survive here."""
-    (before,) = db.execute("PRAGMA secure_delete").fetchone()
-    db.execute("PRAGMA secure_delete = ON")
-    db.execute("DELETE FROM redo")
-    db.execute(f"PRAGMA secure_delete = {before}")
+def is_logged(db: sqlite3.Connection) -> bool:
+    """Whether something is in the log that is not in its tables."""
+    rows = db.execute("SELECT slot, body FROM redo WHERE slot < 2 ORDER BY slot")
+    filed, first = _filed(next(rows, None)), next(rows, None)
+    return first is not None and _head(first[1])[0] == filed + 1
+
+
+def _filed(row: tuple[int, bytes] | None) -> int:
+    """The number of the newest record that was filed, as row 0 tells it."""
+    if row is None or row[0] != 0:
+        raise StoreUnavailable(_CHANGED)
+    return _head(row[1])[0]
+
+
+def _head(body: bytes) -> tuple[int, int]:
+    try:
+        return _HEAD.unpack_from(body)
+    except (TypeError, struct.error):
+        raise StoreUnavailable(_CHANGED) from None
 
 
 class Statements:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +39,7 @@ def upgrade(at: Location) -> None:
     lock = os.open(at.with_name(at.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
+        _keep_write_ahead_log(at)
         version = _version(at)
         _must_not_be_newer(at, version)
         if version != HEAD:
@@ -60,6 +61,19 @@ def _file_redo_log(path: Path) -> None:
             db.execute("COMMIT")
     except (sqlite3.Error, StoreUnavailable) as error:
         raise RemitError(f"the audit database {path} cannot be brought up to date: {error}") from None
+
+
+def _keep_write_ahead_log(path: Path) -> None:
+    """Have the file itself say that it has a write-ahead log, also while there is none.
+
+    Who opens it between two servers, to read, goes by that: otherwise it would look for a journal of the
+    other kind, and not notice a server that begins to write (sqlite.org/fileformat2.html, at offset 18).
+    """
+    with path.open("rb") as file:
+        header = file.read(20)
+    if header[18:] != b"\2\2":
+        with closing(sqlite3.connect(path, timeout=10)) as db, suppress(sqlite3.DatabaseError):
+            db.execute("PRAGMA journal_mode = WAL")  # what is wrong with it is told next
 
 
 def _must_not_be_newer(at: Location, version: str | None) -> None:

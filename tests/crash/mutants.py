@@ -174,7 +174,7 @@ def log_emptied() -> None:
 
 def ends_not_filed() -> None:
     """Of a call in the redo log, only how it began gets into the tables."""
-    redo.Pile._change = lambda self, change, rows: None
+    redo._Made._change = lambda self, change, rows: None
 
 
 def between() -> None:

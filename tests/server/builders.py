@@ -25,8 +25,9 @@ from tests.crash import books
 from tests.postgres import Databases
 
 from remit import approvals, catalog
+from remit.budgets import Accounts
 from remit.calls import new_call
-from remit.config import Config
+from remit.config import Budget, Config
 from remit.database import Location, Postgres, exists, reading
 from remit.errors import StoreUnavailable
 from remit.identity import Principal
@@ -341,6 +342,10 @@ class Remit:
 
     def use_policy(self, text: str) -> None:
         self.on.policy = load_text(text)
+
+    def use_budgets(self, *budgets: Budget) -> None:
+        self.on.config = self.on.config.model_copy(update={"budgets": budgets})
+        self.on.accounts = Accounts(budgets)
 
     async def together(self, *making: Awaitable[Any]) -> list[Any]:
         """Make several calls so that all wait for the same transaction, in this order."""

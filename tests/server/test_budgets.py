@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.server.builders import a_remit
 
-from remit.budgets import charges, window
+from remit.budgets import Accounts, window
 from remit.config import Budget
 
 ZONES = ["UTC", "Europe/Vienna", "America/Havana", "America/Sao_Paulo", "Asia/Kolkata", "Pacific/Apia"]
@@ -103,7 +103,7 @@ async def test_a_call_pays_where_its_subject_is_named_and_its_unit_is_priced(tmp
         a_budget("tenant", unit="rows"),
         a_budget("run", id="run-1", window="total"),
     )
-    found = charges(budgets, call, {"usd": 3, "calls": 1}, call.received_us)
+    found = Accounts(budgets).of_call(call, {"usd": 3, "calls": 1}, call.received_us)
     assert [charge.account for charge in found] == [
         "agent:acme/agent:bot:usd:day",
         "run:acme/run-1:usd:total",
@@ -122,5 +122,5 @@ async def test_two_budgets_on_one_account_are_one_charge_with_the_limit_of_the_o
         (a_budget(limit=1), a_budget(id="agent:bot", limit=9)),
         (a_budget(id="agent:bot", limit=9), a_budget(limit=1)),
     ):
-        (charge,) = charges(budgets, call, {"usd": 3}, call.received_us)
+        (charge,) = Accounts(budgets).of_call(call, {"usd": 3}, call.received_us)
         assert charge.limit == 9

@@ -242,7 +242,7 @@ async def test_a_budget_that_was_lowered_since_calls_it_off(tmp_path: Path) -> N
     async with deferring(tmp_path) as remit:
         call_id = await scheduled(remit)
         lower = remit.on.config.budgets[0].model_copy(update={"limit": 2})
-        remit.on.config = remit.on.config.model_copy(update={"budgets": (lower,)})
+        remit.use_budgets(lower)
         await later(remit)
         assert (remit.state(call_id), why(remit, call_id)) == ("cancelled", "budget_exhausted")
 

@@ -24,7 +24,6 @@ from tests.server.builders import (
 )
 
 from remit import __version__
-from remit.budgets import own_accounts
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord
 from remit.identity import mint_key
 from remit.journal import Journal, open_journal
@@ -246,7 +245,7 @@ async def test_an_agent_sees_its_own_standing_and_nobody_elses(tmp_path: Path) -
         await remit.call("shop.buy", {"thing": "car", "price": 500}, principal=a_principal("agent:other"))
 
         async def standing(agent: str) -> dict[str, Any]:
-            accounts = own_accounts(remit.on.config.budgets, a_principal(agent), "run-1", clock.now_us)
+            accounts = remit.on.accounts.of_caller(a_principal(agent), "run-1", clock.now_us)
             return await remit.on.journal.standing("acme", agent, accounts)
 
         mine = await standing("agent:bot")

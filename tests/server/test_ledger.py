@@ -6,6 +6,7 @@ the moves and the holds in the file.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from contextlib import closing, suppress
@@ -22,7 +23,7 @@ from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
 from remit.database import SqliteReader, reading
-from remit.ledger import Ledger
+from remit.ledger import Account, Ledger
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Charge
 from remit.tables import metadata
@@ -235,7 +236,33 @@ def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) 
     for amount, state, posted in ((-1, "held", 0), (1, "held", 1), (1, "voided", 1), (1, "gone", 0)):
         with pytest.raises(sqlite3.IntegrityError):
             insert("holds", ("c", account[0], 0, "usd", amount, state, posted, 0))
+    found = Account(("a:acme/x:usd:total", 0), 10, 11, 0, 0, 0)
+    with pytest.raises(ValueError, match="would be wrong"), ledger.transaction(durable=False):
+        ledger.changes(found)
     ledger.close()
+
+
+def test_who_reads_between_two_servers_goes_by_the_write_ahead_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_database(tmp_path)
+    a_ledger(path, "one", Clock()).close()
+    assert path.read_bytes()[18:20] == b"\2\2"
+    assert not Path(f"{path}-wal").exists()
+    with reading(path) as db:
+        before = db.one("SELECT COUNT(*) AS n FROM events")
+        a_ledger(path, "two", Clock()).close()
+        assert db.one("SELECT COUNT(*) AS n FROM events") == before
+    # A copy on which nobody can write is read all the same.
+    copy = tmp_path / "copy" / "remit.db"
+    copy.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("VACUUM INTO ?", (str(copy),))
+    a_ledger(copy, "three", Clock()).close()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with reading(copy) as db:
+        assert db.one("SELECT COUNT(*) AS n FROM events") != before
+    assert [file.name for file in copy.parent.iterdir() if file.suffix != ".lock"] == ["remit.db"]
 
 
 def test_a_transaction_that_fails_leaves_no_trace_in_memory_either(tmp_path: Path) -> None:

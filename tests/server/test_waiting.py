@@ -53,7 +53,7 @@ async def later(remit: Remit, *, s: float = 3600) -> None:
 
 def raised(remit: Remit, limit: int) -> None:
     more = remit.on.config.budgets[0].model_copy(update={"limit": limit})
-    remit.on.config = remit.on.config.model_copy(update={"budgets": (more, *remit.on.config.budgets[1:])})
+    remit.use_budgets(more, *remit.on.config.budgets[1:])
 
 
 def why(remit: Remit, call_id: str) -> tuple[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 
 from remit.arguments import checker
-from remit.budgets import own_accounts
 from remit.calls import new_call
 from remit.errors import RemitError
 from remit.front.answers import VERDICT, told
@@ -36,7 +35,7 @@ class AgentTool:
 async def _status(
     arguments: Mapping[str, Any], principal: Principal, run: str, on: Services, views: Views
 ) -> dict[str, Any]:
-    accounts = own_accounts(on.config.budgets, principal, run, on.clock())
+    accounts = on.accounts.of_caller(principal, run, on.clock())
     standing = await on.journal.standing(principal.tenant, principal.agent, accounts)
     return _result({"agent": principal.agent, "user": principal.user, "run": run, **standing})
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import orjson
-from anyio.abc import TaskGroup
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS, InboundModernRoute, classify_inbound_request
 from mcp_types import INTERNAL_ERROR
@@ -132,8 +131,10 @@ class StdioLane:
         self._principal = principal
         self._modern: bool | None = None
         self._under_way: dict[Any, anyio.CancelScope] = {}
+        #: Not in a task group, which costs more than deciding does.
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, message: Json, tasks: TaskGroup, write: Callable[[bytes], None]) -> bool:
+    def take(self, message: Json, write: Callable[[bytes], None]) -> bool:
         """Whether the message goes the short way; then `write` gets its answer, in time."""
         if message.get("method") == "notifications/cancelled":
             cancelled = cast("Mapping[str, Any]", message.get("params") or {}).get("requestId")
@@ -150,12 +151,24 @@ class StdioLane:
         plain = self._lane.take(message, self._principal, None) if self._modern else None
         if plain is None or plain.id in self._under_way:
             return False
-        tasks.start_soon(self._answer, plain, write)
+        self._under_way[plain.id] = under_way = anyio.CancelScope()
+        task = asyncio.create_task(self._answer(plain, under_way, write))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return True
 
-    async def _answer(self, call: _Plain, write: Callable[[bytes], None]) -> None:
-        with anyio.CancelScope() as under_way:
-            self._under_way[call.id] = under_way
+    def cancel(self) -> None:
+        for call in self._under_way.values():
+            call.cancel()
+
+    async def finished(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _answer(
+        self, call: _Plain, under_way: anyio.CancelScope, write: Callable[[bytes], None]
+    ) -> None:
+        with under_way:
             try:
                 body, _ = await self._lane.answer(call)
                 write(body + b"\n")

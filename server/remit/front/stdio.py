@@ -15,14 +15,14 @@ import shutil
 import stat
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import anyio
 import mcp_types as t
 import orjson
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
@@ -31,11 +31,21 @@ from remit_adapters.base import Json
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
+#: So many messages wait for the SDK at most before no more are read.
+_KEPT_MAX = 64
 
 
 class ShortWay(Protocol):
-    def take(self, message: Json, tasks: TaskGroup, write: Callable[[bytes], None]) -> bool:
+    def take(self, message: Json, write: Callable[[bytes], None]) -> bool:
         """Whether it answers this message itself, by `write`, so that the SDK need not see it."""
+        ...
+
+    def cancel(self) -> None:
+        """Cut short what is under way."""
+        ...
+
+    async def finished(self) -> None:
+        """Wait until nothing is under way."""
         ...
 
 
@@ -49,8 +59,7 @@ class _Writer(Protocol):
 async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming, Outgoing]]:
     """The SDK's read and write streams over stdin and stdout; at end of input the read stream closes."""
     ends_with_client = _is_pipe(0)
-    reader = await _reader()
-    writer = await _writer(reader)
+    writer = await _writer()
     to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     #: Requests that the SDK has not answered.
@@ -64,16 +73,12 @@ async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming
 
     async def read() -> None:
         async with to_server:
-            while (line := await _line(reader)) is not None:
-                value = _decoded(line)
-                if isinstance(value, bytes):
-                    writer.write(value)
-                elif value is not None and not short_way.take(value, tasks, writer.write):
-                    if "method" in value and "id" in value:
-                        owed.add(value["id"])
-                    await to_server.send(SessionMessage(_typed(value)))
-                    if value.get("method") == "notifications/cancelled":  # it is never answered
-                        settle(value.get("params", {}).get("requestId"))
+            while (message := await lines.next()) is not None:
+                if "method" in message and "id" in message:
+                    owed.add(message["id"])
+                await to_server.send(SessionMessage(_typed(message)))
+                if message.get("method") == "notifications/cancelled":  # it is never answered
+                    settle(message.get("params", {}).get("requestId"))
             while owed and not ends_with_client:
                 none_owed.clear()
                 await none_owed.wait()
@@ -86,10 +91,25 @@ async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming
                 if isinstance(out.message, (t.JSONRPCResponse, t.JSONRPCError)):
                     settle(out.message.id)
 
+    def take(line: bytes) -> Json | None:
+        """What of a line is for the SDK; the rest is answered from here."""
+        value = _decoded(line)
+        if isinstance(value, bytes):
+            writer.write(value)
+            return None
+        return None if value is None or short_way.take(value, writer.write) else value
+
     async with anyio.create_task_group() as tasks:
+        lines = await _lines(take)
         tasks.start_soon(read)
         tasks.start_soon(write)
-        yield incoming, outgoing
+        try:
+            yield incoming, outgoing
+            await short_way.finished()
+        finally:
+            short_way.cancel()
+            with anyio.CancelScope(shield=True):
+                await short_way.finished()
 
 
 def _decoded(line: bytes) -> dict[str, Any] | bytes | None:
@@ -105,7 +125,7 @@ def _decoded(line: bytes) -> dict[str, Any] | bytes | None:
     return value
 
 
-def _typed(value: dict[str, Any]) -> t.JSONRPCMessage:
+def _typed(value: Json) -> t.JSONRPCMessage:
     return t.jsonrpc_message_adapter.validate_python(value, by_name=False)
 
 
@@ -116,39 +136,67 @@ def _refusal(request_id: str | int | None, code: int, message: str) -> bytes:
     )
 
 
-async def _line(reader: asyncio.StreamReader) -> bytes | None:
-    """The next line; None at the end of input. Of one that is too long, only that it was."""
-    try:
-        return await reader.readuntil(b"\n")
-    except asyncio.IncompleteReadError as end:
-        return end.partial or None
-    except asyncio.LimitOverrunError:
-        await _skip_line(reader)
-        # Longer than any limit on purpose: decoding it gives the right refusal.
-        return b" " * (DEFAULT.bytes_max + 1) + b"1"
+class _Lines(asyncio.Protocol):
+    """Takes each line of stdin as it comes, without a task to wake, and keeps what is for the SDK."""
 
+    def __init__(self, take: Callable[[bytes], Json | None]) -> None:
+        self._take = take
+        self._kept: deque[Json] = deque()
+        self._came = asyncio.Event()
+        self._ended = False
+        self._transport: asyncio.ReadTransport | None = None
+        self._partial: list[bytes] = []
+        self._partial_size = 0
 
-async def _skip_line(reader: asyncio.StreamReader) -> None:
-    while True:
-        try:
-            await reader.readuntil(b"\n")
-        except asyncio.LimitOverrunError as overrun:
-            await reader.readexactly(overrun.consumed)
-        except asyncio.IncompleteReadError:
+    async def next(self) -> Json | None:
+        """The next message for the SDK; None at the end of input."""
+        while not self._kept:
+            if self._ended:
+                return None
+            self._came.clear()
+            await self._came.wait()
+        if len(self._kept) == _KEPT_MAX and self._transport and not self._ended:
+            self._transport.resume_reading()
+        return self._kept.popleft()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.ReadTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        *whole, rest = data.split(b"\n")
+        for piece in whole:
+            self._heard(piece)
+        if rest and self._partial_size <= DEFAULT.bytes_max:  # else it is refused however it goes on
+            self._partial.append(rest)
+            self._partial_size += len(rest)
+
+    def _heard(self, piece: bytes) -> None:
+        line = piece
+        if self._partial:
+            line = b"".join((*self._partial, piece))
+            self._partial, self._partial_size = [], 0
+        message = self._take(line)
+        if message is None:
             return
-        else:
-            return
+        self._kept.append(message)
+        self._came.set()
+        if len(self._kept) == _KEPT_MAX and self._transport:
+            self._transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._partial:
+            self._heard(b"")
+        self._ended = True
+        self._came.set()
 
 
-async def _reader() -> asyncio.StreamReader:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=DEFAULT.bytes_max + 1024)
+async def _lines(take: Callable[[bytes], Json | None]) -> _Lines:
     stdin = os.fdopen(os.dup(0) if _is_pipe(0) else _piped(os.dup(0)), "rb", buffering=0)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stdin)
-    return reader
+    _, lines = await asyncio.get_running_loop().connect_read_pipe(lambda: _Lines(take), stdin)
+    return lines
 
 
-async def _writer(reader: asyncio.StreamReader) -> _Writer:
+async def _writer() -> _Writer:
     loop = asyncio.get_running_loop()
     is_pipe, stdout = _is_pipe(1), os.dup(1)
     sys.stdout.flush()
@@ -157,7 +205,7 @@ async def _writer(reader: asyncio.StreamReader) -> _Writer:
         return _File(os.fdopen(stdout, "wb"))
     pipe = os.fdopen(stdout, "wb", buffering=0)
     transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
-    return asyncio.StreamWriter(transport, protocol, reader, loop)
+    return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 def _is_pipe(fd: int) -> bool:

@@ -32,7 +32,8 @@ def upgrade() -> None:
 
 def _sqlite() -> None:
     # What is committed, and not yet in the tables above: see `redo.py`.
-    op.execute("CREATE TABLE redo (seq INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+    op.execute("CREATE TABLE redo (slot INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+    op.execute("INSERT INTO redo VALUES (0, zeroblob(12))")
     for table in _APPEND_ONLY:
         for action in ("UPDATE", "DELETE"):
             op.execute(
