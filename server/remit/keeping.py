@@ -161,6 +161,15 @@ def due(rows: Rows, kind: Kind, *, before_us: int, now_us: int, after: str) -> l
     return [row["call_id"] for row in found]
 
 
+def covers_a_call(rows: Rows, vault: Vault, each: LegalHold) -> bool:
+    """Whether a hold covers any call that has been made."""
+    for tenant in [each.tenant] if each.tenant else [row["tenant"] for row in rows(_TENANTS, ())]:
+        covers, values = _covers(each, vault, tenant)
+        if rows(f"SELECT 1 FROM calls AS c WHERE c.tenant = ? AND {covers} LIMIT 1", (tenant, *values)):  # noqa: S608 - the conditions are ours
+            return True
+    return False
+
+
 def held_among(rows: Rows, vault: Vault, ids: Sequence[str]) -> set[str]:
     """Those of the calls that a hold covers."""
     marks = ", ".join("?" * len(ids))

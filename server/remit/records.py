@@ -24,7 +24,7 @@ from remit.database import Location, Reader, Row, exists, reading
 from remit.erasing import pseudonym
 from remit.errors import RemitError, StoreUnavailable, UnknownRecord
 from remit.ids import Clock, first_id, now_us
-from remit.keeping import Kind, LegalHold, count, holds
+from remit.keeping import Kind, LegalHold, count, covers_a_call, holds
 from remit.proven import Proof
 from remit.schema import HEAD
 from remit.states import way_back
@@ -488,6 +488,10 @@ class Records:
                 yield row["id"]
         for row in self._db.rows("SELECT call_id FROM call_subjects WHERE key_id = ?", (key_id,)):
             yield row["call_id"]
+
+    def covers_a_call(self, hold_id: str) -> bool:
+        """Whether a legal hold covers any call that has been made."""
+        return any(covers_a_call(self._all, self.vault, it) for it in self.legal_holds() if it.id == hold_id)
 
     def legal_holds(self) -> list[LegalHold]:
         """Every legal hold that stands, oldest first."""

@@ -255,7 +255,9 @@ def test_what_is_held_is_neither_erased_nor_removed(
 ) -> None:
     path = anyio.run(an_old_life, tmp_path).path
     shell = a_place(tmp_path, audit=SHORT)
-    hold = shell.json("audit", "hold", "add", *words, "--reason", "case 7")["hold"]
+    made = shell.json("audit", "hold", "add", *words, "--reason", "case 7")
+    hold = made["hold"]
+    assert made["covers_a_call"] == bool(held)
     assert shell.json("audit", "retain")["payloads"] == 4 - held
     erased = shell("audit", "erase", "--subject", "user:ann", "--yes")
     assert (erased.code, f"legal hold {hold}" in erased.err) == ((1, True) if held else (0, False))
@@ -286,6 +288,9 @@ def test_a_hold_that_somebody_takes_away_by_hand_is_found(tmp_path: Path, change
 def test_a_hold_says_what_it_covers_or_is_none(tmp_path: Path) -> None:
     anyio.run(an_old_life, tmp_path)
     shell = a_place(tmp_path)
+    for words, fits in ((("--subject", "ann"), False), (("--subject", "user:ann"), True)):
+        said = shell("audit", "hold", "add", *words, "--reason", "case 7").out
+        assert ("No call that was made fits it" in said) is not fits
     for words in ((), ("--run", "a", "--tool", "b"), ("--from", "1d"), ("--from", "1d", "--to", "2d")):
         assert shell("audit", "hold", "add", *words, "--reason", "x").code == 64
     unknown = shell("audit", "hold", "release", "ffff", "--reason", "x")

@@ -81,10 +81,14 @@ def add(
             tenant=tenant, scope=scope, target=target, from_us=from_us, to_us=to_us, reason=reason, by=by
         ),
     )
+    with records(config_path) as found:
+        covers = found.covers_a_call(hold_id)
     if as_json:
-        print_json({"hold": hold_id})
+        print_json({"hold": hold_id, "covers_a_call": covers})
     else:
         click.echo(f"Held: {hold_id}.")
+        if not covers:
+            click.echo("No call that was made fits it: see that its target is written as in the record.")
 
 
 def _whole_id(config_path: Path, start: str) -> str:
