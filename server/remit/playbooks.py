@@ -43,6 +43,8 @@ class Ended:
     call_id: str | None = None
     #: Of a rollback that is only foreseen: its plan.
     steps: tuple[Step, ...] = ()
+    #: What its event says for ever, where `said` has words that a call carried: those can be erased.
+    noted: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,7 +122,7 @@ async def carry_out(run: Run) -> AsyncGenerator[Ended]:
             tenant=run.principal.tenant,
             step=step.id,
             state=ended.state,
-            said=ended.said,
+            said=ended.said if ended.noted is None else ended.noted,
             call_id=ended.call_id,
         )
         yield ended
@@ -194,6 +196,7 @@ def _as_call(run: Run, step: PlaybookStep) -> Call:
 async def _call(run: Run, step: PlaybookStep) -> Ended:
     outcome = await govern(_as_call(run, step), run.on)
     state, said = _told(outcome)
+    noted = said if state in ("done", "waits") else ""
     if isinstance(outcome, Done):
         result, text = result_of(outcome.reply)
         run.found[step.id] = result
@@ -201,7 +204,8 @@ async def _call(run: Run, step: PlaybookStep) -> Ended:
             said = f"{step.call} was answered with an error: {text[:300]}"
         elif step.expect and _value(step.expect, {**run.roots, "result": result}) is not True:
             state, said = "failed", f"It is not so: {step.expect}"
-    return Ended(step=step.id, state=state, said=said, call_id=outcome.call_id)
+            noted = said
+    return Ended(step=step.id, state=state, said=said, call_id=outcome.call_id, noted=noted)
 
 
 def _told(outcome: Outcome) -> tuple[State, str]:
@@ -232,7 +236,8 @@ async def _rollback(run: Run, step: PlaybookStep) -> Ended:
         return Ended(step=step.id, state="done", said=gone)
     state: State = "waits" if all(each.part == "waits" for each in left) else "failed"
     first = left[0]
-    return Ended(step=step.id, state=state, said=f"{gone} {first.tool} (call {first.call_id}): {first.why}")
+    said = f"{gone} {first.tool} (call {first.call_id}): {first.why}"
+    return Ended(step=step.id, state=state, said=said, noted=gone)
 
 
 async def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:

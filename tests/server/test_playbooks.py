@@ -20,6 +20,7 @@ from tests.server.builders import (
     a_config,
     a_principal,
     a_remit,
+    a_reply,
     rows,
 )
 
@@ -152,6 +153,20 @@ async def test_a_step_that_fails_ends_it_there(tmp_path: Path, steps: list[Any],
         assert said in ended[-1].said
         assert remit.source.effects("send") == []
         assert remit.one("SELECT state FROM playbook_runs")["state"] == "failed"
+
+
+@pytest.mark.parametrize("how", ["answered", "misfit"])
+async def test_what_a_call_of_a_step_carried_is_in_no_event(tmp_path: Path, how: str) -> None:
+    source = a_shop()
+    source.on["look"] = a_reply("marmalade is sold out", is_error=True)
+    first = BOOK["steps"][0] if how == "answered" else {**BOOK["steps"][1], "args": {"thing": "inputs.thing"}}
+    first = first if how == "answered" else {**first, "args": {**first["args"], "price": "inputs.thing"}}
+    async with a_place_with(tmp_path, a_book(first), source) as (remit, loaded):
+        (ended,) = await carried_out(remit, loaded, thing="marmalade")
+        assert (ended.state, "marmalade" in ended.said) == ("failed", True)
+        bodies = [row["body"] for row in remit.rows("SELECT body FROM events")]
+        assert not any("marmalade" in body for body in bodies), bodies
+        assert sum(f'"call":"{ended.call_id}"' in body for body in bodies) == 1
 
 
 async def test_a_step_whose_condition_does_not_hold_is_skipped(tmp_path: Path) -> None:
