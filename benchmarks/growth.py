@@ -34,8 +34,8 @@ from tests.server.builders import a_remit, a_reply, tools
 
 from benchmarks.ledger import postgres
 from benchmarks.targets.launch import ROOT
-from remit.approvals import binding_of
 from remit.audit import verify_balances, verify_events
+from remit.binding import binding_of
 from remit.chain import GENESIS, canonical, link
 from remit.database import Location
 from remit.errors import StoreUnavailable
@@ -362,11 +362,11 @@ class Report:
     bytes_a_call: int | None
     asked: list[Asked] = field(default_factory=list[Asked])
     #: By one process: every event against the chain; also for each second of its processor time, which does
-    #: not depend on what else runs. Then everything, by all processors.
+    #: not depend on what else runs. Then everything, by several.
     chain_events_per_s: int = 0
     chain_events_per_cpu_s: int = 0
     verify_events_per_s: int = 0
-    processors: int = 0
+    verify_processes: int = 0
 
 
 def documented() -> Iterator[tuple[str, str]]:
@@ -482,7 +482,7 @@ def verified(at: Location, report: Report) -> None:
     where = [str(at)] if isinstance(at, Path) else [str(at.path), "--postgres", at.url]
     command = [sys.executable, "-m", "benchmarks.verify", *where]
     whole = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
-    report.processors = whole["processors"]
+    report.verify_processes = whole["processes"]
     report.verify_events_per_s = round(report.events / whole["took_s"])
     found += whole["found"]
     if found:
@@ -535,7 +535,7 @@ def show(report: Report) -> None:
         f"verify: {report.chain_events_per_s} events/s of the chain by one process,"
         f" {report.chain_events_per_cpu_s} for each second of processor time"
     )
-    print(f"verify: {report.verify_events_per_s} events/s, all of it, {report.processors} processors")
+    print(f"verify: {report.verify_events_per_s} events/s, all of it, {report.verify_processes} processes")
 
 
 def main() -> None:

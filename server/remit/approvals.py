@@ -7,7 +7,6 @@ call is let out. Silence is refusal.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from remit.approval_requests import Approved, Waiting
+from remit.binding import binding_of
 from remit.calls import redacted
 from remit.checks.permission import question_of
 from remit.context import at_vote, lasting
@@ -203,9 +203,3 @@ def _shown(
         "nonce": hmac.digest(secret, b"binding " + call.fingerprint.encode(), "sha256")[:16].hex(),
         "claim": dict(call.claim),
     }
-
-
-def binding_of(shown: Json) -> str:
-    """SHA-256 over what was shown, but for the agent's own words."""
-    bound = {name: value for name, value in shown.items() if name != "claim"}
-    return hashlib.sha256(orjson.dumps(bound, option=orjson.OPT_SORT_KEYS)).hexdigest()

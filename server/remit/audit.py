@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, TypeVar, cast
 
 import orjson
 
 from remit import chain
+from remit.binding import binding_of
 from remit.database import Row
 from remit.erasing import ERASED
 from remit.records import Records
@@ -91,16 +92,13 @@ _sealed = itemgetter(*(name for _, name in _SEALED))
 _COMPARED = "id, policy_rows, confirmation, state, result_commit, " + ", ".join(
     f'"{name}"' for name, _ in _SEALED
 )
-#: What is read of each event `e`: itself, and the hash of the one before it.
-_FOLLOWING = (
-    f"{chain.COLUMNS}, (SELECT hash FROM events AS b"  # noqa: S608 - the columns are ours
-    " WHERE b.stream = e.stream AND b.seq = e.seq - 1 LIMIT 1) AS before"
-)
 
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
 #: Told after so many rows: telling costs more than most rows.
 _STEP = 1000
+#: Events that are looked at together: no more than a processor keeps close to it.
+_NEAR = 200
 #: An event: stream and number.
 Place = tuple[str, int]
 
@@ -113,18 +111,29 @@ class Followed:
     events: int = 0
     #: Those that do not follow the one before, and ends that are not those that were recorded.
     loose: list[Place] = field(default_factory=list[Place])
+    #: Those that say what their call established about its run.
+    establishing: list[Place] = field(default_factory=list[Place])
 
-    def follow(self, row: tuple[Any, ...]) -> dict[str, Any]:
-        """What an event (`_FOLLOWING`) tells."""
-        facts = _facts(row[6])
-        self.events += 1
-        if not chain.follows(row, facts, row[8]):
-            self.loose.append((row[0], row[1]))
-        return facts
+    def follow(
+        self, records: Records, rows: Iterator[tuple[Any, ...]]
+    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Events (`chain.COLUMNS`), and what each tells."""
+        # An event is mostly read near the one before it.
+        while some := list(islice(rows, _NEAR)):
+            near = {(row[0], row[1]): row[7] for row in some}
+            for row in some:
+                facts = _facts(row[6])
+                if not (chain.follows(row, facts, near) or chain.follows(row, facts, _before(records, row))):
+                    self.loose.append((row[0], row[1]))
+                if isinstance(facts.get("established"), dict):
+                    self.establishing.append((row[0], row[1]))
+                yield row, facts
+            self.events += len(some)
 
     def add(self, other: Followed) -> None:
         self.events += other.events
         self.loose += other.loose
+        self.establishing += other.establishing
 
 
 def ignored(_: int) -> None:
@@ -173,8 +182,8 @@ def verify_ends(records: Records, followed: Followed) -> None:
     stream has gaps, and one that goes on after its recorded end, or is not registered, makes more events than
     there should be.
     """
-    for row in records.tuples(f"SELECT {_FOLLOWING} FROM events AS e WHERE call_id IS NULL"):  # noqa: S608 - the columns are ours
-        facts = followed.follow(row)
+    of_no_call = records.tuples(f"SELECT {chain.COLUMNS} FROM events WHERE call_id IS NULL")  # noqa: S608 - the columns are ours
+    for row, facts in followed.follow(records, of_no_call):
         if row[3] == "stream.opened":
             followed.loose += _unseen(records, facts)
     for row in records.rows(
@@ -212,8 +221,8 @@ def verify_calls(
             values,
         )
 
-    following = counted(of_calls(_FOLLOWING, "events AS e", "call_id"), progress)
-    events = _histories(following, followed or Followed())
+    rows = counted(of_calls(chain.COLUMNS, "events", "call_id"), progress)
+    events = _histories((followed or Followed()).follow(records, rows))
     carried = _by_call(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
     history, kept = next(events, None), next(carried, None)
     for call in counted(of_calls(_COMPARED, "calls", "id"), progress):
@@ -311,16 +320,20 @@ def verify_holds(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"legal hold {hold}", what="it is gone, and no event says who released it")
 
 
-def verify_runs(records: Records) -> Iterator[Finding]:
-    """Every fact of a run that its call did not establish, or not so, and every one that is gone."""
+def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
+    """Every fact of a run that its call did not establish, or not so, and every one that is gone.
+
+    All events were `followed`, perhaps some that are newer than these records.
+    """
     told: dict[tuple[str, str], str] = {}
     conflicts: set[tuple[str, str]] = set()
-    for row in records.rows(
-        "SELECT call_id, body FROM events WHERE kind = 'call.succeeded' AND body LIKE '%\"established\"%'"
-    ):
-        facts = _facts(row["body"])
-        told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
-        conflicts |= {(row["call_id"], name) for name in facts.get("conflicts", ())}
+    for place in followed.establishing:
+        for row in records.rows(
+            "SELECT call_id, body FROM events WHERE stream = ? AND seq = ? AND kind = 'call.succeeded'", place
+        ):
+            facts = _facts(row["body"])
+            told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
+            conflicts |= {(row["call_id"], name) for name in facts.get("conflicts", ())}
     for row in records.rows(
         "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
         " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"
@@ -442,6 +455,18 @@ def _unseen(records: Records, facts: Mapping[str, Any]) -> Iterator[Place]:
             yield stream, seq
 
 
+def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
+    """The hash of the one before it, as `chain.follows` finds it; none when none is there."""
+    return {
+        (row["stream"], row["seq"]): row["hash"]
+        for row in records.rows(
+            "SELECT b.stream, b.seq, b.hash FROM events AS e JOIN events AS b"
+            " ON b.stream = e.stream AND b.seq = e.seq - 1 WHERE e.stream = ? AND e.seq = ?",
+            event[:2],
+        )
+    }
+
+
 def _facts(body: str) -> dict[str, Any]:
     """A JSON object; an empty one, which agrees with nothing, when somebody made it something else."""
     try:
@@ -456,11 +481,11 @@ def _no_call(call_id: str) -> Finding:
 
 
 def _histories(
-    rows: Iterator[tuple[Any, ...]], followed: Followed
+    followed: Iterator[tuple[tuple[Any, ...], dict[str, Any]]],
 ) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-    """Each call, and by kind what its events (`_FOLLOWING`) tell."""
-    for call_id, some in groupby(rows, itemgetter(5)):
-        yield call_id, {row[3]: followed.follow(row) for row in some}
+    """Each call, and by kind what its events tell."""
+    for call_id, some in groupby(followed, lambda each: each[0][5]):
+        yield call_id, {row[3]: facts for row, facts in some}
 
 
 def _by_call(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
@@ -521,9 +546,10 @@ def _miscarried(
     if not begun.get("redacted"):
         commits["arguments"] = begun.get("arguments_commit")
         commits["context"] = begun.get("context_commit")
+    commitment_of = records.vault.commitment
     for call_id, kind, keys, body in kept:
         try:
-            commitment = records.vault.commitment(call_id, kind, keys, body)
+            commitment = commitment_of(call_id, kind, keys, body)
         except (Damaged, KeyUnusable) as error:
             yield f"its stored {kind} cannot be opened: {error}"
             continue
@@ -533,8 +559,6 @@ def _miscarried(
 
 def _bound(records: Records, request: Row) -> bool:
     """Whether what a request shows is what its binding covers; what is erased cannot be told from it."""
-    from remit.approvals import binding_of  # with all that asks people, which other processes do not need
-
     try:
         shown = records.opened(request["call_id"], "shown")
     except (Damaged, KeyUnusable):

@@ -69,11 +69,15 @@ _sealed = itemgetter(*_NAMES)
 Heads = Mapping[str, tuple[int, str]]
 
 
-def follows(columns: tuple[Any, ...], sealed: Mapping[str, Any], before: Any) -> bool:
-    """Whether an event (`COLUMNS`, and its body decoded) is what it was, after the one with hash `before`."""
-    if columns[1] == 1:
-        before = GENESIS
+def follows(
+    columns: tuple[Any, ...], sealed: Mapping[str, Any], hashes: Mapping[tuple[str, int], Any]
+) -> bool:
+    """Whether an event (`COLUMNS`, and its body decoded) is what it was, after the one before it.
+
+    That one's hash is among `hashes`, by stream and number.
+    """
     try:
+        before = GENESIS if columns[1] == 1 else hashes[columns[0], columns[1] - 1]
         return link(before, columns[6]) == columns[7] and _sealed(sealed) == columns[:6]
     except (AttributeError, KeyError, TypeError, ValueError):
         return False  # it is nothing that could be an event, or none is before it

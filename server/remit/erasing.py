@@ -18,11 +18,11 @@ import anyio.to_thread
 import orjson
 
 from remit.errors import UnknownRecord, WrongState
-from remit.ledger import Ledger
 from remit.vault import Sealer, Vault
 
 if TYPE_CHECKING:
     from remit.journal import Journal
+    from remit.ledger import Ledger
 
 #: The value of a fact of a run that was erased: none that a call may establish.
 ERASED = "null"

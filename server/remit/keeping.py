@@ -20,12 +20,12 @@ import anyio
 from remit import erasing
 from remit.errors import UnknownRecord, WrongState
 from remit.ids import first_id
-from remit.ledger import Ledger
 from remit.vault import Sealer, Vault
 
 if TYPE_CHECKING:
     from remit.config import Retention
     from remit.journal import Journal
+    from remit.ledger import Ledger
 
 Rows = Callable[[str, Sequence[Any]], Sequence[Any]]
 Scope = Literal["subject", "run", "call", "tool", "agent", "time"]

@@ -162,10 +162,12 @@ def verify_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byt
 
 def subtree_root(hashes: bytes) -> bytes:
     """The root over a power of two of hashes, such as those of a full tile."""
-    row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
-    while len(row) > 1:
-        row = [sha256(b"\x01" + row[at] + row[at + 1]).digest() for at in range(0, len(row), 2)]
-    return row[0]
+    pair = 2 * HASH_BYTES
+    while len(hashes) > HASH_BYTES:
+        hashes = b"".join(
+            [sha256(b"\x01" + hashes[at : at + pair]).digest() for at in range(0, len(hashes), pair)]
+        )
+    return hashes
 
 
 def tile_path(level: int | None, index: int, width: int = TILE_WIDTH) -> str:

@@ -6,7 +6,7 @@ checkpoint, and with those that were kept elsewhere: against the latter no rewri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,8 @@ from remit.records import Records, as_event
 
 #: The form of a proof, as `remit-verify` reads it.
 PROOF = "remit-proof/1"
+#: Bytes of a full tile.
+_WHOLE = merkle.TILE_WIDTH * merkle.HASH_BYTES
 
 
 def read_checkpoints(text: str, verifiers: Sequence[Verifier]) -> list[Checkpoint]:
@@ -157,8 +159,12 @@ def verify_log(
             )
         )
         progress(count)
-        for seq in range(first, first + count):
-            if log.add(stream, seq, hashes.get(seq)):
+        seq, end = first, first + count
+        while seq < end:
+            some = range(seq, min(seq + log.room, end))
+            log.add(stream, some, hashes)
+            seq = some.stop
+            if log.room == merkle.TILE_WIDTH:
                 yield from log.flush()
     yield from log.flush()
     yield from log.end()
@@ -182,15 +188,21 @@ class _Rehashed:
         self._named = self._wanted | self._kept.keys()
         #: The root at each size that some stored checkpoint names.
         self.roots: dict[int, str] = {}
+        #: What each full tile of level 0 makes of level 1; nothing where what is stored is no whole tile.
+        self._tile_roots: list[bytes] = []
 
     @property
     def size(self) -> int:
         return self._frontier.size + len(self._waiting)
 
-    def add(self, stream: str, seq: int, digest: str | None) -> bool:
-        """Append an event; whether its tile is full, and `flush` is due."""
-        self._waiting.append((stream, seq, digest))
-        return self.size % merkle.TILE_WIDTH == 0
+    @property
+    def room(self) -> int:
+        """How many more events the tile under way takes: all of one when it is full, and `flush` is due."""
+        return merkle.TILE_WIDTH - self.size % merkle.TILE_WIDTH
+
+    def add(self, stream: str, seqs: range, hashes: Mapping[object, Any]) -> None:
+        """Append events of a stream, as many as there is room for."""
+        self._waiting += [(stream, seq, hashes.get(seq)) for seq in seqs]
 
     def flush(self) -> Iterator[Finding]:
         """Compare what waits with the tile; what differs from it is told, and taken from the tile."""
@@ -200,18 +212,22 @@ class _Rehashed:
             merkle.leaf_hash(entry(stream, seq, str(digest)).encode())
             for stream, seq, digest in self._waiting
         ]
-        if b"".join(leaves) != stored[: len(leaves) * merkle.HASH_BYTES]:
+        hashes = b"".join(leaves)
+        if hashes != stored[: len(leaves) * merkle.HASH_BYTES]:
             for number, (stream, seq, digest) in enumerate(self._waiting):
                 there = stored[number * merkle.HASH_BYTES : (number + 1) * merkle.HASH_BYTES]
                 if leaves[number] != there:
                     what = "it is not what was sealed" if digest else "it was taken out after it was sealed"
                     yield Finding(where=f"stream {stream}, event {seq}", what=what)
                     leaves[number] = there or leaves[number]
+            hashes = b"".join(leaves)
         sizes = range(self._frontier.size + 1, self.size + 1)
-        if len(leaves) == merkle.TILE_WIDTH and self._named.isdisjoint(sizes[:-1]):
-            steps = [(self._waiting[-1], merkle.subtree_root(b"".join(leaves)), merkle.TILE_HEIGHT)]
-        else:
-            steps = [(at, leaf, 0) for at, leaf in zip(self._waiting, leaves, strict=True)]
+        steps = [(at, leaf, 0) for at, leaf in zip(self._waiting, leaves, strict=True)]
+        if len(leaves) == merkle.TILE_WIDTH:
+            root = merkle.subtree_root(hashes)
+            self._tile_roots.append(root if len(stored) == _WHOLE else b"")
+            if self._named.isdisjoint(sizes[:-1]):
+                steps = [(self._waiting[-1], root, merkle.TILE_HEIGHT)]
         for (stream, seq, _), digest, height in steps:
             self._frontier.add(digest, height)
             if self._frontier.size in self._wanted:
@@ -248,9 +264,10 @@ class _Rehashed:
     def _derived(self, level: int, index: int, width: int) -> bytes:
         """A tile from those below it."""
         first = index * merkle.TILE_WIDTH
+        if level == 1:
+            return b"".join(self._tile_roots[first : first + width])
         below = [self._read(level - 1, first + number) for number in range(width)]
-        whole = merkle.TILE_WIDTH * merkle.HASH_BYTES
-        return b"".join(merkle.subtree_root(tile) if len(tile) == whole else b"" for tile in below)
+        return b"".join(merkle.subtree_root(tile) if len(tile) == _WHOLE else b"" for tile in below)
 
 
 def _stored_checkpoints(records: Records, log: _Rehashed, verifiers: Sequence[Verifier]) -> Iterator[Finding]:

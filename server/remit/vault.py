@@ -24,7 +24,6 @@ import orjson
 
 from remit.database import Location, beside
 from remit.errors import RemitError, StoreUnavailable
-from remit.identity import load_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -91,11 +90,14 @@ class Vault:
         return None if plain is None else hashlib.sha256(plain).hexdigest()
 
     def _plain(self, call_id: str, kind: str, keys: str, body: bytes) -> bytes | None:
-        cipher = self._ciphers[keys] if keys in self._ciphers else self.cipher(keys)
-        if self._remember:
-            if len(self._ciphers) >= _KEPT_MAX:
-                self._ciphers.clear()
-            self._ciphers[keys] = cipher
+        try:
+            cipher = self._ciphers[keys]
+        except KeyError:
+            cipher = self.cipher(keys)
+            if self._remember:
+                if len(self._ciphers) >= _KEPT_MAX:
+                    self._ciphers.clear()
+                self._ciphers[keys] = cipher
         if cipher is None:
             return None
         try:
@@ -244,6 +246,8 @@ def master_key(at: Location, text: str | None, *, living: bool) -> bytes:
         if len(key) != _KEY_BYTES:
             raise RemitError("store.master_key must lead to 64 hexadecimal digits: openssl rand -hex 32")
         return key
+    from remit.identity import load_secret  # with all that tells who calls
+
     file = key_file(at)
     if living and not os.path.lexists(file):
         raise RemitError(

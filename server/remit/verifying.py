@@ -3,9 +3,9 @@
 What is verified, and how, is `audit.py` and `proofs.py`. Here the calls are cut into parts that can be
 verified apart: all that belongs to a call is found by its id, and what each of its events follows on stands
 in the event before it. So every event is read and decoded once, and only a record in which one does not
-follow is read again, in the order of its streams, to name what is wrong. Each part is judged within one
-snapshot of its own, so what is written meanwhile troubles nobody. What is small is verified in the process
-that asks.
+follow is read again, in the order of its streams, to name what is wrong. The process that asks verifies the
+log and what is not of calls, and then takes parts, too; each that helps it has one snapshot for all of its
+parts, so what is written meanwhile troubles nobody. What is small is verified by one process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from itertools import pairwise
 from multiprocessing import get_context
 
@@ -36,10 +38,12 @@ from remit.ids import first_id
 from remit.proofs import verify_log
 from remit.records import Records, open_records
 
-#: Events of one part. A process takes another when it has verified one.
-_PART = 20_000
-#: Fewer events are verified before other processes have even started.
+#: Events of one part: few, so that no process waits long for the last one of another.
+_PART = 4_000
+#: Fewer events are verified before another process has even started.
 _WORTH_IT = 50_000
+#: The log is hashed by one process: before many more have ended with the calls, it has not ended with that.
+_PROCESSES_MAX = 4
 
 
 def verify(
@@ -54,16 +58,17 @@ def verify(
 ) -> Iterator[Finding]:
     """Everything that is not as it was written; see `audit.py`, and `verify_log` for `kept` and `verifiers`.
 
-    Without `payloads`, those stay sealed. `progress` is told of events, calls, and sealed events. As many
-    `processes` as there are processors, unless it is said. Raises StoreUnavailable where not all can be read.
+    Without `payloads`, those stay sealed. `progress` is told of events, calls, and sealed events. By so many
+    `processes`, this one among them; None: what the size of the record and the processors make worth it.
+    Raises StoreUnavailable where not all can be read.
     """
     records.must_be_whole()
     if processes is None:
-        processes = processors() if records.count("events") >= _WORTH_IT else 1
+        processes = worth_it(records.count("events"))
     if processes < 2 or records.at is None:
         followed = Followed()
         found = list(verify_calls(records, progress, payloads=payloads, followed=followed))
-        found += _the_rest(records, kept, verifiers, payloads, progress)
+        found += _beside_calls(records, kept, verifiers, payloads, progress)
     else:
         found, followed = _by_several(processes, records, kept, verifiers, payloads, progress, part)
     verify_ends(records, followed)
@@ -74,6 +79,13 @@ def verify(
             for stream, seq in followed.loose
         )
     yield from found
+    yield from verify_runs(records, followed)
+    yield from verify_policies(records)
+
+
+def worth_it(events: int) -> int:
+    """How many processes are worth it for so many events."""
+    return min(_processors(), _PROCESSES_MAX) if events >= _WORTH_IT else 1
 
 
 def _by_several(
@@ -85,32 +97,38 @@ def _by_several(
     progress: Progress,
     part: int,
 ) -> tuple[list[Finding], Followed]:
-    assert records.at is not None  # noqa: S101 - who calls has looked
+    at = records.at
+    assert at is not None  # noqa: S101 - who calls has looked
     key = records.key().hex() if payloads else None
-    cuts = ("", *_cuts(records, part), None)
-    step = (records.count("events") + records.count("calls")) // (len(cuts) - 1)
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    parts = list(pairwise(("", *_cuts(records, part), None)))
+    step = (records.count("events") + records.count("calls")) // len(parts)
+    with ProcessPoolExecutor(processes - 1, get_context("spawn")) as pool:
         try:
-            parts = [pool.submit(_calls, records.at, key, begin or "", end) for begin, end in pairwise(cuts)]
-            for under_way in parts:
-                under_way.add_done_callback(lambda _: progress(step))
-            # This process has its own part meanwhile.
-            own = list(_the_rest(records, kept, verifiers, payloads, progress))
-            judged = [done.result() for done in parts]
+            helped = [pool.submit(_calls_elsewhere, at, key, begin or "", end) for begin, end in parts]
+            for each in helped:
+                each.add_done_callback(lambda _: progress(step))
+            own = list(_beside_calls(records, kept, verifiers, payloads, progress))
+            # From the end, what no other process has begun with.
+            judged = [
+                _calls(records, payloads, begin or "", end) if each.cancel() else each.result()
+                for (begin, end), each in zip(reversed(parts), reversed(helped), strict=True)
+            ]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    found: list[Finding] = []
     followed = Followed()
-    for _, each in judged:
-        followed.add(each)
-    return [finding for found, _ in judged for finding in found] + own, followed
+    for findings, events in reversed(judged):
+        found += findings
+        followed.add(events)
+    return found + own, followed
 
 
-def processors() -> int:
+def _processors() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _the_rest(
+def _beside_calls(
     records: Records,
     kept: Sequence[Checkpoint],
     verifiers: Sequence[Verifier],
@@ -121,8 +139,6 @@ def _the_rest(
     yield from verify_approvals(records, payloads=payloads)
     yield from verify_keys(records)
     yield from verify_holds(records)
-    yield from verify_runs(records)
-    yield from verify_policies(records)
 
 
 def _cuts(records: Records, part: int) -> list[str]:
@@ -143,8 +159,21 @@ def _cuts(records: Records, part: int) -> list[str]:
     return sorted(ids)
 
 
-def _calls(at: Location, key: str | None, begin: str, end: str | None) -> tuple[list[Finding], Followed]:
+def _calls(records: Records, payloads: bool, begin: str, end: str | None) -> tuple[list[Finding], Followed]:
     followed = Followed()
-    with open_records(at, lambda: key) as records:
-        findings = verify_calls(records, payloads=key is not None, begin=begin, end=end, followed=followed)
-        return list(findings), followed
+    return list(verify_calls(records, payloads=payloads, begin=begin, end=end, followed=followed)), followed
+
+
+#: Open until this process ends, which is one that helps.
+_opened = ExitStack()
+
+
+def _calls_elsewhere(
+    at: Location, key: str | None, begin: str, end: str | None
+) -> tuple[list[Finding], Followed]:
+    return _calls(_records(at, key), key is not None, begin, end)
+
+
+@cache
+def _records(at: Location, key: str | None) -> Records:
+    return _opened.enter_context(open_records(at, lambda: key))

@@ -40,7 +40,9 @@ async def looked_at(remit: Remit, thing: str, **more: Any) -> Done:
 
 def findings(remit: Remit) -> list[str]:
     with open_records(remit.path) as records:
-        return [str(it) for it in (*audit.verify_runs(records), *audit.verify_calls(records))]
+        followed = audit.Followed()
+        calls = list(audit.verify_calls(records, followed=followed))
+        return [str(it) for it in (*audit.verify_runs(records, followed), *calls)]
 
 
 async def test_a_rule_sees_what_an_earlier_call_of_the_run_established(tmp_path: Path) -> None:

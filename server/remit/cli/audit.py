@@ -55,8 +55,19 @@ _KEYS = click.option(
 )
 @_CHECKPOINTS
 @_KEYS
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use N processes. By default one for each processor, 4 at most, and one for a small record.",
+)
 def verify(
-    config_path: Path, as_json: bool, copy: Path | None, checkpoints: Path | None, keys: tuple[str, ...]
+    config_path: Path,
+    as_json: bool,
+    copy: Path | None,
+    checkpoints: Path | None,
+    keys: tuple[str, ...],
+    jobs: int | None,
 ) -> int:
     """Find whatever was edited, deleted, inserted or reordered. Exits with 1 when anything was.
 
@@ -75,7 +86,9 @@ def verify(
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
         with progress("Verifying", events + sealed + calls, every=200) as advance:
-            findings = list(verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance))
+            findings = list(
+                verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance, processes=jobs)
+            )
     if shut and copy is None:
         findings.append(Finding(where="master key", what=shut))
     if as_json:
