@@ -184,6 +184,11 @@ def test_untouched_records_verify(remit: Terminal) -> None:
     assert remit("db", "check").code == 0
 
 
+def test_a_record_is_verified_by_as_many_processes_as_are_asked_for(remit: Terminal) -> None:
+    assert remit("audit", "verify", "--jobs", "2").out == remit("audit", "verify").out
+    assert remit("audit", "verify", "--jobs", "0").code == 64
+
+
 def test_a_copy_is_verified_without_a_configuration(remit: Terminal, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     copy.write_bytes((remit.folder / "remit.db").read_bytes())

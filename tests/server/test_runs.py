@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from tests.server.builders import Gate, Remit, a_config, a_principal, a_remit, a_reply, kept_anywhere, tools
 from tests.server.test_facts import PEN, ROLES, rule
 
-from remit import audit
+from remit import audit, verifying
 from remit.model import Done, Refused
 from remit.records import open_records
 from remit.vault import key_file
@@ -271,6 +271,7 @@ def test_the_first_value_stays_whatever_follows(said: list[tuple[str, Any]], tmp
         "UPDATE run_facts SET agent = 'agent:cat'",
         "UPDATE run_facts SET conflict_call = call_id",
         "DELETE FROM run_facts",
+        "DROP TRIGGER events_no_update; UPDATE events SET body = json_set(body, '$.established', 'cup')",
         "UPDATE payloads SET body = x'7b7d' WHERE kind = 'context'",
     ],
 )
@@ -285,6 +286,14 @@ async def test_an_edit_of_what_rules_saw_is_found(tmp_path: Path, edit: str) -> 
         shutil.copy(key_file(remit.path), key_file(copy))
         remit.path = copy
         assert findings(remit)
+
+
+async def test_processes_that_see_newer_facts_do_not_miss_them_in_what_is_verified(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=KNOWN, tools=ESTABLISHING) as remit:
+        await looked_at(remit, "pen")
+        with open_records(remit.path) as records:
+            await looked_at(remit, "cup", run="another")
+            assert list(verifying.verify(records, payloads=True, processes=2, part=1)) == []
 
 
 @everywhere

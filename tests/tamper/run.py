@@ -1,13 +1,14 @@
 """Change a record behind Remit's back, again and again, and see whether it is found.
 
-    python -m tests.tamper.run --edits 10000 --seed 7 [--json]
+    python -m tests.tamper.run --edits 10000 --seed 7 [--jobs 3] [--json]
 
 A record of several processes is sealed, and its last checkpoint kept. Each edit is made in a fresh copy, in
 memory: something is changed, taken out, put in, moved or cut off. The attacker then stops there (`plain`),
 or mends the hash chains over it (`rechained`), or also builds the whole log anew and signs it with the
 stolen key (`resealed`), which only the kept checkpoint can show. Everything that is not as it was must be
 found by the verification of `remit audit verify --checkpoint`; and the separate verifier must refuse every
-export that is not the one that was sealed, and only those. Exits with 1 when anything was missed.
+export that is not the one that was sealed, and only those. With --jobs, so many processes verify each edit,
+too, and must find the same in the same order. Exits with 1 when anything was missed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from remit.chain import GENESIS, entry, link
 from remit.checkpoint import Checkpoint, Signer, open_checkpoint, sign
 from remit.database import SqliteReader
 from remit.model import Pending
-from remit.records import Records
+from remit.records import Records, open_records
 from remit.sealer import read_keys, seal
 from remit.vault import key_file
 from remit.verifier import NotProven
@@ -328,7 +329,20 @@ def findings(db: sqlite3.Connection, record: Record) -> Iterator[object]:
     return verifying.verify(records, [record.checkpoint], [record.signer.verifier], payloads=True)
 
 
-def one_edit(record: Record, rng: random.Random, report: Report) -> None:
+def findings_by_several(db: sqlite3.Connection, record: Record, jobs: int) -> list[object]:
+    """What several processes find in the same, each part of it small."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy.db")
+        copy.write_bytes(db.serialize())
+        keys = [record.signer.verifier]
+        with open_records(copy, record.master_key.hex) as records:
+            found = verifying.verify(
+                records, [record.checkpoint], keys, payloads=True, processes=jobs, part=7
+            )
+            return list(found)
+
+
+def one_edit(record: Record, rng: random.Random, report: Report, jobs: int = 1) -> None:
     edit, mendable = rng.choice(EDITS)
     mode = MODES[rng.randrange(mendable)]
     with closing(opened(record.database)) as db:
@@ -340,8 +354,11 @@ def one_edit(record: Record, rng: random.Random, report: Report) -> None:
         if mode == "resealed":
             reseal(db, record.signer)
         name = f"{edit.__name__} {mode}"
-        if next(findings(db, record), None) is None:
+        found = list(findings(db, record))
+        if not found:
             report.missed.append(f"{name}: {what}: not found")
+        elif jobs > 1 and findings_by_several(db, record, jobs) != found:
+            report.missed.append(f"{name}: {what}: {jobs} processes found something else")
         else:
             report.found[name] += 1
         lines = export(db)
@@ -355,10 +372,10 @@ def one_edit(record: Record, rng: random.Random, report: Report) -> None:
         report.missed.append(f"{name}: {what}: its export was {'refused' if refused else 'accepted'}")
 
 
-def campaign(record: Record, *, edits: int, seed: int) -> Report:
+def campaign(record: Record, *, edits: int, seed: int, jobs: int = 1) -> Report:
     report, rng, start = Report(edits=edits, seed=seed), random.Random(seed), time.perf_counter()
     while report.found.total() + len(report.missed) < edits:
-        one_edit(record, rng, report)
+        one_edit(record, rng, report, jobs)
     report.seconds = round(time.perf_counter() - start, 1)
     return report
 
@@ -367,11 +384,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.tamper.run")
     parser.add_argument("--edits", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         record = anyio.run(a_record, Path(folder))
-    report = campaign(record, edits=asked.edits, seed=asked.seed)
+    report = campaign(record, edits=asked.edits, seed=asked.seed, jobs=asked.jobs)
     if asked.json:
         print(json.dumps(asdict(report)))
     else:

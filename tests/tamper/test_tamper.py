@@ -23,6 +23,10 @@ def test_what_nobody_touched_is_found_sound(record: Record) -> None:
         assert list(findings(db, record)) == []
 
 
+def test_several_processes_find_of_each_edit_what_one_finds_and_in_the_same_order(record: Record) -> None:
+    assert campaign(record, edits=12, seed=3, jobs=2).missed == []
+
+
 def test_every_one_of_200_edits_is_found_and_the_separate_verifier_agrees(record: Record) -> None:
     report = campaign(record, edits=200, seed=1)
     assert report.missed == []
