@@ -10,6 +10,7 @@ parts, so what is written meanwhile troubles nobody. What is small is verified b
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -164,10 +165,6 @@ def _calls(records: Records, payloads: bool, begin: str, end: str | None) -> tup
     return list(verify_calls(records, payloads=payloads, begin=begin, end=end, followed=followed)), followed
 
 
-#: Open until this process ends, which is one that helps.
-_opened = ExitStack()
-
-
 def _calls_elsewhere(
     at: Location, key: str | None, begin: str, end: str | None
 ) -> tuple[list[Finding], Followed]:
@@ -176,4 +173,7 @@ def _calls_elsewhere(
 
 @cache
 def _records(at: Location, key: str | None) -> Records:
-    return _opened.enter_context(open_records(at, lambda: key))
+    """Open until this process ends, which is one that helps."""
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(open_records(at, lambda: key))

@@ -288,6 +288,7 @@ async def test_an_edit_of_what_rules_saw_is_found(tmp_path: Path, edit: str) -> 
         assert findings(remit)
 
 
+@everywhere
 async def test_processes_that_see_newer_facts_do_not_miss_them_in_what_is_verified(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=KNOWN, tools=ESTABLISHING) as remit:
         await looked_at(remit, "pen")
