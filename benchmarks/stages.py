@@ -90,6 +90,8 @@ class WritesNothing:
 
 
 class Echo:
+    keeps_deadlines = False
+
     async def run(self, request: Request, caller: Caller) -> Reply:
         return REPLY
 

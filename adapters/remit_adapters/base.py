@@ -142,6 +142,11 @@ class Adapter(Protocol):
         """The configured source id; the exported names' prefix."""
         ...
 
+    @property
+    def keeps_deadlines(self) -> bool:
+        """Whether every `run` ends at its deadline by itself, so that nobody else need see to it."""
+        ...
+
     async def start(self, tasks: TaskGroup, on_event: Callable[[Event], None]) -> None:
         """Connect, keeping the connection alive in `tasks`; return when up.
 

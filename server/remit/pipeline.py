@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -71,6 +71,7 @@ from remit_adapters.base import NOBODY, Adapter, AdapterError, Caller, Json, Ope
 from remit_rbac import Engine, EvaluationError, Rung
 
 _NOTHING: Json = {}
+_NO_LIMIT = nullcontext()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -446,7 +447,7 @@ async def _run(
         raise
     try:
         with telemetry.stage("execute", call):
-            async with asyncio.timeout(seconds + 1):
+            async with _NO_LIMIT if adapter.keeps_deadlines else asyncio.timeout(seconds + 1):
                 reply = await adapter.run(_request(call, call_id, before, seconds), caller)
     except AdapterError as error:
         if error.no_effect or harmless:

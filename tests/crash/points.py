@@ -69,6 +69,8 @@ class Outside(ScriptedSource):
         self._till = till
         self._passes = passes
 
+    keeps_deadlines = False
+
     async def run(self, request: Request, caller: Caller = Caller()) -> Reply:  # noqa: B008 - frozen
         await anyio.lowlevel.checkpoint()
         if request.name == "look":

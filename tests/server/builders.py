@@ -166,6 +166,8 @@ class ScriptedSource:
     def health(self) -> Health:
         return Health(state="up")
 
+    keeps_deadlines = False
+
     async def run(self, request: Request, caller: Caller = NOBODY) -> Reply:
         self.sent.append(request)
         self._reached.set()

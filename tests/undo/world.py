@@ -128,6 +128,8 @@ class World(ScriptedSource):
         written = [write.key for writes in self.writes.values() for write in writes[1:]]
         return [*written, *self.orders, *filter(None, self.orders.values()), *self.mails]
 
+    keeps_deadlines = False
+
     async def run(self, request: Request, caller: Caller = Caller()) -> Reply:  # noqa: B008 - frozen
         arguments = request.arguments
         if request.name == "look":

@@ -123,6 +123,8 @@ class McpAdapter:
     def source(self) -> str:
         return self._source
 
+    keeps_deadlines = True
+
     def health(self) -> Health:
         return self._health
 
