@@ -63,11 +63,12 @@ async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming
     to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     #: Requests that the SDK has not answered.
-    owed: set[Any] = set()
+    owed: set[str | int] = set()
     none_owed = asyncio.Event()
 
     def settle(request_id: Any) -> None:
-        owed.discard(request_id)
+        if isinstance(request_id, (str, int)):
+            owed.discard(request_id)
         if not owed:
             none_owed.set()
 
