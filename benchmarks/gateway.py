@@ -51,8 +51,8 @@ FULL = Plan(
     too_slow=frozenset(),
 )
 QUICK = Plan(
-    rounds=1,
-    seconds=0.4,
+    rounds=3,
+    seconds=0.2,
     warm_up_s=0.1,
     cells=[(1, "echo"), (16, "echo"), (128, "echo"), (16, "2 KB")],
     too_slow=frozenset({("fastmcp", 16), ("fastmcp", 128), ("fastmcp-connected", 128)}),
