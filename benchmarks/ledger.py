@@ -39,6 +39,7 @@ from remit.front.serving import settle_memory
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
 from remit.ledger_sqlite import SqliteStore
+from remit.redo import Gathered
 from remit.writer import Writer
 
 T = TypeVar("T")
@@ -117,9 +118,9 @@ def slower_syncs(sync_s: float) -> Iterator[None]:
     """Let every commit on SQLite take this much longer."""
     commit = SqliteStore.commit
 
-    def slower(self: SqliteStore, *, wait: bool) -> None:
+    def slower(self: SqliteStore, gathered: Gathered, *, wait: bool) -> None:
         time.sleep(sync_s)
-        commit(self, wait=wait)
+        commit(self, gathered, wait=wait)
 
     SqliteStore.commit = slower
     try:
@@ -134,9 +135,9 @@ def counted_commits() -> Iterator[list[int]]:
     count = [0]
     flush = Ledger._flush  # pyright: ignore[reportPrivateUsage] - it runs once in each commit
 
-    def counting(self: Ledger, *args: Any) -> None:
+    def counting(self: Ledger, *args: Any) -> Gathered:
         count[0] += 1
-        flush(self, *args)
+        return flush(self, *args)
 
     Ledger._flush = counting  # pyright: ignore[reportPrivateUsage]
     try:

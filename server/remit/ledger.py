@@ -1,10 +1,10 @@
 """The audit database as one transaction sees it, driven by the writer only.
 
 The ledger knows rows, balances and the event chain; it does not know what a call is. `journal.py` says
-which of these go together. Inserts, and changes of single rows, are gathered and written at commit, one
-`executemany` for each statement, or as one row of the redo log (`redo.py`). Balances and switches are kept
-in memory and dropped when another process has written. Its statements are raw and the same for every
-database, with `?` for each value; what differs is in `Store`.
+which of these go together. Inserts, and changes of single rows, are gathered and written at commit, all
+together, or as one row of the redo log (`redo.py`). Balances and switches are kept in memory and dropped when
+another process has written. Its statements are raw and the same for every database, with `?` for each value;
+what differs is in `Store`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
 from remit.ids import Clock
 from remit.proven import Proof
-from remit.redo import ACCOUNTS, Change, Gathered, Pile, read_pile
-from remit.writer import OthersWrite
+from remit.redo import Change, Gathered, NotThere, Pile, read_pile
+from remit.writer import OthersWrite, Overtaken
 
 if TYPE_CHECKING:
     from remit.runs import Run, RunKey
@@ -52,11 +52,18 @@ class Store(Protocol):
         """Begin; True when others may have written since.
 
         Without `wait`, raises OthersWrite rather than wait for another process. When this raises, nothing
-        was begun. What is `durable` must survive power loss.
+        was begun. What is `durable` must survive power loss. It may go by what was known, until something is
+        asked or committed: that raises Overtaken when others have written since.
         """
         ...
 
-    def commit(self, *, wait: bool) -> None: ...
+    def write(self, gathered: Gathered, /) -> None:
+        """Put it in the tables, for a query that must see it. Raises NotThere."""
+        ...
+
+    def commit(self, gathered: Gathered, *, wait: bool) -> None:
+        """Put it in the tables, and commit. Raises NotThere, and has not then."""
+        ...
 
     def roll_back(self) -> None:
         """End a transaction that failed, however far it came."""
@@ -68,12 +75,6 @@ class Store(Protocol):
 
     def execute(self, sql: str, values: Values = (), /) -> int:
         """Run an UPDATE or DELETE at once; return how many rows it changed."""
-        ...
-
-    def many(self, sql: str, rows: Sequence[Values], /) -> None: ...
-
-    def change(self, sql: str, rows: Sequence[Values], /) -> int:
-        """Run an UPDATE once with each of `rows`; return how many rows of the table that changed in all."""
         ...
 
     def one(self, sql: str, values: Values = (), /) -> Row | None: ...
@@ -223,16 +224,18 @@ class Ledger:
                 seq, head = 0, GENESIS
                 self._live_again()
             yield
-            self._flush(seq)
+            gathered = self._flush(seq)
             try:
-                self._store.commit(wait=wait)
+                self._store.commit(gathered, wait=wait)
             except Unsure as error:
                 if self._seq == seq:
                     raise  # there is no event to tell by
                 if not self._was_committed():
                     raise Interrupted(str(error)) from None
-        except BaseException:
+        except BaseException as error:
             self._roll_back(seq, head)
+            if isinstance(error, NotThere):
+                raise self._not_there(error) from None
             raise
         finally:
             self._running = False
@@ -245,8 +248,12 @@ class Ledger:
         self._taken_for_dead = False
 
     def idle(self) -> None:
-        if self._store.changed():
-            self._forget()
+        try:
+            if self._store.changed():
+                self._forget()
+        except BaseException:
+            self._store.roll_back()  # so that whoever comes next reads what is not read now
+            raise
         self._file(1)
         self._store.tidy()
 
@@ -257,11 +264,10 @@ class Ledger:
     def close(self) -> None:
         """Mark this process life as ended in order, and let go of the database."""
         try:
-            with self.transaction(durable=True):
-                self.execute(
-                    "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
-                    (self.now_us, self.stream),
-                )
+            try:
+                self._end_life()
+            except Overtaken:
+                self._end_life()
         finally:
             self._store.close()
 
@@ -313,11 +319,11 @@ class Ledger:
 
     def insert(self, table: str, row: Values) -> None:
         """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
-        self._gathered.inserts.setdefault(table, []).append(row)
+        self._gathered.insert(table, row)
 
     def update(self, change: Change, values: Values) -> None:
         """Change one row, at commit or before the next query. Raises WrongState then when it is not there."""
-        self._gathered.updates.setdefault(change, []).append(values)
+        self._gathered.update(change, values)
 
     def begins(self, call_id: str, *, undoable: bool) -> None:
         """This call was let out here."""
@@ -346,9 +352,8 @@ class Ledger:
     def write_out(self) -> None:
         """Write the rows gathered so far, for a query that must see what changes before it inserted."""
         self._go_straight()
-        gathered, self._gathered = self._gathered, Gathered()
-        if not gathered.write(self._store):
-            raise WrongState("others have concluded meanwhile how this call ended")
+        if gathered := self._take_gathered():
+            self._store.write(gathered)
 
     def in_doubt(self, fingerprint: str) -> bool:
         """Whether an equal call may be in doubt; when not, there is none."""
@@ -420,6 +425,19 @@ class Ledger:
 
     # The rest is its own.
 
+    def _end_life(self) -> None:
+        with self.transaction(durable=True):
+            self.execute(
+                "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
+                (self.now_us, self.stream),
+            )
+
+    def _not_there(self, error: NotThere) -> Exception:
+        if error.change == "position":
+            self._taken_for_dead = True
+            return TakenForDead(_DEAD)
+        return WrongState("others have concluded meanwhile how this call ended")
+
     def _was_committed(self) -> bool:
         """Whether a commit took place whose answer got lost: the newest event of the stream tells.
 
@@ -428,10 +446,12 @@ class Ledger:
         until_s = monotonic() + _UNSURE_S
         while True:
             try:
-                # Waits for the transaction, if it is still under way over there.
+                # Waits for the transaction, if it is still under way over there; one that has yet to arrive
+                # finds that somebody has written, and comes to nothing.
                 self._store.begin(durable=True, wait=True)
-                row = self.one("SELECT last_seq FROM incarnations WHERE id = ?", (self.stream,))
-                self._store.roll_back()
+                row = self._store.one("SELECT last_seq FROM incarnations WHERE id = ?", (self.stream,))
+                self._store.execute("UPDATE incarnations SET pid = pid WHERE id = ?", (self.stream,))
+                self._store.commit(Gathered(), wait=True)
             except StoreUnavailable:
                 if monotonic() > until_s:
                     self._taken_for_dead = True
@@ -439,6 +459,8 @@ class Ledger:
                 sleep(_ASK_AGAIN_S)
             else:
                 return row is not None and row["last_seq"] == self._seq
+            finally:
+                self._store.roll_back()  # others may have written meanwhile: nothing is known any more
 
     def _live_again(self) -> None:
         stream = self._store.new_life()
@@ -469,32 +491,28 @@ class Ledger:
             with suppress(OthersWrite), self.transaction(durable=False, wait=False):
                 self._go_straight()
 
-    def _flush(self, seq_before: int) -> None:
+    def _take_gathered(self) -> Gathered:
+        gathered, self._gathered = self._gathered, Gathered()
+        return gathered
+
+    def _flush(self, seq_before: int) -> Gathered:
+        """What is to be written at commit."""
         if not self._straight and (self._not_logged or not self._gathered.is_of_calls):
             self._not_logged = max(0, self._not_logged - 1)
             self._go_straight()
         balances = [account.row for account in self._changed.values()]
         if self._straight:
-            self.write_out()
-            if balances:
-                self._store.many(ACCOUNTS, balances)
+            gathered = self._take_gathered()
+            gathered.accounts = balances
             if self._seq != seq_before:
-                self._move_on(seq_before)
-        elif self._gathered or balances:
+                gathered.update("position", (self._seq, self._head, self.stream, seq_before))
+            return gathered
+        if self._gathered or balances:
             self._gathered.accounts = balances
             if self._seq != seq_before:
                 self._gathered.streams = [(self._seq, self._head, self.stream)]
-            self._store.log(self._gathered.logged())
-
-    def _move_on(self, seq_before: int) -> None:
-        """Write how far the stream has come. Raises TakenForDead if it is not this process's any more."""
-        moved = self._store.execute(
-            "UPDATE incarnations SET last_seq = ?, head = ? WHERE id = ? AND last_seq = ? AND state = 'live'",
-            (self._seq, self._head, self.stream, seq_before),
-        )
-        if moved != 1:
-            self._taken_for_dead = True
-            raise TakenForDead(_DEAD)
+            self._store.log(self._gathered.as_json())
+        return Gathered()
 
     def _roll_back(self, seq: int, head: str) -> None:
         self._seq, self._head = seq, head

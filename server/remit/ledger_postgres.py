@@ -1,9 +1,14 @@
 """PostgreSQL under the ledger: one database, shared by replicas, one of which writes at a time.
 
-Every transaction begins by locking the one row of `write_turn`, as BEGIN IMMEDIATE does for SQLite:
+Every transaction locks the one row of `write_turn` before anything else, as BEGIN IMMEDIATE does for SQLite:
 balances are exact, nothing can deadlock, and the row counts the transactions, so each replica knows whether
-others have written. A batch of calls shares a turn, so that costs one round trip for each batch. A replica
-that is stopped in its turn loses it: the server ends a transaction in which nothing happens.
+others have written. A replica that is stopped in its turn loses it: the server ends a transaction in which
+nothing happens.
+
+A transaction in which nothing is asked goes by what this replica knows, and is one round trip: the function
+`remit_write` locks the row, writes if the count is the one that was seen, and commits. Else nothing was
+written, and the same is run again, in a turn that is taken first (optimistic concurrency control: H. T. Kung
+and J. T. Robinson, ACM TODS 6(2), 1981). Where others write all the time, turns are taken first at once.
 
 Which replica lives is told by a lease on the database's own clock. Who does not renew it for that long is
 taken for dead; if it was only asleep, it begins another life, and writes there what it knows of its calls.
@@ -15,17 +20,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from remit.database import Postgres, Row
 from remit.errors import Interrupted, Unsure
 from remit.ids import Clock, uuid7
 from remit.postgres import Session
-from remit.writer import OthersWrite
+from remit.redo import NOT_THERE, Change, Gathered, NotThere
+from remit.writer import OthersWrite, Overtaken
 
 #: Microseconds since 1970-01-01 UTC, by the server's clock.
 _NOW = "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
-_TURN = f"SELECT writes, {_NOW} AS now_us FROM write_turn FOR UPDATE"  # noqa: S608 - nothing in it is anybody's
+#: After so many transactions in a row before which others had written, nothing known is believed.
+_OVERTAKEN_MAX = 2
 #: A lease is renewed when this part of it has passed, and nothing is sent any more in its last part.
 _RENEW, _MARGIN = 0.25, 0.2
 
@@ -41,9 +48,13 @@ class PostgresStore:
         self._lease_us = int(lease_s * 1_000_000)
         self._clock = clock
         self._session: Session | None = Session(at, name=role)
-        self._now_us = 0
         #: The count of `write_turn` that this replica has seen; None: it must look at everything again.
         self._seen: int | None = None
+        #: Of the transactions until now, so many in a row came after others had written.
+        self._overtaken = 0
+        #: Nothing of the transaction was sent as yet; its turn was begun.
+        self._believes = self._begun = False
+        self._lazily = False
         #: What the transaction does beside what it was begun for.
         self._wrote = self._renewing = False
         #: Seconds on this machine's clock that is never set: when the transaction began, and the one that
@@ -61,28 +72,40 @@ class PostgresStore:
             raise OthersWrite
         self._began_s = time.monotonic()
         self._renewing = self._wrote = False
+        self._lazily = self._relaxed and not durable
         try:
-            lazily = "; SET LOCAL synchronous_commit = off" if self._relaxed and not durable else ""
-            self._connected().script(f"BEGIN{lazily}")
-            (row,) = self.all(_TURN)  # the migration put it there
-            self._now_us = row["now_us"]
+            # Who sends a commit into a broken connection would have to find out what became of it.
+            if self._session is not None and self._session.hung_up():
+                self._disconnect()
+            self._believes = self._seen is not None and self._overtaken < _OVERTAKEN_MAX and not self._due()
+            if self._believes:
+                return False
+            others_wrote = self._take_turn()
             if self._due():
-                self._renew(self._now_us)
+                self._renew()
         except BaseException:
             self.roll_back()
             raise
-        others_wrote = row["writes"] != self._seen
-        self._seen = row["writes"]
         return others_wrote
 
-    def commit(self, *, wait: bool) -> None:
+    def write(self, gathered: Gathered, /) -> None:
+        self._look()
+        self._wrote = True
+        self._send(gathered, seen=None)
+
+    def commit(self, gathered: Gathered, *, wait: bool) -> None:
+        if self._believes:
+            self._commit_at_once(gathered)
+            return
+        if gathered:
+            self.write(gathered)
+        count = "UPDATE write_turn SET writes = writes + 1; " if self._wrote else ""
         try:
-            if self._wrote:
-                ended = self._connected().script("UPDATE write_turn SET writes = writes + 1; COMMIT")
-            else:
-                ended = self._connected().script("COMMIT")
+            ended = self._connected().script(f"{count}COMMIT")
         except Interrupted as error:
+            self._disconnect()
             raise Unsure(str(error)) from None
+        self._begun = False
         if ended != "COMMIT":
             raise Interrupted(f"the audit database {self._at} undid a transaction")
         if self._wrote and self._seen is not None:
@@ -92,16 +115,19 @@ class PostgresStore:
 
     def roll_back(self) -> None:
         self._seen = None
+        self._believes = False
+        begun, self._begun = self._begun, False
         try:
-            if self._session is not None:
+            if begun and self._session is not None:
                 self._session.script("ROLLBACK")
         except Exception:  # noqa: BLE001 - whatever it is, another connection begins afresh
             self._disconnect()
 
     def changed(self) -> bool:
-        self._connected()
-        row = self.one("SELECT writes FROM write_turn")
-        return row is None or row["writes"] != self._seen
+        row = self._connected().one("SELECT writes FROM write_turn")
+        assert row is not None  # noqa: S101 - the migration put it there
+        seen, self._seen = self._seen, row["writes"]
+        return seen != self._seen
 
     #: The server writes pages beside the commit as it is.
     logs = False
@@ -116,31 +142,27 @@ class PostgresStore:
         """There is none."""
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> int:
+        self._look()
         self._wrote = True
         return self._connected().execute(sql, values)
 
-    def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
-        self._wrote = True
-        self._connected().many(sql, rows)
-
-    def change(self, sql: str, rows: Sequence[Sequence[Any]], /) -> int:
-        self._wrote = True
-        return self._connected().change(sql, rows)
-
     def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
+        self._look()
         return self._connected().one(sql, values)
 
     def all(self, sql: str, values: Sequence[Any] = (), /) -> Sequence[Row]:
+        self._look()
         return self._connected().all(sql, values)
 
     def lease_until_us(self) -> int:
         self._renewing = True
-        return self._now_us + self._lease_us
+        (row,) = self.all(f"SELECT {_NOW} AS now_us")
+        return row["now_us"] + self._lease_us
 
     def dead(self, stream: str) -> list[str]:
         rows = self.all(
-            "SELECT id FROM incarnations WHERE state = 'live' AND id <> ? AND lease_until_us < ?",
-            (stream, self._now_us),
+            f"SELECT id FROM incarnations WHERE state = 'live' AND id <> ? AND lease_until_us < {_NOW}",  # noqa: S608 - nothing in it is anybody's
+            (stream,),
         )
         return [row["id"] for row in rows]
 
@@ -158,7 +180,7 @@ class PostgresStore:
     def tidy(self) -> None:
         if self._due():
             self._began_s = time.monotonic()
-            self._renew(_NOW)
+            self._renew()
             if self._renewing:
                 self._renewed_s = self._began_s
 
@@ -168,22 +190,72 @@ class PostgresStore:
     def _due(self) -> bool:
         return time.monotonic() - self._renewed_s > _RENEW * self._lease_us / 1_000_000
 
-    def _renew(self, now_us: int | str) -> None:
-        until = f"{now_us} + {self._lease_us}"
+    def _renew(self) -> None:
         self._renewing = bool(
             self._connected().execute(
-                f"UPDATE incarnations SET lease_until_us = {until} WHERE id = ? AND state = 'live'",  # noqa: S608 - numbers of ours
+                f"UPDATE incarnations SET lease_until_us = {_NOW} + {self._lease_us}"  # noqa: S608 - a number of ours
+                " WHERE id = ? AND state = 'live'",
                 (self._stream,),
             )
         )
 
+    def _look(self) -> None:
+        """Before something is asked: from here on, nobody else writes."""
+        if self._believes and self._take_turn():
+            raise Overtaken
+
+    def _take_turn(self) -> bool:
+        """Begin over there; whether others have written since `_seen`."""
+        self._believes, self._begun = False, True
+        seen = -1 if self._seen is None else self._seen
+        lazily = "; SET LOCAL synchronous_commit = off" if self._lazily else ""
+        # What it says about the last statement tells, in one round trip, how many rows that found.
+        found = self._connected().script(
+            f"BEGIN{lazily}; SELECT FROM write_turn FOR UPDATE; SELECT FROM write_turn WHERE writes = {seen}"  # noqa: S608 - a number of ours
+        )
+        if found == "SELECT 1":
+            self._overtaken = 0
+            return False
+        self._overtaken += self._seen is not None
+        self.changed()
+        return True
+
+    def _commit_at_once(self, gathered: Gathered) -> None:
+        self._believes = False
+        if not gathered:
+            overtaken = self.changed()
+        else:
+            try:
+                overtaken = not self._send(gathered, seen=self._seen)
+            except Interrupted as error:
+                self._disconnect()
+                raise Unsure(str(error)) from None
+            if self._seen is not None:
+                self._seen += 1
+        if overtaken:
+            self._overtaken += 1
+            raise Overtaken
+        self._overtaken = 0
+
+    def _send(self, gathered: Gathered, *, seen: int | None) -> bool:
+        """Whether it was written: not where `seen` is not the count any more."""
+        try:
+            row = self._connected().one(
+                "SELECT remit_write(?, ?, ?) AS wrote", (seen, gathered.as_json().decode(), self._lazily)
+            )
+        except Exception as error:
+            if getattr(error, "sqlstate", None) == NOT_THERE:
+                raise NotThere(cast("Change", str(error))) from None
+            raise
+        return row is not None and row["wrote"]
+
     def _connected(self) -> Session:
         if self._session is None:
-            self._seen = None
             self._session = Session(self._at, name=self._role)
         return self._session
 
     def _disconnect(self) -> None:
+        self._seen = None
         if self._session is not None:
             self._session.close()
             self._session = None

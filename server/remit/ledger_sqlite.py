@@ -92,7 +92,8 @@ class SqliteStore(redo.Statements):
             self.roll_back()
             raise
 
-    def commit(self, *, wait: bool) -> None:
+    def commit(self, gathered: redo.Gathered, *, wait: bool) -> None:
+        self.write(gathered)
         self._db.execute("COMMIT")
         self._commits += 1
         try:

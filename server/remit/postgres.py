@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -46,7 +47,7 @@ _AGAIN = "40"
 #: One process seals at a time. A number that other programs on the same database do not use.
 _SEALING = 0x72656D69745F6C67
 
-#: Every column, view, constraint, index and trigger, and what it is.
+#: Every column, view, constraint, index, trigger and function, and what it is.
 _SCHEMA = """
     SELECT c.relname || '.' || a.attname AS name,
         concat_ws(' ', format_type(a.atttypid, a.atttypmod), l.collname, a.attnotnull, a.attidentity,
@@ -64,6 +65,9 @@ _SCHEMA = """
     UNION ALL SELECT t.tgname, pg_get_triggerdef(t.oid, true) || ' ' || t.tgenabled::text FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid
         WHERE c.relnamespace = current_schema()::regnamespace AND NOT t.tgisinternal
+    UNION ALL SELECT p.proname,
+        concat_ws(' ', pg_get_function_arguments(p.oid), p.prosecdef, p.proconfig, p.prosrc)
+        FROM pg_proc p WHERE p.pronamespace = current_schema()::regnamespace
 """
 
 
@@ -101,13 +105,18 @@ class Session:
     def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         self._run(self._db.executemany(_numbered(sql), rows))
 
-    def change(self, sql: str, rows: Sequence[Sequence[Any]], /) -> int:
-        """Run an UPDATE once with each of `rows`, in one round trip; how many rows of the table changed."""
-        return len(self._run(self._db.fetchmany(_numbered(f"{sql} RETURNING 1"), rows)))
-
     def script(self, sql: str) -> str:
         """Run statements without values, in one go; return what the server says about the last."""
         return self._run(self._db.execute(sql))
+
+    def hung_up(self) -> bool:
+        """Whether the server has said something unasked, as it does when it ends the connection."""
+        if self._db.is_closed():
+            return True
+        # Not read: asyncpg does not expect to hear anything now.
+        heard = select.poll()
+        heard.register(self._db._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(heard.poll(0))
 
     def version(self) -> str | None:
         """Which schema is there; None: none is."""

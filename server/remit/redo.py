@@ -7,7 +7,8 @@ once, in the state that it has come to. Whoever asks the database anything withi
 opens it to read, files first, so nobody sees less than what was committed. (Redo logging as in C. Mohan et
 al., ARIES, ACM TODS 17(1), 1992, but logical, and ended by each filing.)
 
-SQLite only: PostgreSQL writes pages beside the commit as it is.
+SQLite only: PostgreSQL writes pages beside the commit as it is. What a transaction writes has the same shape
+for both.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _CHANGED = "the audit database was changed behind Remit's back: see `remit db ch
 Values = Sequence[Any]
 #: The columns of each table, in the order of the values of a row. A record of `redo` names none of them.
 Columns = Mapping[str, tuple[str, ...]]
-#: What one row is changed by: how a call ends, and what it held and can be taken back by. A record of `redo`
-#: has only the values of its form, so a form that comes to be another needs another name.
-Change = Literal["call", "call_and_key", "hold", "undo"]
+#: What one row is changed by: how a call ends, what it held and can be taken back by; and, where nothing is
+#: logged, how far the stream of events has come. A record of `redo` has only the values of its form, so a
+#: form that comes to be another needs another name.
+Change = Literal["call", "call_and_key", "hold", "undo", "position"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +58,22 @@ FORMS: Mapping[Change, Form] = {
     "call_and_key": Form(table="calls", sets=(*_ENDS, "client_key"), key=("id",), only=_NOT_ENDED),
     "hold": Form(table="holds", sets=("state", "posted"), key=("call_id", "account"), only="state = 'held'"),
     "undo": Form(table="undos", sets=("state", "resource"), key=("call_id",)),
+    # Nobody else has moved it on, or taken the process for dead.
+    "position": Form(
+        table="incarnations", sets=("last_seq", "head"), key=("id", "last_seq"), only="state = 'live'"
+    ),
 }
 SQL: Mapping[Change, str] = {change: form.sql for change, form in FORMS.items()}
-#: Put a balance where it belongs, new or not.
-ACCOUNTS = (
-    "INSERT INTO accounts (id, window_start_us, tenant, unit, limit_amount, held, posted, refunded, overrun)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, window_start_us) DO UPDATE SET"
+#: A balance is put where it belongs, new or not.
+OVER_ACCOUNT = (
+    "ON CONFLICT (id, window_start_us) DO UPDATE SET"
     " limit_amount = excluded.limit_amount, held = excluded.held, posted = excluded.posted,"
     " refunded = excluded.refunded, overrun = excluded.overrun"
+)
+_ACCOUNTS = (
+    "INSERT INTO accounts"  # noqa: S608 - all of it is ours
+    " (id, window_start_us, tenant, unit, limit_amount, held, posted, refunded, overrun)"
+    f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) {OVER_ACCOUNT}"
 )
 _STREAMS = "UPDATE incarnations SET last_seq = ?, head = ? WHERE id = ?"
 #: The bytes of a row of the log: with what SQLite adds, it fills a page of 4096
@@ -73,14 +83,25 @@ _HEAD = struct.Struct(">QI")
 _PUT = "INSERT INTO redo (slot, body) VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET body = excluded.body"
 
 
+#: How PostgreSQL says `NotThere`; the message is the change. Codes of this class are nobody's
+#: (postgresql.org/docs/current/errcodes-appendix.html).
+NOT_THERE = "RM001"
+
+
+class NotThere(Exception):
+    """A row that was to change is not there, or not in the state to be changed: nothing may be committed."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__(change)
+        self.change: Change = change
+
+
 class Writes(Protocol):
     """As much of a store as filing needs, within a transaction."""
 
-    def execute(self, sql: str, values: Values = (), /) -> int: ...
-
-    def many(self, sql: str, rows: Sequence[Values], /) -> None: ...
-
-    def change(self, sql: str, rows: Sequence[Values], /) -> int: ...
+    def write(self, gathered: Gathered, /) -> None:
+        """Put it in the tables: first what is new, then what changes. Raises NotThere."""
+        ...
 
 
 _OF_CALLS = {"calls", "call_subjects", "payloads", "holds", "budget_moves", "touches", "undos", "events"}
@@ -106,22 +127,15 @@ class Gathered:
         """Whether only calls are told of, so that it may wait for a moment until anybody sees it."""
         return self.inserts.keys() <= _OF_CALLS
 
-    def logged(self) -> bytes:
-        """As a record of `redo`."""
-        return orjson.dumps([self.inserts, self.updates, self.accounts, self.streams], default=_hexadecimal)
+    def insert(self, table: str, row: Values) -> None:
+        self.inserts.setdefault(table, []).append(row)
 
-    def write(self, store: Writes, by: Columns | None = None) -> bool:
-        """Put it in the tables; whether every row that changes was there to be changed."""
-        for table, rows in self.inserts.items():
-            store.many(_insert_statement(table, (by or columns())[table]), rows)
-        found = True
-        for change, rows in self.updates.items():
-            found &= store.change(SQL[change], rows) == len(rows)
-        if self.accounts:
-            store.many(ACCOUNTS, self.accounts)
-        if self.streams:
-            found &= store.change(_STREAMS, self.streams) == len(self.streams)
-        return found
+    def update(self, change: Change, values: Values) -> None:
+        self.updates.setdefault(change, []).append(values)
+
+    def as_json(self) -> bytes:
+        """As a record of `redo`, and as `remit_write` takes it (see `procedure.py`)."""
+        return orjson.dumps([self.inserts, self.updates, self.accounts, self.streams], default=_hexadecimal)
 
 
 class Pile:
@@ -157,8 +171,10 @@ class Pile:
                 made.add(each)
         except (ValueError, TypeError, KeyError, IndexError):  # somebody else has made it
             raise StoreUnavailable(_CHANGED) from None
-        if not made.rows().write(store, by):
-            raise StoreUnavailable(_CHANGED)
+        try:
+            store.write(made.rows())
+        except NotThere:
+            raise StoreUnavailable(_CHANGED) from None
 
 
 class _Made:
@@ -227,7 +243,8 @@ def file_what_is_logged(db: sqlite3.Connection) -> None:
     It was written by the columns that the tables have now, of which this Remit may know more.
     """
     log = Log(db)
-    read_pile(log.read(), _columns_in(db)).file(Statements(db))
+    by = _columns_in(db)
+    read_pile(log.read(), by).file(Statements(db, by))
     log.empty()
 
 
@@ -309,17 +326,25 @@ def _head(body: bytes) -> tuple[int, int]:
 class Statements:
     """Raw statements over one SQLite connection."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, by: Columns | None = None) -> None:
         self._db = db
+        self._by = by
 
     def execute(self, sql: str, values: Values = (), /) -> int:
         return self._db.execute(sql, values).rowcount
 
-    def many(self, sql: str, rows: Sequence[Values], /) -> None:
-        self._db.executemany(sql, rows)
-
-    def change(self, sql: str, rows: Sequence[Values], /) -> int:
-        return self._db.executemany(sql, rows).rowcount
+    def write(self, gathered: Gathered, /) -> None:
+        for table, rows in gathered.inserts.items():
+            self._db.executemany(_insert_statement(table, (self._by or columns())[table]), rows)
+        for change, rows in gathered.updates.items():
+            if self._db.executemany(SQL[change], rows).rowcount != len(rows):
+                raise NotThere(change)
+        if gathered.accounts:
+            self._db.executemany(_ACCOUNTS, gathered.accounts)
+        if gathered.streams:
+            moved = self._db.executemany(_STREAMS, gathered.streams).rowcount
+            if moved != len(gathered.streams):
+                raise NotThere("position")
 
 
 @cache

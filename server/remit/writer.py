@@ -6,10 +6,12 @@ timer: while one commit is being synced, the next batch gathers. A caller waits 
 A change that is alone has nobody to share a commit with: it is committed where it is, in the event loop,
 since waking a thread and being woken again costs more than the commit does.
 
-A change must check first and write after: one that returns a refusal must not have written. When a change
-raises, its batch is rolled back and each of its changes is tried alone, so that only the faulty one fails.
-When the database itself does (no space, no right, no answer), the batch fails whole and at once; where it
-only broke off before anything was committed, the batch is tried again.
+A change must check first and write after: one that returns a refusal must not have written, and one that
+raises has asked the database. When a change raises, its batch is rolled back and each of its changes is tried
+alone, so that only the faulty one fails. When the database itself does (no space, no right, no answer), the
+batch fails whole and at once; where it only broke off before anything was committed, the batch is tried
+again. So it is where another process has written since what it went by was read: a change may be run several
+times, and only its last run counts.
 
 The journal owns the writer's life.
 """
@@ -45,13 +47,21 @@ class OthersWrite(Exception):
     """Another process writes just now, and the transaction was not to wait for it."""
 
 
+class Overtaken(Exception):
+    """Another process has written since what the changes went by was read: nothing was written.
+
+    They are to be run again, once: the next transaction has its turn before it looks.
+    """
+
+
 class Transactional(Protocol):
     """What the writer drives; one transaction at a time."""
 
     def transaction(self, *, durable: bool, wait: bool = True) -> AbstractContextManager[None]:
         """Begin; commit on a clean exit, roll back on an exception. `durable` must survive power loss.
 
-        Without `wait`, raises OthersWrite rather than wait for another process.
+        Without `wait`, raises OthersWrite rather than wait for another process. Raises Overtaken, also
+        within.
         """
         ...
 
@@ -183,6 +193,9 @@ class Writer:
         try:
             with self._ledger.transaction(durable=any(item.durable for item in batch)):
                 results = [item.change() for item in batch]
+        except Overtaken:
+            self._commit(batch, again=again)
+            return
         except Exception as error:  # noqa: BLE001 - a supervisor: every caller must get an answer
             if isinstance(error, Interrupted) and again:
                 self._commit(batch, again=again - 1)

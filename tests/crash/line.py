@@ -1,12 +1,13 @@
-"""The wire between Remit and PostgreSQL, which breaks where it is told to: at a COMMIT, before or after it.
+"""The wire between Remit and PostgreSQL, which breaks where it is told to: before or after a commit.
 
 It listens on a socket of its own and passes everything on. Whoever cuts says how: `unheard`, and the server
-never gets the COMMIT; `unanswered`, and it carries the COMMIT out while nobody hears that it did.
+never gets what would commit; `unanswered`, and it carries that out while nobody hears that it did.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing, suppress
@@ -16,6 +17,8 @@ from typing import Literal
 _SOCKET = ".s.PGSQL.5432"
 _MOST = 65_536
 Cut = Literal["unheard", "unanswered"]
+#: What is sent to be written, and committed with it, if not null comes before it (see `remit.procedure`).
+_WRITTEN, _IN_TURN = b'"position":', re.compile(rb"\xff{4}.{4}\x01\[\{", re.DOTALL)
 
 
 class Line:
@@ -25,7 +28,7 @@ class Line:
         self.cuts: Counter[Cut] = Counter()
 
     def cut(self, how: Cut) -> None:
-        """Break at the next COMMIT that comes by."""
+        """Break at the next commit that comes by."""
         self._next.append(how)
 
     def spare(self) -> None:
@@ -39,7 +42,7 @@ class Line:
             with closing(to_server):
                 answers = asyncio.create_task(_pass_on(server, to_client))
                 while data := await client.read(_MOST):
-                    how = self._next.pop() if self._next and b"COMMIT" in data else None
+                    how = self._next.pop() if self._next and _commits(data) else None
                     if how is not None:
                         self.cuts[how] += 1
                         answers.cancel()
@@ -52,6 +55,10 @@ class Line:
                     if how is not None:
                         break
                 answers.cancel()
+
+
+def _commits(data: bytes) -> bool:
+    return b"COMMIT" in data or (_WRITTEN in data and not _IN_TURN.search(data))
 
 
 async def _pass_on(server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:

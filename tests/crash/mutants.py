@@ -14,6 +14,8 @@ from remit.journal import Journal
 from remit.ledger import Ledger
 from remit.ledger_postgres import PostgresStore
 from remit.ledger_sqlite import SqliteStore
+from remit.postgres import Session
+from remit.procedure import remit_write
 from remit_adapters.base import AdapterError
 
 
@@ -157,12 +159,12 @@ def commits_in_halves() -> None:
     """What was gathered is committed before the balances that belong to it."""
     flush = Ledger._flush
 
-    def halves(self: Ledger, seq_before: int) -> None:
+    def halves(self: Ledger, seq_before: int) -> redo.Gathered:
         self.write_out()
         self._store._db.execute("COMMIT")
         self._store._db.execute("BEGIN IMMEDIATE")
         between()
-        flush(self, seq_before)
+        return flush(self, seq_before)
 
     Ledger._flush = halves
 
@@ -186,14 +188,30 @@ def between() -> None:
 
 def fencing_forgotten() -> None:
     """Who was taken for dead, and was only asleep, goes on in the stream of that life."""
-    execute = PostgresStore.execute
+    _writing_without(" AND state = 'live'")
 
-    def unfenced(self: PostgresStore, sql: str, values: Any = (), /) -> int:
-        if sql.startswith("UPDATE incarnations SET last_seq"):
-            sql = sql.removesuffix(" AND state = 'live'")
-        return execute(self, sql, values)
 
-    PostgresStore.execute = unfenced
+def others_unnoticed() -> None:
+    """What others wrote since balances were read is not noticed, and is written over."""
+    _writing_without(" WHERE writes = seen")
+
+
+def _writing_without(condition: str) -> None:
+    """Have the database write without a look at this."""
+    opened = PostgresStore._connected
+
+    def careless(self: PostgresStore) -> Session:
+        fresh = self._session is None or not hasattr(self, "careless")
+        session = opened(self)
+        if fresh:
+            self.careless = True
+            made = remit_write().replace("CREATE", "CREATE OR REPLACE", 1)
+            assert condition in made
+            # One at a time, for each life does so.
+            session.script(f"SELECT pg_advisory_xact_lock(1); {made.replace(condition, '')}")
+        return session
+
+    PostgresStore._connected = careless
 
 
 def commit_taken_for_lost() -> None:
@@ -276,4 +294,4 @@ AMONG_SEVERAL = _by_name(
     streams_of_the_dead_left_open,
     streams_of_the_dead_not_sealed,
 )
-ON_POSTGRES = _by_name(fencing_forgotten, commit_taken_for_lost, commit_taken_for_made)
+ON_POSTGRES = _by_name(fencing_forgotten, others_unnoticed, commit_taken_for_lost, commit_taken_for_made)

@@ -6,7 +6,7 @@
 `remit serve`, as one server or several on one database, stands in front of Acme; agents refund, write, ask
 people and take back, several at once. At a moment that nobody chose, or at a numbered point of a call:
 SIGKILL. The next life is started on what is left. Beside that servers are stopped past their lease and go on,
-and PostgreSQL crashes, or loses the connection around a COMMIT. After every few kills all is let come to
+and PostgreSQL crashes, or loses the connection around a commit. After every few kills all is let come to
 rest, and `reconcile.py` compares Acme's ledger, the audit database, and what the agents were told; in the end
 of a place everything is taken back, twice. Exits with 1, and keeps the folder, when anything is wrong.
 """

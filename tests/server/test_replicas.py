@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,23 @@ import anyio
 import pytest
 from tests.postgres import Databases, Server
 from tests.server import builders
-from tests.server.builders import Gate, Remit, a_remit, at_once, until
+from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
 from remit.database import Postgres
 from remit.errors import StoreUnavailable
 from remit.journal import Journal
+from remit.ledger import Ledger
 from remit.model import Done, Failed, InDoubt, Pending
 from remit.postgres import Session
+from remit.redo import Gathered
+from remit.schema import fresh
 from remit.sealer import seal
 
 MANY = {"per_agent": 10_000, "per_source": 10_000}
+TEN_USD: dict[str, Any] = {
+    "tools": tools(send={"price": {"usd": {"estimate": "len(args.text)", "actual": "result.paid"}}}),
+    "budgets": [{"scope": "agent", "unit": "usd", "window": "total", "limit": 10}],
+}
 FIFTY = [{"scope": "agent", "unit": "calls", "window": "total", "limit": 50}]
 
 
@@ -68,6 +75,54 @@ async def test_a_budget_is_exact_whoever_spends_it(tmp_path: Path) -> None:
         assert one.one("SELECT posted, overrun FROM accounts") == {"posted": 50, "overrun": 0}
 
 
+@pytest.fixture
+def unlooking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others write is noticed by who writes, and not by the way."""
+    monkeypatch.setattr("remit.ledger.Ledger.idle", lambda ledger: None)
+    monkeypatch.setattr("remit.ledger_postgres.PostgresStore._due", lambda store: False)
+
+
+@pytest.mark.usefixtures("unlooking")
+async def test_a_call_that_is_alone_is_recorded_in_two_round_trips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path, budgets=FIFTY) as remit:
+        for text in ("one", "two"):
+            await remit.done("shop.send", {"text": text})
+        trips: list[object] = []
+        run = Session._run
+        monkeypatch.setattr(
+            Session, "_run", lambda session, work: (trips.append(work), run(session, work))[1]
+        )
+        await remit.done("shop.send", {"text": "three"})
+        assert len(trips) == 2
+
+
+@pytest.mark.usefixtures("unlooking")
+async def test_who_spends_what_another_replica_has_spent_is_refused(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, **TEN_USD) as one, a_remit(tmp_path, **TEN_USD, clock=one.clock) as other:
+        await one.done("shop.send", {"text": "mine"})
+        await other.done("shop.send", {"text": "yours"})
+        # As far as it knows, six are left.
+        refused = await one.refused("shop.send", {"text": "mine"})
+        assert refused.verdict.code == "budget_exhausted"
+        assert one.one("SELECT held, posted, overrun FROM accounts") == {"held": 0, "posted": 9, "overrun": 0}
+
+
+@pytest.mark.usefixtures("unlooking")
+async def test_nobody_is_refused_for_what_another_replica_has_given_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, **TEN_USD) as one, a_remit(tmp_path, **TEN_USD, clock=one.clock) as other:
+        other.source.on["send"] = gate = Gate({"paid": 0})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other.call, "shop.send", {"text": "yours"})
+            await other.source.reached()
+            await one.done("shop.send", {"text": "mine"})
+            await one.refused("shop.send", {"text": "mine"})
+            gate.open()
+        # As far as it knows, one is left.
+        await one.done("shop.send", {"text": "mine"})
+
+
 async def test_a_broken_connection_is_mended_and_nobody_notices(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         await remit.done("shop.send", {"text": "before"})
@@ -75,27 +130,49 @@ async def test_a_broken_connection_is_mended_and_nobody_notices(tmp_path: Path) 
         await remit.done("shop.send", {"text": "after"})
 
 
+@pytest.mark.usefixtures("unlooking")
+async def test_a_connection_that_broke_before_anything_was_sent_leaves_no_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        store: Any = remit.on.journal._ledger._store
+        a_cut(remit)
+        await until(store._session.hung_up)
+        monkeypatch.setattr(Ledger, "_was_committed", lambda ledger: pytest.fail("nothing was committed"))
+        await remit.done("shop.send", {"text": "after"})
+
+
 class Broken:
     """A connection that breaks at the commits that say so, before or after the server has heard them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.next: Callable[[Session, str], str] | None = None
-        self._script = Session.script
-        monkeypatch.setattr(Session, "script", lambda session, sql: self._say(session, sql))
+        self.next: Callable[[Callable[[], Any], Session], Any] | None = None
+        #: The commit at which it broke.
+        self.said: tuple[str, Sequence[Any]] = ("", ())
+        script, one = Session.script, Session.one
+        monkeypatch.setattr(Session, "script", lambda at, sql: self._say(at, sql, lambda: script(at, sql)))
+        monkeypatch.setattr(
+            Session,
+            "one",
+            lambda at, sql, values=(): self._say(at, sql, lambda: one(at, sql, values), values),
+        )
 
-    def _say(self, session: Session, sql: str) -> str:
-        if sql.endswith("COMMIT") and self.next:
+    def _say(self, session: Session, sql: str, say: Callable[[], Any], values: Sequence[Any] = ()) -> Any:
+        at_once = sql.startswith("SELECT remit_write") and values[0] is not None
+        if self.next and (at_once or sql.endswith("COMMIT")):
             at, self.next = self.next, None
-            return at(session, sql)
-        return self._script(session, sql)
+            self.said = sql, values
+            return at(say, session)
+        return say()
 
-    def unheard(self, session: Session, sql: str) -> str:
+    def unheard(self, say: Callable[[], Any], session: Session) -> Any:
         session._db.terminate()
-        return self._script(session, sql)
+        return say()
 
-    def unanswered(self, session: Session, sql: str) -> str:
-        self._script(session, sql)
-        return self.unheard(session, sql)
+    def unanswered(self, say: Callable[[], Any], session: Session) -> Any:
+        say()
+        return self.unheard(say, session)
 
 
 @pytest.mark.parametrize("how", ["unheard", "unanswered"])
@@ -117,6 +194,28 @@ async def test_a_commit_whose_answer_is_lost_is_made_once(
         assert remit.rows("SELECT state FROM incarnations") == [{"state": "live"}]
 
 
+@pytest.mark.usefixtures("unlooking")
+async def test_a_commit_that_arrives_when_it_was_given_up_comes_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "hi"})
+        broken, was_committed = Broken(monkeypatch), Ledger._was_committed
+        wrote: list[Any] = []
+
+        def then_it_arrives(self: Ledger) -> bool:
+            assert not was_committed(self)
+            assert isinstance(remit.path, Postgres)
+            with at_once(remit.path) as db:
+                wrote.extend(db.all(*broken.said))
+            return False
+
+        monkeypatch.setattr(Ledger, "_was_committed", then_it_arrives)
+        broken.next = broken.unheard
+        await remit.done("shop.send", {"text": "ho"})
+        assert [row["wrote"] for row in wrote] == [False]
+
+
 async def test_a_commit_that_nobody_can_be_asked_about_ends_in_doubt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,10 +223,9 @@ async def test_a_commit_that_nobody_can_be_asked_about_ends_in_doubt(
     async with a_remit(tmp_path) as remit:
         broken = Broken(monkeypatch)
 
-        def gone(session: Session, sql: str) -> str:
-            broken._script(session, sql)
+        def gone(say: Callable[[], Any], session: Session) -> Any:
             monkeypatch.setattr("remit.ledger_postgres.Session", away)
-            return broken.unheard(session, sql)
+            return broken.unanswered(say, session)
 
         def away(*args: Any, **more: Any) -> Session:
             raise StoreUnavailable("the server is away")
@@ -294,3 +392,45 @@ async def test_events_cannot_be_changed_there_either(tmp_path: Path) -> None:
             for statement in ("UPDATE events SET body = ''", "DELETE FROM events", "TRUNCATE events"):
                 with pytest.raises(Exception, match="append-only"):
                     db.script(statement)
+
+
+async def test_what_is_written_in_one_go_is_exactly_what_was_said(tmp_path: Path) -> None:
+    undo = (
+        "u",
+        "ready",
+        "shop.send",
+        100,
+        None,
+        2**63 - 1,
+        None,
+        'a "\\" and a \u2028 and a \U0001f600',
+        True,
+    )
+    said: dict[str, Any] = {
+        "payloads": ("c", "arguments", "", bytes(range(256))),
+        "undos": undo,
+        "accounts": ("a:acme/x:usd:total", -(2**63), "acme", "usd", 2**63 - 1, 0, 2**53 + 1, 0, 0),
+    }
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        gathered = Gathered({table: [row] for table, row in said.items()}, {})
+        written = db.one("SELECT remit_write(NULL, ?, false)", (gathered.as_json().decode(),))
+        assert written
+        assert tuple(written) == (True,)
+        for table, row in said.items():
+            assert [tuple(each) for each in db.all(f"SELECT * FROM {table}")] == [row]  # noqa: S608 - ours
+
+
+def test_a_function_that_was_changed_is_found(tmp_path: Path) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        made = db.schema()
+        db.script(
+            "CREATE OR REPLACE FUNCTION remit_append_only() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RETURN NULL; END$$"
+        )
+        changed = db.schema()
+    assert made == fresh(at)
+    assert {name for name in made if made[name] != changed[name]} == {"remit_append_only"}

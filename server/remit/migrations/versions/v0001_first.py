@@ -4,6 +4,7 @@ from alembic import op
 from sqlalchemy import Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from remit.procedure import remit_write
 from remit.tables import NOW_US, VIEWS, metadata
 
 revision = "0001"
@@ -76,6 +77,7 @@ def _postgresql() -> None:
     op.execute("CREATE TABLE write_turn (writes BIGINT NOT NULL)")
     op.execute("CREATE UNIQUE INDEX write_turn_one_row ON write_turn ((true))")
     op.execute("INSERT INTO write_turn VALUES (0)")
+    op.execute(remit_write())
 
 
 def downgrade() -> None:
