@@ -333,7 +333,9 @@ def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
         ):
             facts = _facts(row["body"])
             told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
-            conflicts |= {(row["call_id"], name) for name in facts.get("conflicts", ())}
+            named: Any = facts.get("conflicts")  # whoever edited it made a flaw of the event
+            names = cast("list[Any]", named) if isinstance(named, list) else []
+            conflicts |= {(row["call_id"], str(name)) for name in names}
     for row in records.rows(
         "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
         " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"

@@ -272,6 +272,7 @@ def test_the_first_value_stays_whatever_follows(said: list[tuple[str, Any]], tmp
         "UPDATE run_facts SET conflict_call = call_id",
         "DELETE FROM run_facts",
         "DROP TRIGGER events_no_update; UPDATE events SET body = json_set(body, '$.established', 'cup')",
+        "DROP TRIGGER events_no_update; UPDATE events SET body = json_set(body, '$.conflicts', 5)",
         "UPDATE payloads SET body = x'7b7d' WHERE kind = 'context'",
     ],
 )
