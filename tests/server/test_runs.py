@@ -42,7 +42,7 @@ def findings(remit: Remit) -> list[str]:
     with open_records(remit.path) as records:
         followed = audit.Followed()
         calls = list(audit.verify_calls(records, followed=followed))
-        return [str(it) for it in (*audit.verify_runs(records, followed), *calls)]
+        return [str(it) for it in (*audit.verify_runs(records, followed), *calls, *followed.loose)]
 
 
 async def test_a_rule_sees_what_an_earlier_call_of_the_run_established(tmp_path: Path) -> None:
