@@ -1,12 +1,12 @@
 """What it costs to record a governed call durably: two transactions, one before and one after the effect.
 
 For each number of calls that are under way together: the journal as it is (every process commits what waits
-in one transaction), the same journal with a transaction of its own for each step (`naive`), and with
-`--dbos` a three-step workflow of a durable execution engine. The floor is what the disk takes for two
-synced writes, one after the other. Processor time is this process's own, for the records alone: the calls
-are decided before the clock starts. The PostgreSQL server comes from a wheel and is durable, or is the one
-that `REMIT_TEST_POSTGRES_URL` names. `--sync-ms` makes every sync of SQLite, and of the floor, take that
-much longer, as on a slower disk; PostgreSQL is left out then.
+in one transaction), a transaction of its own for each step that goes straight into the same tables
+(`naive`), and with `--dbos` a three-step workflow of a durable execution engine. The floor is what the disk
+takes for two synced writes, one after the other. Processor time is this process's own, for the records
+alone: the calls are decided before the clock starts. The PostgreSQL server comes from a wheel and is
+durable, or is the one that `REMIT_TEST_POSTGRES_URL` names. `--sync-ms` makes every sync of SQLite, and of
+the floor, take that much longer, as on a slower disk; PostgreSQL is left out then.
 
     python -m benchmarks.ledger [--quick] [--json] [--dbos] [--sync-ms MS]
 """
@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -34,6 +34,7 @@ from tests.postgres import Databases, Server
 from benchmarks.stages import decided, record, services
 from benchmarks.targets.launch import ROOT
 from remit import journal as journals
+from remit import ledger_postgres
 from remit.database import Location, Postgres
 from remit.front.serving import settle_memory
 from remit.journal import Journal, open_journal
@@ -81,7 +82,10 @@ class Sums:
 
 
 class OneByOne(Writer):
-    """A writer that commits each step by itself, as one who knows nothing of the others would."""
+    """A writer that commits each step by itself, as one who knows nothing of the others would.
+
+    It locks, writes into the tables and commits: no redo log, and no guess that nobody has written.
+    """
 
     async def write(
         self, change: Callable[[], T], *, durable: bool = True, must: bool = False, alone: bool = False
@@ -127,6 +131,18 @@ def slower_syncs(sync_s: float) -> Iterator[None]:
         yield
     finally:
         SqliteStore.commit = commit
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Let journals that are opened within commit each step by itself."""
+    logs, believed = SqliteStore.logs, ledger_postgres._OVERTAKEN_MAX  # pyright: ignore[reportPrivateUsage]
+    journals.Writer, SqliteStore.logs, ledger_postgres._OVERTAKEN_MAX = OneByOne, False, 0  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        journals.Writer, SqliteStore.logs = Writer, logs
+        ledger_postgres._OVERTAKEN_MAX = believed  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
@@ -183,16 +199,13 @@ async def measured(
                 ("group", grouped, Writer, _MOST[concurrency]),
                 ("naive", naive, OneByOne, _MOST[1]),
             ):
-                journals.Writer = writer
-                try:
+                with plainly() if writer is OneByOne else nullcontext():
                     at = database(f"{kind}-{concurrency}-{number}")
                     journal = await open_journal(at, role="benchmark")
-                finally:
-                    journals.Writer = Writer
-                try:
-                    await burst(journal, folder, concurrency, round(seconds * most), seconds, sums)
-                finally:
-                    await journal.close()
+                    try:
+                        await burst(journal, folder, concurrency, round(seconds * most), seconds, sums)
+                    finally:
+                        await journal.close()
         calls = len(grouped.latencies_s)
         rows.append(
             Row(

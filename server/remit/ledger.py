@@ -319,7 +319,7 @@ class Ledger:
 
     def insert(self, table: str, row: Values) -> None:
         """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
-        self._gathered.insert(table, row)
+        self._gathered.inserts.setdefault(table, []).append(row)
 
     def update(self, change: Change, values: Values) -> None:
         """Change one row, at commit or before the next query. Raises WrongState then when it is not there."""

@@ -127,9 +127,6 @@ class Gathered:
         """Whether only calls are told of, so that it may wait for a moment until anybody sees it."""
         return self.inserts.keys() <= _OF_CALLS
 
-    def insert(self, table: str, row: Values) -> None:
-        self.inserts.setdefault(table, []).append(row)
-
     def update(self, change: Change, values: Values) -> None:
         self.updates.setdefault(change, []).append(values)
 

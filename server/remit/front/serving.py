@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import anyio
-import uvicorn
 
 from remit.app import App, process_run
 from remit.front.lane import HttpLane, Lane, StdioLane
@@ -22,6 +21,7 @@ from remit.front.server import Front
 from remit.identity import Principal
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 MCP_PATH = "/mcp"
@@ -51,6 +51,13 @@ async def _run(app: App) -> None:
 
 async def serve_http(app: App, announce: Callable[[str], None]) -> None:
     """Serve HTTP until told to stop; `announce` is called with the MCP endpoint's URL once it is up."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Generator[None]:
+            yield  # `_heed_signals` does
+
     settings = app.config.http
     front = Front(app)
     listener = _listen(settings.host, settings.port)
@@ -59,7 +66,7 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
     url = f"{scheme}://{_name(settings.host)}:{port}{MCP_PATH}"
     async with app.running() as running:
         guarded = await _guarded(running, front, url, port)
-        server = _Server(
+        server = Server(
             uvicorn.Config(
                 guarded,
                 log_level="warning",
@@ -88,13 +95,7 @@ def settle_memory() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-
-async def _heed_signals(server: _Server, app: App) -> None:
+async def _heed_signals(server: uvicorn.Server, app: App) -> None:
     """Let what runs end, then close the journal: uvicorn's own handlers would kill the process before.
 
     SIGHUP means what it means to most servers: look at what may have changed, here the policy.
