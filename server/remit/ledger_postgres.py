@@ -18,6 +18,7 @@ The ledger owns its life. Only the writer's thread uses it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -33,6 +34,8 @@ from remit.writer import OthersWrite, Overtaken
 _NOW = "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
 #: After so many transactions in a row before which others had written, nothing known is believed.
 _OVERTAKEN_MAX = 2
+#: NUL in JSON: not where the backslash is itself escaped.
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 #: A lease is renewed when this part of it has passed, and nothing is sent any more in its last part.
 _RENEW, _MARGIN = 0.25, 0.2
 
@@ -241,7 +244,8 @@ class PostgresStore:
         """Whether it was written: not where `seen` is not the count any more."""
         try:
             row = self._connected().one(
-                "SELECT remit_write(?, ?, ?) AS wrote", (seen, gathered.as_json().decode(), self._lazily)
+                "SELECT remit_write(?, ?, ?) AS wrote",
+                (seen, _without_nul(gathered.as_json().decode()), self._lazily),
             )
         except Exception as error:
             if getattr(error, "sqlstate", None) == NOT_THERE:
@@ -259,3 +263,8 @@ class PostgresStore:
         if self._session is not None:
             self._session.close()
             self._session = None
+
+
+def _without_nul(text: str) -> str:
+    """The same JSON, with U+FFFD for NUL: no text of PostgreSQL can hold that one. Events have it escaped."""
+    return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text

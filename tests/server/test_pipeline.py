@@ -21,9 +21,11 @@ from tests.server.builders import (
     until,
 )
 
+from remit import verifying
 from remit.calls import REDACTED
 from remit.model import Done, Failed, InDoubt, Pending, Remedy
 from remit.pipeline import govern
+from remit.records import open_records
 from remit_adapters.base import AdapterError, Caller, Offer, Operation, Reply, Request
 from remit_rbac import Rung, load_text
 
@@ -140,6 +142,19 @@ async def test_an_error_of_the_source_that_says_nothing_of_effect_is_paid_for(tm
             "no stock",
         )
         assert remit.one("SELECT state FROM undos WHERE call_id = ?", outcome.call_id)["state"] == "void"
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_whatever_text_a_source_says_its_error_in_is_recorded(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=tools(send={"resource": "args.text"})) as remit:
+        remit.source.on["send"] = a_reply("broken:\0\0 \\u0000 \\\0", is_error=True)
+        outcome = await remit.done("shop.send", {"text": "a\0b"}, claim={"why": "c\0d"})
+        record = remit.record(outcome.call_id)
+        assert record["state"] == "failed"
+        assert record["error"].replace("\ufffd", "\0") == "broken:\0\0 \\u0000 \\\0"
+        assert orjson.loads(record["claim"]) == {"why": "c\0d"}
+        with open_records(remit.path) as records:
+            assert [*verifying.verify(records, payloads=True)] == []
 
 
 @pytest.mark.parametrize(

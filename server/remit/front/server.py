@@ -503,7 +503,7 @@ def _listed(member: str, entries: Any) -> Result:
 def _short(value: object, name: str) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not 0 < len(value) <= _NAME_MAX:
+    if not isinstance(value, str) or not 0 < len(value) <= _NAME_MAX or "\0" in value:
         raise MCPError(t.INVALID_PARAMS, f"_meta {_PREFIX}{name} must be 1 to {_NAME_MAX} characters of text")
     return value
 
