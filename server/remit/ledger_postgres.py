@@ -163,8 +163,11 @@ class PostgresStore:
         return row["now_us"] + self._lease_us
 
     def dead(self, stream: str) -> list[str]:
+        # Locked, for leases are renewed outside of turns: who has renewed by now is not buried, and who would
+        # like to learns that it is.
         rows = self.all(
-            f"SELECT id FROM incarnations WHERE state = 'live' AND id <> ? AND lease_until_us < {_NOW}",  # noqa: S608 - nothing in it is anybody's
+            "SELECT id FROM incarnations"  # noqa: S608 - nothing in it is anybody's
+            f" WHERE state = 'live' AND id <> ? AND lease_until_us < {_NOW} FOR UPDATE",
             (stream,),
         )
         return [row["id"] for row in rows]

@@ -344,6 +344,7 @@ REFUSED: list[tuple[str, str, int, str]] = [
     ("an oversized idempotency key", a_call(meta=f'"dev.remit/idempotency_key":"{"k" * 129}",'), PARAMS, KEY),
     ("an empty idempotency key", a_call(meta='"dev.remit/idempotency_key":"",'), PARAMS, KEY),
     ("an idempotency key that is a number", a_call(meta='"dev.remit/idempotency_key":5,'), PARAMS, KEY),
+    ("a zero byte in the run", a_call(meta='"dev.remit/run":"a\\u0000b",'), PARAMS, RUN),
     ("a run that is a list", a_call(meta='"dev.remit/run":["a"],'), PARAMS, RUN),
     ("a claim that is a text", a_call(meta='"dev.remit/claim":"trust me",'), PARAMS, CLAIM),
     ("an oversized claim", a_call(meta=f'"dev.remit/claim":{{"goal":"{"g" * 5000}"}},'), PARAMS, CLAIM),
