@@ -83,6 +83,7 @@ _SEALED = (
             "policy_version",
             "arguments_commit",
             "of_call",
+            "auth",
         )
     ),
     ("kind", "purpose"),

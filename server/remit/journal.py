@@ -1094,6 +1094,7 @@ class Journal:
             "redacted": kept != call.arguments_json,
             "purpose": call.kind,
             "of_call": call.of_call,
+            "auth": who.auth,
             **seen,
         }
 
