@@ -134,6 +134,11 @@ class Journal:
         """Whether nobody can have concluded yet that this process is dead, and its calls in doubt."""
         return self._ledger.holds_lease
 
+    @property
+    def waited(self) -> bool:
+        """As `Writer.waited`."""
+        return self._writer.waited
+
     @contextmanager
     def under_way(self) -> Generator[None]:
         """A call is governed within: what one alone writes needs no company."""

@@ -441,7 +441,8 @@ async def _run(
         await _settle_failure(call, call_id, _TOO_LATE, on)
         return Failed(call_id=call_id, code=_TOO_LATE[0], message=_TOO_LATE[1])
     try:
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        if on.journal.waited:
+            await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
         await _settle_failure(call, call_id, ("cancelled", "The caller left before anything was sent."), on)
         raise

@@ -97,6 +97,9 @@ class Writer:
         self._queue_max = queue_max
         self._idle_s = idle_s
         self._stopped = False
+        #: Whether the newest write took turns with others, so that its caller may have been cancelled
+        #: meanwhile; to be read before anything else is awaited.
+        self.waited = True
         #: Held by whoever uses the ledger: the thread, or a change that is alone.
         self._turn = threading.Lock()
         self._slow_until_s = 0.0
@@ -118,6 +121,7 @@ class Writer:
         if self._queue.qsize() >= self._queue_max and not must:
             raise StoreBusy("too many calls wait to be recorded: try again in a moment")
         if alone and (result := self._here(change, durable)) is not _NOTHING:
+            self.waited = False
             return result
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -125,6 +129,7 @@ class Writer:
         # Not cut short: whoever is cancelled here would not know whether it was written.
         with anyio.CancelScope(shield=True):
             await future
+        self.waited = True
         return future.result()
 
     def _here(self, change: Callable[[], T], durable: bool) -> T:
