@@ -984,13 +984,11 @@ class Journal:
         await self.catch_up()
 
         def change() -> None:
+            self._ledger.write_out()  # calls may have been let out in this very transaction
             doubts.leave_open_calls(self._ledger, self._ledger.stream)
             self._ledger.event("stream.closed", tenant=None, call_id=None)
 
-        try:
-            await self._writer.write(change, must=True)
-        finally:
-            await self._writer.stop()
+        await self._writer.stop(change)
 
     # The parts of a transaction.
 

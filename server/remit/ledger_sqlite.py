@@ -177,8 +177,11 @@ class SqliteStore(redo.Statements):
     def _connected(self) -> sqlite3.Connection:
         self._lock_out_others(wait=True)
         try:
+            db = _connect(self._path)
+            db.execute("BEGIN IMMEDIATE")  # so that nobody writes to the log
             _make_room(self._path.with_name(self._path.name + "-wal"))
-            return _connect(self._path)
+            db.execute("ROLLBACK")
+            return db
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
@@ -243,16 +246,10 @@ def _make_room(wal: Path) -> None:
     A file that grows makes each sync write the file system's own journal as well, which doubles what a
     commit costs. SQLite takes a log of zeros for an empty one (sqlite.org/fileformat2.html#walformat).
     """
-    try:
-        file = os.open(wal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return  # then it grows
-    try:
-        if os.fstat(file).st_size == 0:
-            os.write(file, bytes(_WAL_MAX_BYTES))
-            os.fsync(file)
-    finally:
-        os.close(file)
+    with suppress(OSError), wal.open("r+b", buffering=0) as file:  # where that cannot be, it grows
+        if os.fstat(file.fileno()).st_size == 0:
+            file.write(bytes(_WAL_MAX_BYTES))
+            os.fsync(file.fileno())
 
 
 def _liveness_path(path: Path, incarnation: str) -> Path:

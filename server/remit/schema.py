@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,12 +34,10 @@ def upgrade(at: Location) -> None:
     if isinstance(at, Postgres):
         _upgrade_postgres(at)
         return
-    created = os.open(at, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.close(created)
     lock = os.open(at.with_name(at.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        _keep_write_ahead_log(at)
+        _make(at)
         version = _version(at)
         _must_not_be_newer(at, version)
         if version != HEAD:
@@ -48,6 +46,17 @@ def upgrade(at: Location) -> None:
             _migrate(at)
     finally:
         os.close(lock)
+
+
+def _make(path: Path) -> None:
+    """Make the file where there is none, for its owner only.
+
+    One that is there is not opened, except through SQLite: closing it drops every lock that this process has
+    on it, those of other connections too, and another process would take the log from under them
+    (sqlite.org/howtocorrupt.html, section 2.2).
+    """
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _file_redo_log(path: Path) -> None:
@@ -61,19 +70,6 @@ def _file_redo_log(path: Path) -> None:
             db.execute("COMMIT")
     except (sqlite3.Error, StoreUnavailable) as error:
         raise RemitError(f"the audit database {path} cannot be brought up to date: {error}") from None
-
-
-def _keep_write_ahead_log(path: Path) -> None:
-    """Have the file itself say that it has a write-ahead log, also while there is none.
-
-    Who opens it between two servers, to read, goes by that: otherwise it would look for a journal of the
-    other kind, and not notice a server that begins to write (sqlite.org/fileformat2.html, at offset 18).
-    """
-    with path.open("rb") as file:
-        header = file.read(20)
-    if header[18:] != b"\2\2":
-        with closing(sqlite3.connect(path, timeout=10)) as db, suppress(sqlite3.DatabaseError):
-            db.execute("PRAGMA journal_mode = WAL")  # what is wrong with it is told next
 
 
 def _must_not_be_newer(at: Location, version: str | None) -> None:

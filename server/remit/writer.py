@@ -152,14 +152,22 @@ class Writer:
             if ended_s - began_s > _SLOW_S:
                 self._slow_until_s = ended_s + _SLOW_FOR_S
 
-    async def stop(self) -> None:
-        """Let everything queued be written, then end the thread."""
+    async def stop(self, last: Callable[[], object] | None = None) -> None:
+        """Let everything queued be written, and `last` after it, then end the thread.
+
+        Nothing is written after `last`. Raises StoreUnavailable when that could not be written.
+        """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        written: asyncio.Future[None] = loop.create_future()
+        ended: asyncio.Future[None] = loop.create_future()
         self._stopped = True
-        self._queue.put(_Stop(future, loop))
-        await future
+        if last is not None:
+            self._queue.put(_Queued(last, True, loop, written))
+        self._queue.put(_Stop(ended, loop))
+        await ended
         self._thread.join()
+        if last is not None:
+            await written
 
     def _run(self) -> None:
         while True:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.server.fronts import served
 
 from remit.audit import verify_balances, verify_calls
 from remit.due import send_due
+from remit.errors import StoreUnavailable
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
 from remit.model import Done, InDoubt, Pending, Refused, Scheduled
@@ -195,6 +197,23 @@ async def test_it_waits_through_the_death_of_its_process_and_is_in_doubt_when_ki
             await later(after)
             assert len(after.source.sent) == 1
             assert held(after) == (3, 0)
+
+
+@pytest.mark.parametrize("moments", range(12))
+async def test_nothing_is_sent_once_its_process_has_said_that_it_ends(tmp_path: Path, moments: int) -> None:
+    async with deferring(tmp_path) as remit:
+        waiting = [await scheduled(remit) for _ in range(3)]
+        remit.clock.advance(s=601)
+        sending = asyncio.ensure_future(send_due(remit.on))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+    with suppress(StoreUnavailable):
+        await sending
+    with open_records(remit.path) as records:
+        assert list(verify_calls(records)) == []
+        assert records.calls(CallQuery(state="dispatched"), limit=10) == []
+        assert {call.id for call in records.calls(CallQuery(), limit=10)} == set(waiting)
+        assert [*records.events()][-1].kind == "stream.closed"
 
 
 async def test_a_repeat_is_told_of_the_call_that_waits(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ async def test_stopping_writes_what_waits_and_takes_no_more() -> None:
     store.may_commit.clear()
     waiting = [asyncio.ensure_future(writer.write(store.change(str(n)))) for n in range(5)]
     await asyncio.sleep(0)
-    stopping = asyncio.ensure_future(writer.stop())
+    stopping = asyncio.ensure_future(writer.stop(store.change("last")))
     await asyncio.sleep(0)
     with pytest.raises(StoreUnavailable, match="closed"):
         await writer.write(store.change("late"), must=True)
@@ -280,6 +280,15 @@ async def test_stopping_writes_what_waits_and_takes_no_more() -> None:
     with anyio.fail_after(10):
         await stopping
     assert await asyncio.gather(*waiting) == ["0", "1", "2", "3", "4"]
+    assert [each for written in store.committed for each in written] == ["0", "1", "2", "3", "4", "last"]
+    assert store.closed
+
+
+async def test_who_stops_is_told_when_the_last_could_not_be_written() -> None:
+    store = Transactions()
+    writer = Writer(store, queue_max=10)
+    with pytest.raises(StoreUnavailable), anyio.fail_after(10):
+        await writer.stop(store.change("last", sqlite3.OperationalError("disk I/O error")))
     assert store.closed
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from remit.database import SqliteReader, reading
 from remit.ledger import Account, Ledger
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Charge
+from remit.schema import upgrade
 from remit.tables import metadata
 
 ACCOUNTS = ("agent:acme/agent:bot:usd:total", "tenant:acme/acme:usd:total", "tool:acme/t:calls:day")
@@ -263,6 +266,20 @@ def test_who_reads_between_two_servers_goes_by_the_write_ahead_log(
     with reading(copy) as db:
         assert db.one("SELECT COUNT(*) AS n FROM events") != before
     assert [file.name for file in copy.parent.iterdir() if file.suffix != ".lock"] == ["remit.db"]
+
+
+def test_who_opens_a_database_again_drops_no_lock_of_who_has_it_open(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    log = os.stat(f"{path}-wal")
+    upgrade(path)
+    # Whoever closes a database last removes its log.
+    look = (
+        "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1 FROM events').connection.close()"
+    )
+    subprocess.run([sys.executable, "-c", look, str(path)], check=True)
+    assert os.stat(f"{path}-wal").st_ino == log.st_ino
+    ledger.close()
 
 
 def test_a_transaction_that_fails_leaves_no_trace_in_memory_either(tmp_path: Path) -> None:
