@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
 
@@ -76,18 +76,35 @@ class Transactional(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Queued(Generic[T]):
     change: Callable[[], T]
     durable: bool
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[T]
+    #: Woken once there is an outcome.
+    waiter: asyncio.Future[None]
+    #: What the change returned, or why nothing was written; None until then.
+    outcome: tuple[T, None] | tuple[None, Exception] | None = None
+
+    async def uncut(self) -> None:
+        """Wait for the outcome, whoever is cancelled."""
+        with anyio.CancelScope(shield=True):
+            while self.outcome is None:
+                self.waiter = self.loop.create_future()
+                await self.waiter
+
+    def result(self) -> T:
+        assert self.outcome is not None  # noqa: S101 - who waits for it has it
+        result, error = self.outcome
+        if error is not None:
+            raise error
+        return cast("T", result)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
-    future: asyncio.Future[None]
     loop: asyncio.AbstractEventLoop
+    waiter: asyncio.Future[None]
 
 
 class Writer:
@@ -124,13 +141,17 @@ class Writer:
             self.waited = False
             return result
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Queued(change, durable, loop, future))
-        # Not cut short: whoever is cancelled here would not know whether it was written.
-        with anyio.CancelScope(shield=True):
-            await future
+        queued = _Queued(change, durable, loop, loop.create_future())
+        self._queue.put(queued)
+        try:
+            await queued.waiter
+        except asyncio.CancelledError:
+            # Not cut short: whoever is cancelled here would not know whether it was written.
+            await queued.uncut()
+            if not anyio.get_current_task().has_pending_cancellation():
+                raise  # nothing else would tell of it
         self.waited = True
-        return future.result()
+        return queued.result()
 
     def _here(self, change: Callable[[], T], durable: bool) -> T:
         """Commit now and here; _NOTHING when that would mean to wait for somebody."""
@@ -152,22 +173,20 @@ class Writer:
             if ended_s - began_s > _SLOW_S:
                 self._slow_until_s = ended_s + _SLOW_FOR_S
 
-    async def stop(self, last: Callable[[], object] | None = None) -> None:
+    async def stop(self, last: Callable[[], T]) -> T:
         """Let everything queued be written, and `last` after it, then end the thread.
 
         Nothing is written after `last`. Raises StoreUnavailable when that could not be written.
         """
         loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
-        ended: asyncio.Future[None] = loop.create_future()
         self._stopped = True
-        if last is not None:
-            self._queue.put(_Queued(last, True, loop, written))
-        self._queue.put(_Stop(ended, loop))
-        await ended
+        queued = _Queued(last, True, loop, loop.create_future())
+        stop = _Stop(loop, loop.create_future())
+        self._queue.put(queued)
+        self._queue.put(stop)
+        await stop.waiter
         self._thread.join()
-        if last is not None:
-            await written
+        return queued.result()
 
     def _run(self) -> None:
         while True:
@@ -199,7 +218,7 @@ class Writer:
             if stop:
                 with suppress(*_FAILURES), self._turn:  # then it ends as a killed process does
                     self._ledger.close()
-                _answer(stop.loop, [(stop.future, None, None)])
+                _wake(stop.loop, [stop])
                 return
 
     def _commit(self, batch: Sequence[_Queued[Any]], *, again: int = 2) -> None:
@@ -219,30 +238,26 @@ class Writer:
                     self._commit([item])
                 return
             for item in batch:
-                _answer(item.loop, [(item.future, None, failure or error)])
-            return
+                item.outcome = None, failure or error
+        else:
+            for item, result in zip(batch, results, strict=True):
+                item.outcome = result, None
         # One wake-up for each event loop, not one for each caller.
-        waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
-        for item, result in zip(batch, results, strict=True):
-            waiting.setdefault(item.loop, []).append((item.future, result, None))
-        for loop, answers in waiting.items():
-            _answer(loop, answers)
+        waiting: dict[asyncio.AbstractEventLoop, list[_Queued[Any]]] = {}
+        for item in batch:
+            waiting.setdefault(item.loop, []).append(item)
+        for loop, items in waiting.items():
+            _wake(loop, items)
 
 
-def _answer(
-    loop: asyncio.AbstractEventLoop, answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]
-) -> None:
-    def deliver() -> None:
-        for future, result, error in answers:
-            if future.cancelled():
-                continue  # the caller went away; what was written stays written
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
+def _wake(loop: asyncio.AbstractEventLoop, items: Sequence[_Queued[Any] | _Stop]) -> None:
+    def wake() -> None:
+        for item in items:
+            if not item.waiter.done():  # else the caller went away; what was written stays written
+                item.waiter.set_result(None)
 
     if not loop.is_closed():
-        loop.call_soon_threadsafe(deliver)
+        loop.call_soon_threadsafe(wake)
 
 
 def _of_the_store(error: Exception) -> StoreUnavailable | None:
