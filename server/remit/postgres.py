@@ -38,11 +38,15 @@ _LIMITS = {
     "statement_timeout": "30000",
     "idle_in_transaction_session_timeout": "5000",
 }
+#: A snapshot of everything is read for as long as it takes, whatever else is usual on that server.
+_UNLIMITED = dict.fromkeys(_LIMITS, "0")
+#: Who waited for its turn must see what the one before it wrote.
+_ISOLATION = {"default_transaction_isolation": "read committed"}
 #: Classes of errors that say nothing about the statement: connection, authorization, catalog, resources,
 #: object state, intervention, system (postgresql.org/docs/current/errcodes-appendix.html).
 _OF_THE_DATABASE = ("08", "28", "3D", "53", "55", "57", "58")
-#: The same, for single codes: read-only, idle in transaction, no privilege, no such table.
-_ALSO = ("25006", "25P03", "25P04", "42501", "42P01")
+#: The same, for single codes: read-only, idle in transaction, no privilege, no such table or function.
+_ALSO = ("25006", "25P03", "25P04", "42501", "42P01", "42883")
 _AGAIN = "40"
 #: One process seals at a time. A number that other programs on the same database do not use.
 _SEALING = 0x72656D69745F6C67
@@ -180,24 +184,31 @@ async def _connected(at: Postgres, name: str, limits: Mapping[str, str]) -> Any:
         ) from None
     url = at.url if at.url.startswith("postgres") else resolve(at.url, Path("/"))
     try:
-        return await asyncpg.connect(
+        db = await asyncpg.connect(
             url,
             timeout=_CONNECT_S,
             command_timeout=_ANSWER_S,
             statement_cache_size=256,
-            server_settings={"application_name": f"remit {name}", **limits},
+            server_settings={"application_name": f"remit {name}"},
         )
     except ValueError:  # which repeats a part of the URL, that may be one of the password
         raise StoreUnavailable(
             f"{at} is not the URL of a database: write postgresql://USER:PASSWORD@HOST/DATABASE, and in the"
             " password %2F for /, %3A for :, %40 for @, %3F for ?, %23 for # and %25 for %"
         ) from None
+    try:
+        # Not as it connects: poolers refuse whom they are asked for what they do not know.
+        await db.execute("; ".join(f"SET {what} = '{to}'" for what, to in {**_ISOLATION, **limits}.items()))
+    except BaseException:
+        db.terminate()
+        raise
+    return db
 
 
 @contextmanager
 def reading(at: Postgres) -> Generator[Session]:
     """A snapshot, as of the first query."""
-    session = Session(at, name="reader", limits={})
+    session = Session(at, name="reader", limits=_UNLIMITED)
     try:
         with session.transaction(snapshot=True):
             yield session
@@ -246,6 +257,7 @@ def _failure(at: Postgres, error: Exception) -> StoreUnavailable | None:
         return None
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return None  # a value that does not fit its column
-    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError)):
+    # asyncpg's own state does not fit any more when the server hangs up between two of its answers.
+    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return Interrupted(f"the audit database {at} cannot be reached: {error or type(error).__name__}")
     return None

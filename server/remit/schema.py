@@ -122,6 +122,12 @@ def _upgrade_postgres(at: Postgres) -> None:
         _must_not_be_newer(at, version)
         if version == HEAD:
             return
+        encoding = session.one("SHOW server_encoding")
+        if encoding and encoding[0] != "UTF8":
+            raise RemitError(
+                f"{at} has the encoding {encoding[0]}, in which not every text can be recorded: make it with"
+                " CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            )
         with session.transaction():
             session.script(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
             if (version := session.version()) != HEAD:

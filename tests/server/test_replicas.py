@@ -7,21 +7,23 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
+import asyncpg
 import pytest
 from tests.postgres import Databases, Server
 from tests.server import builders
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
-from remit.database import Postgres
-from remit.errors import StoreUnavailable
-from remit.journal import Journal
+from remit.database import Postgres, reading
+from remit.errors import RemitError, StoreUnavailable
+from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
 from remit.model import Done, Failed, InDoubt, Pending
 from remit.postgres import Session
 from remit.redo import Gathered
-from remit.schema import fresh
+from remit.schema import fresh, upgrade
 from remit.sealer import seal
 
 MANY = {"per_agent": 10_000, "per_source": 10_000}
@@ -128,6 +130,64 @@ async def test_a_broken_connection_is_mended_and_nobody_notices(tmp_path: Path) 
         await remit.done("shop.send", {"text": "before"})
         a_cut(remit)
         await remit.done("shop.send", {"text": "after"})
+
+
+async def test_a_connection_that_ends_between_two_answers_is_one_that_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        ask, broken = asyncpg.Connection.fetchrow, [True]
+
+        async def breaks(connection: Any, *sql: Any) -> Any:
+            if broken:
+                broken.clear()
+                raise asyncpg.InternalClientError("cannot switch to state 12; another is in progress")
+            return await ask(connection, *sql)
+
+        monkeypatch.setattr(asyncpg.Connection, "fetchrow", breaks)
+        await remit.done("shop.send", {"text": "after"})
+        assert not broken
+
+
+async def test_what_a_server_is_set_to_for_others_does_not_hold_here(tmp_path: Path) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    name = urlsplit(at.url).path[1:]
+    with at_once(at) as db:
+        for setting in (
+            "default_transaction_isolation = 'serializable'",
+            "statement_timeout = 1",
+            "lock_timeout = 1",
+            "idle_in_transaction_session_timeout = 1",
+        ):
+            db.script(f"ALTER DATABASE {name} SET {setting}")
+    with at_once(at) as db, reading(at) as snapshot:
+        for session, limit in ((db, "30s"), (snapshot, "0")):
+            assert [tuple(row) for row in session.all("SHOW statement_timeout")] == [(limit,)]
+        # Who waited for its turn must see what was written meanwhile.
+        assert tuple(db.one("SHOW transaction_isolation") or ()) == ("read committed",)
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "hi"})
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postgres: Databases) -> None:
+    url = postgres.empty()
+    name = urlsplit(url).path[1:]
+    with postgres._administering() as admin:
+        admin.script(f"DROP DATABASE {name}")
+        admin.script(f"CREATE DATABASE {name} ENCODING latin1 LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(RemitError, match=r"has the encoding LATIN1, .* ENCODING 'UTF8'"):
+        upgrade(Postgres(url, Path()))
+
+
+async def test_a_function_that_is_gone_is_said_in_a_sentence(tmp_path: Path) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        db.script("DROP FUNCTION remit_write")
+    with pytest.raises(StoreUnavailable, match="cannot be used: function remit_write"):
+        await open_journal(at, role="http")
 
 
 @pytest.mark.usefixtures("unlooking")
