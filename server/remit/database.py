@@ -13,15 +13,20 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Protocol
 
-from remit.errors import StoreUnavailable
+from remit.errors import Held, StoreUnavailable
 
 #: How long to wait for a lock that another program holds (seconds).
 _BUSY_S = 10
+#: And for a lock file that another process has locked (seconds): one that seals may have much to seal.
+_TURN_S = {".lock": 10, ".log-lock": 60}
+#: And for how long after each look: as long as a commit may take.
+_LOOK_AGAIN_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +129,32 @@ def beside(at: Location, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def real_file(at: Path) -> Path:
+    """The file itself, where `at` is a link to it: its write-ahead log and its locks lie beside that one."""
+    return Path(os.path.realpath(at))
+
+
+def take_turn(lock: int, file: Path) -> None:
+    """Lock the open lock file `file`; the end of a process unlocks what it has locked. Raises Held."""
+    wait_s = _TURN_S[file.suffix]
+    until_s = monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > until_s:
+                raise Held(
+                    f"another process has held {file} for {wait_s} seconds: it has much to do, or it is"
+                    " stopped; see who has that file open (fuser, lsof), and wait for it, or end it"
+                ) from None
+            sleep(_LOOK_AGAIN_S)
+        else:
+            return
+
+
 @contextmanager
 def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
+    at = real_file(at)
     try:
         uri = f"{at.absolute().as_uri()}?mode=ro"
         if not os.access(at.parent, os.W_OK) and not beside(at, "-wal").exists():
@@ -158,6 +187,8 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
     """
     from remit import redo
 
+    # Where there is no write-ahead log, as in a copy, nobody can commit while somebody reads.
+    reader.execute("ROLLBACK")
     try:
         with _locked(at, ".lock"):
             uri = f"{at.absolute().as_uri()}?mode=rw"
@@ -167,18 +198,21 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
                 redo.file_what_is_logged(db)
                 db.execute("COMMIT")
                 # While nobody can add to the log.
-                reader.execute("ROLLBACK")
                 reader.execute("BEGIN")
                 _is_logged(reader)
-    except (OSError, sqlite3.OperationalError):
+    except (OSError, sqlite3.OperationalError, Held):
         return None
     except (StoreUnavailable, sqlite3.Error):
         return "what is in table redo does not go with the other tables: one of them was changed"
+    finally:
+        if not reader.in_transaction:
+            reader.execute("BEGIN")
     return ""
 
 
 @contextmanager
 def _sealing_file(at: Path) -> Generator[Sealing]:
+    at = real_file(at)
     try:
         with _locked(at, ".log-lock"):
             db = sqlite3.connect(at, isolation_level=None, timeout=_BUSY_S)
@@ -189,8 +223,9 @@ def _sealing_file(at: Path) -> Generator[Sealing]:
                 yield SqliteSealing(db, at)
             finally:
                 # Closing the last connection checkpoints, which must never race a commit of another process.
-                with _locked(at, ".lock"):
+                with suppress(Held), _locked(at, ".lock"):
                     db.close()
+                db.close()  # who keeps it to itself has it open, so this is not the last
     except sqlite3.Error as error:
         raise StoreUnavailable(f"the audit database {at} takes no writes: {error}") from None
 
@@ -251,10 +286,11 @@ class SqliteSealing(SqliteReader):
 
 @contextmanager
 def _locked(at: Path, suffix: str) -> Generator[None]:
-    """A turn among all processes that share the file."""
-    lock = os.open(at.with_name(at.name + suffix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A turn among all processes that share the file. Raises Held."""
+    file = at.with_name(at.name + suffix)
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        take_turn(lock, file)
         yield
     finally:
         os.close(lock)

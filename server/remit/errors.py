@@ -15,6 +15,10 @@ class StoreBusy(StoreUnavailable):
     """More calls wait to be recorded than the queue takes. Nothing was written; try again soon."""
 
 
+class Held(StoreUnavailable):
+    """Another process has kept the audit database to itself for too long. Nothing was written."""
+
+
 class Interrupted(StoreUnavailable):
     """A transaction came to nothing through no fault of its own. The same may succeed at once."""
 

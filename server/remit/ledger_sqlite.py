@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from remit import redo
-from remit.errors import RemitError
+from remit.database import take_turn
+from remit.errors import RemitError, StoreUnavailable
 from remit.writer import OthersWrite
 
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
@@ -70,10 +71,12 @@ class SqliteStore(redo.Statements):
         self._relaxed = relaxed
         self._liveness_file = _liveness_path(path, stream)
         self._liveness = _hold_liveness(self._liveness_file)
-        self._lock = os.open(
-            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        self._lock_file = path.with_name(path.name + ".lock")
+        self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         super().__init__(self._connected())
+        self._name = str(path)
+        #: Which file it is that is open.
+        self._inode = os.stat(path).st_ino
         self._log = redo.Log(self._db)
         self._sync = "FULL"
         self._data_version = -1
@@ -86,6 +89,7 @@ class SqliteStore(redo.Statements):
             self._set_sync("FULL" if durable else "NORMAL")
         self._lock_out_others(wait)
         try:
+            self._must_be_in_place()
             self._begin(wait)
             return self.changed()
         except BaseException:
@@ -135,7 +139,7 @@ class SqliteStore(redo.Statements):
         rows = self.all("SELECT id FROM incarnations WHERE state = 'live' AND id <> ?", (stream,))
         gone = [row["id"] for row in rows if _is_dead(_liveness_path(self._path, row["id"]))]
         for each in gone:
-            _liveness_path(self._path, each).unlink(missing_ok=True)
+            _remove(_liveness_path(self._path, each))
         return gone
 
     def new_life(self) -> None:
@@ -165,13 +169,13 @@ class SqliteStore(redo.Statements):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
+            self._lock_out_others(wait=True)
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             self._db.close()
             os.close(self._lock)
-            self._liveness_file.unlink(missing_ok=True)
+            _remove(self._liveness_file)
             os.close(self._liveness)
 
     def _connected(self) -> sqlite3.Connection:
@@ -186,10 +190,27 @@ class SqliteStore(redo.Statements):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _lock_out_others(self, wait: bool) -> None:
+        if wait:
+            take_turn(self._lock, self._lock_file)
+            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OthersWrite from None
+
+    def _must_be_in_place(self) -> None:
+        """Raise StoreUnavailable where others would not see what is written: the open file has no name."""
+        try:
+            in_place = os.stat(self._name).st_ino == self._inode
+        except FileNotFoundError:
+            in_place = False
+        except OSError:  # nobody can tell now
+            return
+        if not in_place:
+            raise StoreUnavailable(
+                f"{self._name} was removed or replaced while this process has it open: stop every process,"
+                " put the right file there, and start again"
+            )
 
     def _wait_for_others(self, busy_ms: int) -> None:
         if busy_ms != self._busy_ms:
@@ -207,17 +228,15 @@ class SqliteStore(redo.Statements):
             raise OthersWrite from None
 
     def _checkpoint(self) -> None:
+        """Empty the write-ahead log where it is long, if that can be: what is committed stays so."""
         if self._commits - self._commits_at_look < _COMMITS_BETWEEN_LOOKS:
             return
         self._commits_at_look = self._commits
-        try:
-            size = os.stat(self._path.with_name(self._path.name + "-wal")).st_size
-        except FileNotFoundError:
-            return
-        if size > _WAL_MAX_BYTES:
-            # Who reads for long must not hold up who writes: what they still need stays in the log for now.
-            self._wait_for_others(0)
-            self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+        with suppress(OSError, sqlite3.Error):  # the log grows; the next commit says what is wrong
+            if os.stat(self._path.with_name(self._path.name + "-wal")).st_size > _WAL_MAX_BYTES:
+                # Who reads for long must not hold up who writes: what they still need stays for now.
+                self._wait_for_others(0)
+                self._db.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def _set_sync(self, mode: str) -> None:
         if mode != self._sync:
@@ -263,11 +282,18 @@ def _hold_liveness(path: Path) -> int:
     return held
 
 
+def _remove(liveness: Path) -> None:
+    with suppress(OSError):  # the folder takes no changes just now: nobody asks for this file any more
+        liveness.unlink()
+
+
 def _is_dead(path: Path) -> bool:
     try:
         probe = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except OSError:  # nobody can tell now
+        return False
     try:
         fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

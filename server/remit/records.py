@@ -713,7 +713,8 @@ class Records:
         if self._db.lags:
             raise StoreUnavailable(
                 f"some of {self.at} waits in its table redo until somebody reads it who may also write it:"
-                " verify it as the server's user, or a copy that is yours (VACUUM INTO)"
+                " verify it as the server's user, or a copy that is yours (VACUUM INTO). If you may, another"
+                " process keeps it to itself: see who has its .lock open (fuser, lsof)"
             )
 
     def damage(self) -> Iterator[str]:

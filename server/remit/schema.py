@@ -6,7 +6,6 @@ writes the statements and asyncpg runs them, all or none.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from contextlib import closing
@@ -15,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from remit.database import Location, Postgres, reading
+from remit.database import Location, Postgres, reading, real_file, take_turn
 from remit.errors import RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -34,9 +33,11 @@ def upgrade(at: Location) -> None:
     if isinstance(at, Postgres):
         _upgrade_postgres(at)
         return
-    lock = os.open(at.with_name(at.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    at = real_file(at)
+    file = at.with_name(at.name + ".lock")
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        take_turn(lock, file)
         _make(at)
         version = _version(at)
         _must_not_be_newer(at, version)
@@ -96,11 +97,11 @@ def _version(path: Path) -> str | None:
 
 def _migrate(path: Path) -> None:
     from alembic import command
-    from sqlalchemy import create_engine
+    from sqlalchemy import URL, create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
     settings = _alembic()
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(URL.create("sqlite", database=str(path)))
     try:
         with engine.begin() as connection:
             # All or nothing, whenever the power fails: `sqlite3` begins no transaction for DDL by itself.

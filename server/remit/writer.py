@@ -37,8 +37,8 @@ _NOTHING: Any = object()
 #: A commit that held the event loop this long (seconds) sends what is alone to the thread for a while.
 _SLOW_S = 0.1
 _SLOW_FOR_S = 10.0
-#: How the database fails.
-_FAILURES = (sqlite3.Error, StoreUnavailable)
+#: How the database, and the files beside it, fail.
+_FAILURES = (sqlite3.Error, StoreUnavailable, OSError)
 #: Most changes in one transaction: bounds the latency of the last of them.
 _BATCH_MAX = 256
 

@@ -224,9 +224,10 @@ async def test_who_is_cancelled_by_the_loop_itself_hears_so_once_it_is_written(w
         assert store.committed == [["mine"]]
 
 
-async def test_an_idle_writer_looks_and_survives_what_it_sees() -> None:
+@pytest.mark.parametrize("sees", [sqlite3.OperationalError("disk I/O error"), PermissionError()])
+async def test_an_idle_writer_looks_and_survives_what_it_sees(sees: Exception) -> None:
     store = Transactions()
-    store.idling = sqlite3.OperationalError("disk I/O error")
+    store.idling = sees
     async with a_writer(store, idle_s=0.01) as writer:
         assert await asyncio.to_thread(store.idled.wait, 10)
         store.idled.clear()

@@ -7,6 +7,7 @@ the moves and the holds in the file.
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
 from remit.database import SqliteReader, reading
+from remit.journal import open_journal
 from remit.ledger import Account, Ledger
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Charge
@@ -266,6 +269,72 @@ def test_who_reads_between_two_servers_goes_by_the_write_ahead_log(
     with reading(copy) as db:
         assert db.one("SELECT COUNT(*) AS n FROM events") != before
     assert [file.name for file in copy.parent.iterdir() if file.suffix != ".lock"] == ["remit.db"]
+
+
+def test_a_checkpoint_for_which_there_is_no_room_takes_no_commit_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_sqlite, "_WAL_MAX_BYTES", 0)
+    monkeypatch.setattr(ledger_sqlite, "_COMMITS_BETWEEN_LOOKS", 1)
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # What the log takes, and the file does not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    try:
+        for _ in range(2):
+            with ledger.transaction(durable=True):
+                ledger.write_out()
+                ledger.event("something.else", tenant=None, call_id=None, text="x" * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with reading(path) as db:
+        assert db.one("SELECT last_seq, head FROM incarnations")[:] == ledger.position
+    ledger.close()
+
+
+def test_a_folder_that_takes_no_changes_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger, other = a_ledger(path, "one", Clock()), a_ledger(path, "two", Clock())
+    for name in ("one", "two"):  # what is a folder can neither be opened nor removed as a file
+        Path(f"{path}.inc-{name}").unlink()
+        Path(f"{path}.inc-{name}").mkdir()
+    with other.transaction(durable=True):
+        assert other.bury() == [], "nobody can tell whether it is dead"
+    ledger.close()
+    other.close()
+    with reading(path) as db:
+        assert {row["state"] for row in db.all("SELECT state FROM incarnations")} == {"closed"}
+
+
+def test_one_file_by_two_names_is_one_database(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    link = tmp_path / "elsewhere" / "linked.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+
+    async def opened() -> None:
+        journal = await open_journal(link, role="cli", key="ab" * 32)
+        await journal.close()
+
+    anyio.run(opened)
+    assert [file.name for file in link.parent.iterdir()] == ["linked.db"]
+    with reading(link) as db:
+        lives = db.all("SELECT id, state FROM incarnations ORDER BY id = 'one'")
+        assert [row["state"] for row in lives] == ["closed", "live"]
+    ledger.close()
+
+
+@pytest.mark.parametrize("name", ["which?", "a%41", "a#b&mode=memory"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / "remit.db"
+    path.parent.mkdir()
+    upgrade(path)
+    a_ledger(path, "one", Clock()).close()
+    with reading(path) as db:
+        assert db.one("SELECT COUNT(*) AS n FROM events")[:] == (1,)
+    assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
 def test_who_opens_a_database_again_drops_no_lock_of_who_has_it_open(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.server.builders import (
     Gate,
     Remit,
+    a_database,
     a_principal,
     a_remit,
     full_disk,
@@ -20,6 +21,7 @@ from tests.server.builders import (
     until,
 )
 
+from remit import database
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import open_journal
 from remit.model import Done, InDoubt, Outcome, Refused, Remedy
@@ -56,6 +58,37 @@ async def test_a_database_that_was_made_read_only_lets_nothing_out(tmp_path: Pat
         assert remit.source.sent == []
         ledger.one("PRAGMA query_only = 0")
         await remit.done("shop.send", {"text": "a"})
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+async def test_nothing_is_let_out_when_the_file_is_taken_away(tmp_path: Path, replaced: bool) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        await remit.done("shop.send", {"text": "before"})
+        remit.path.rename(tmp_path / "kept.db")
+        if replaced:
+            a_database(tmp_path)
+        assert (await remit.refused("shop.send", {"text": "lost"})).verdict.code == "audit_unavailable"
+        with pytest.raises(StoreUnavailable, match="removed or replaced"):
+            await remit.on.journal.take_over()
+        os.replace(tmp_path / "kept.db", remit.path)
+        await remit.done("shop.send", {"text": "after"})
+        assert len(remit.source.sent) == 2
+
+
+async def test_who_holds_the_database_for_ever_is_named_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database._TURN_S, ".lock", 0.05)
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        await remit.done("shop.send", {"text": "before"})
+        with held(remit.path):
+            assert (await remit.refused("shop.send", {"text": "a"})).verdict.code == "audit_unavailable"
+            with pytest.raises(StoreUnavailable, match=r"held .*remit\.db\.lock for .* see who"):
+                await open_journal(remit.path, role="cli")
+            assert remit.one("SELECT COUNT(*) AS n FROM calls") == {"n": 1}, "it can still be read"
+        await remit.done("shop.send", {"text": "after"})
 
 
 async def ended_while_full(remit: Remit, ending: Any) -> Outcome:

@@ -144,6 +144,21 @@ async def test_who_may_not_write_is_told_so_and_not_that_the_record_was_cut_off(
         assert verified.code == 0, verified
 
 
+@pytest.mark.usefixtures("never_idle")
+async def test_a_copy_that_sqlite_made_of_a_busy_database_is_verified(tmp_path: Path) -> None:
+    copy = tmp_path / "backup.db"
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Path)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        with closing(sqlite3.connect(remit.path)) as db:
+            db.execute("VACUUM INTO ?", (str(copy),))
+    assert logged(copy)
+    with open_records(copy) as records:
+        assert list(verifying.verify(records, payloads=False)) == []
+        assert records.count("calls") == 1
+    assert logged(copy) == 0
+
+
 SECOND = """
 from alembic import op
 
