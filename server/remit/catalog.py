@@ -119,6 +119,9 @@ def build(settings: Config, offers: Mapping[str, Offer]) -> Catalog:
                     Flaw(source=source, name=name, what="its name is not A-Z a-z 0-9 _ . - (1 to 128)")
                 )
                 continue
+            if name.startswith("remit."):
+                flaws.append(Flaw(source=source, name=name, what="remit.* are Remit's own tools"))
+                continue
             twin = looks_like.setdefault(_folded(name), name)
             if name in tools or twin != name:
                 flaws.append(

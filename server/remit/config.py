@@ -39,6 +39,12 @@ def _duration(value: object) -> object:
     raise ValueError("write a duration as a number and a unit, for example 30s, 15m, 24h or 7d")
 
 
+def _lasting(value: int) -> int:
+    if value == 0:
+        raise ValueError("this must last 1s at least")
+    return value
+
+
 def _zone(value: str) -> str:
     try:
         ZoneInfo(value)
@@ -71,6 +77,34 @@ def _must_name_a_host(url: str) -> None:
     except ValueError:
         pass
     raise ValueError("this URL names no host, or its port is no number from 1 to 65535")
+
+
+def _resource(value: str) -> str:
+    if "?" in value or "#" in value:
+        raise ValueError("this is the URL of the MCP endpoint, without ? and #")
+    return _web_address(value)
+
+
+def _key_set(value: str) -> str:
+    if not re.match(r"https://|file:/[^/]|http://(127\.0\.0\.1|localhost|\[::1\])[:/]", value):
+        raise ValueError("this must begin with https:// or be file:/path (or http:// on loopback)")
+    if not value.startswith("file:"):
+        _must_name_a_host(value)
+    return value
+
+
+def _host_header(value: str) -> str:
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", value):
+        raise ValueError("write a Host header exactly, such as remit.internal:8420; there are no wildcards")
+    return value
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/*?#\s]+", value):
+        raise ValueError(
+            "write an Origin header exactly, such as https://app.example.com; no path, no wildcards"
+        )
+    return value
 
 
 def _pattern(value: str) -> str:
@@ -116,8 +150,11 @@ Duration = Annotated[
     BeforeValidator(_duration),
     Field(json_schema_extra={"type": "string", "pattern": f"^{_DURATION.pattern}$"}),
 ]
+#: Of something that cannot be without: a pause between two rounds, or a time in which to answer.
+Lasting = Annotated[Duration, AfterValidator(_lasting)]
 Zone = Annotated[str, AfterValidator(_zone)]
 SecretRef = Annotated[str, AfterValidator(_reference)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
 SourceId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}$")]
 AgentName = Annotated[str, Field(pattern=r"^agent:[A-Za-z0-9_.@-]{1,128}$")]
@@ -153,7 +190,7 @@ class Store(Strict):
     #: URL itself when there is no password in it.
     url: Annotated[str, AfterValidator(_database_url)] | None = None
     #: On PostgreSQL: a replica that has not been heard of for so long is taken for dead.
-    lease: Duration = 15
+    lease: Lasting = 15
     #: While nothing can be recorded, nothing is let out: with `true` calls that only read are, and how many
     #: there were is recorded afterwards.
     reads_when_down: bool = False
@@ -235,10 +272,10 @@ class CliIdentity(Strict):
 class Jwt(Strict):
     """OAuth 2.1 access tokens (RFC 9068) from one pinned issuer."""
 
-    issuer: str
+    issuer: WebAddress
     #: `https://...` or `file:/path`; plain http only on loopback.
-    jwks: str
-    audience: str
+    jwks: Annotated[str, AfterValidator(_key_set)]
+    audience: Annotated[str, AfterValidator(_resource)]
     tenant_claim: str = "tenant"
     #: Used when the token has no tenant claim; without it such a token is refused.
     tenant: SubjectId | None = None
@@ -260,9 +297,9 @@ class Tls(Strict):
 class Http(Strict):
     bind: Annotated[str, Field(pattern=r"^(\[[0-9a-f:]+\]|[A-Za-z0-9.-]+):\d{1,5}$")] = "127.0.0.1:8420"
     #: The address that clients use, when it is not `bind` (behind a proxy).
-    public_url: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
+    public_url: WebAddress | None = None
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host_header)], ...] = ()
+    allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
     tls: Tls | None = None
     #: A proxy in front of Remit terminates TLS. Needed (or `tls`) for any bind but loopback.
     behind_tls_proxy: bool = False
@@ -306,7 +343,7 @@ class McpSource(Strict):
     prefix: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]{0,31})?$")] | None = None
     #: Requests and notifications of the source that may reach the calling client.
     relay: tuple[Relay, ...] = ()
-    connect_timeout: Duration = 30
+    connect_timeout: Lasting = 30
     #: Start without it when it cannot be reached; its tools are absent until it can.
     optional: bool = False
     #: It is there for trying things: `remit tools prove` may change what it holds.
@@ -320,6 +357,8 @@ class McpSource(Strict):
             raise ValueError("command is empty: give the program and its arguments as a list")
         if self.url is not None and not re.match(r"https?://", self.url):
             raise ValueError("url must begin with https:// (or http:// on a trusted network)")
+        if self.url is not None:
+            _must_name_a_host(self.url)
         if self.url is None and (self.headers or self.bearer):
             raise ValueError("headers and bearer go with url; a child process takes its secrets from env")
         return self
@@ -514,7 +553,7 @@ class ToolRules(Strict):
     on_error: Literal["no_effect", "unknown"] = "unknown"
     #: An equal call within this time is answered with the recorded result instead of being sent again.
     repeat_window: Duration | None = None
-    timeout: Duration | None = None
+    timeout: Lasting | None = None
     #: Replaces the source's own description towards agents.
     description: str | None = None
 
@@ -625,7 +664,7 @@ class Trigger(Strict):
     budget: Spent | None = None
     switch: Switched | None = None
     #: The time that must pass after a run that nobody began. Older labels and switches are not looked at.
-    every: Duration = 3600
+    every: Lasting = 3600
     #: The playbook's inputs, over what set it off: `trigger.agent` and so on.
     inputs: Mapping[Name, Annotated[str, expression("trigger")]] = {}
 
@@ -709,13 +748,13 @@ class Budget(Strict):
 
 class Approvals(Strict):
     #: How long a request may wait for people; then it is refused.
-    pending: Duration = 900
+    pending: Lasting = 900
     #: How long an approval may lie unused.
-    use_within: Duration = 300
+    use_within: Lasting = 300
 
 
 class Limits(Strict):
-    call_timeout: Duration = 60
+    call_timeout: Lasting = 60
     result_bytes: Annotated[int, Field(ge=1024, le=64 * 2**20)] = 2**20
     per_agent: Annotated[int, Field(ge=1)] = 16
     per_source: Annotated[int, Field(ge=1)] = 64
@@ -728,13 +767,13 @@ class Timestamp(Strict):
     """An authority that stamps checkpoints with the time (RFC 3161)."""
 
     #: Plain http will do: its answer is signed, and it is told a digest only.
-    url: Annotated[str, AfterValidator(_web_address)]
+    url: WebAddress
     #: Its root certificates, in PEM: an answer that is not signed under one of them is not kept.
     roots: Path
     #: Each checkpoint and the answer to it are put here, as `SIZE.checkpoint` and `SIZE.tsr`.
     folder: Path
     #: How often the newest checkpoint is stamped, at most.
-    every: Duration = 3600
+    every: Lasting = 3600
 
 
 class Anchor(Strict):
@@ -771,14 +810,14 @@ class Retention(Strict):
 
 class Audit(Strict):
     #: How often new events are sealed into the log and its root is signed.
-    seal_every: Duration = 10
+    seal_every: Lasting = 10
     anchors: tuple[Anchor, ...] = ()
     retention: Retention = Retention()
 
 
 class Telemetry(Strict):
     #: An OTLP/HTTP endpoint; needs the `otlp` extra. Off until set.
-    otlp: str | None = None
+    otlp: WebAddress | None = None
 
 
 #: What rules read directly below `r.ctx`, beside the operator's own names (see `context.py`).
@@ -834,6 +873,8 @@ class Config(Strict):
         if bare and len(self.sources) > 1:
             raise ValueError(f'prefix "" on {bare[0]} needs it to be the only source: give it a prefix')
         prefixes = [name if source.prefix is None else source.prefix for name, source in self.sources.items()]
+        if "remit" in prefixes:
+            raise ValueError("remit.* are Remit's own tools: give the source another name, or a prefix")
         for prefix in prefixes:
             if prefixes.count(prefix) > 1:
                 raise ValueError(f"two sources export under {prefix!r}: give one another prefix")

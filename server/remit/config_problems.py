@@ -64,7 +64,7 @@ EXAMPLES = {
     "user": "user: user:maria",
     "issuer": "issuer: https://login.example.com",
     "jwks": "jwks: https://login.example.com/jwks.json",
-    "audience": "audience: https://remit.example.com",
+    "audience": "audience: https://remit.example.com/mcp",
     "certificate": "certificate: tls/server.pem",
     "key": "key: tls/server.key",
     "if": "if: args.amount > 1000",

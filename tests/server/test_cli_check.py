@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -389,3 +390,42 @@ def test_what_fails_is_never_taken_for_an_answer_of_can(
     failed = acme(*asked)
     assert (failed.code, failed.out) == (78, "")
     assert "ZeroDivisionError" in failed.err
+
+
+def test_a_certificate_that_is_none_is_found_before_a_client_finds_it(acme: Terminal) -> None:
+    acme.config.write_text(f"{CONFIG}http:\n  tls: {{certificate: policy.csv, key: policy.csv}}\n")
+    checked = acme("check", "--offline")
+    assert checked.code == 1
+    assert ": http.tls: TLS cannot be served with " in checked.out
+    served = acme("serve")
+    assert (served.code, served.out) == (1, "")
+    assert served.err.startswith("remit: TLS cannot be served with ")
+
+
+def test_a_server_whose_address_is_taken_says_so_in_one_sentence(acme: Terminal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        served = acme("serve", "--http", taken)
+    assert (served.code, served.out) == (1, "")
+    assert served.err == (
+        f"remit: cannot listen on {taken}: address already in use; end what uses it, or name another with"
+        " --http or http.bind\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bind", "why"),
+    [
+        ("8420", "'8420' is refused; write an address and a port, for example 127.0.0.1:8420"),
+        (
+            "0.0.0.0:8420",
+            "bind is not loopback: set tls, or behind_tls_proxy: true when a proxy terminates TLS",
+        ),
+    ],
+)
+def test_an_address_that_is_none_is_refused_in_the_words_of_the_file(
+    acme: Terminal, bind: str, why: str
+) -> None:
+    served = acme("serve", "--http", bind)
+    assert served.code == 64
+    assert served.err.endswith(f"Error: --http: {why}\n")

@@ -39,7 +39,7 @@ policy: {model: model.conf, files: [policy.csv]}
 identity:
   stdio: {tenant: acme, agent: agent:helpdesk, user: user:maria}
   cli: {tenant: acme, user: user:sam}
-  jwt: {issuer: https://id.example.com, jwks: file:/etc/jwks.json, audience: remit, algorithms: [ES256]}
+  jwt: {issuer: https://id.example.com, jwks: file:/etc/jwks.json, audience: https://remit.example.com/mcp, algorithms: [ES256]}
 http: {bind: "0.0.0.0:8420", tls: {certificate: tls/cert.pem, key: tls/key.pem}}
 sources:
   billing: {kind: mcp, url: https://billing.example.com/mcp, bearer: env:BILLING, connect_timeout: 5s}
@@ -86,6 +86,7 @@ GITHUB_TOKEN = "ghp_" + "a1B2" * 9
 DURATION = " is refused: write a duration as a number and a unit, for example 30s, 15m, 24h or 7d"
 LEAKED = "; replace it, for it has been in a file, and refer to the new one as env:NAME or file:/path"
 NAME = "1 to 128 letters, digits and the signs _ . @ -"
+ORIGIN = "write an Origin header exactly, such as https://app.example.com; no path, no wildcards"
 TOP_LEVEL = ", ".join(config.Config.model_fields)
 
 # What is wrong, the file, and each line of the answer without the file's name.
@@ -195,6 +196,12 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "4:21: sources.time.command: 'mcp-server-time --utc' is text; write a list"),
     "a url of another scheme": (BASE.replace("command: [mcp-server-time]", "url: 'ftp://x.example'"),
         "4:3: sources.time: url must begin with https:// (or http:// on a trusted network)"),
+    "a url without a host": (BASE.replace("command: [mcp-server-time]", "url: 'https:///mcp'"),
+        "4:3: sources.time: this URL names no host, or its port is no number from 1 to 65535"),
+    "a url with a port that is none": (BASE.replace("command: [mcp-server-time]", "url: 'https://x.example:99999/mcp'"),
+        "4:3: sources.time: this URL names no host, or its port is no number from 1 to 65535"),
+    "a source of Remit's own name": (BASE.replace("  time", "  remit"),
+        "1:1: remit.* are Remit's own tools: give the source another name, or a prefix"),
     "a bearer beside a command": (BASE.replace("command:", "bearer: env:X, command:"),
         "4:3: sources.time: headers and bearer go with url; a child process takes its secrets from env"),
     "a secret instead of a reference": (BASE.replace("command: [mcp-server-time]", "url: 'https://x.example', bearer: hunter2"),
@@ -249,8 +256,8 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "5:32: identity.cli.user: 'maria' is refused; write user: and then " + NAME),
     "a tenant with a space": (BASE + "identity: {cli: {tenant: 'a cme', user: user:maria}}\n",
         "5:18: identity.cli.tenant: 'a cme' is refused; use " + NAME),
-    "an algorithm that signs nothing": (BASE + "identity: {jwt: {issuer: a, jwks: b, audience: c, algorithms: [none]}}\n",
-        "5:64: identity.jwt.algorithms[0]: 'none' is not an algorithm; write one of RS256, PS256, ES256, EdDSA"),
+    "an algorithm that signs nothing": (BASE + "identity: {jwt: {algorithms: [none], issuer: https://a.example, jwks: file:/b, audience: https://c.example/mcp}}\n",
+        "5:31: identity.jwt.algorithms[0]: 'none' is not an algorithm; write one of RS256, PS256, ES256, EdDSA"),
     "an unknown time zone": (BASE + "zone: Mars/Olympus\nbudgets: [{scope: agent, unit: calls, window: day, limit: 1, zone: Europe}]\n",
         "5:1: zone: 'Mars/Olympus' is refused: this machine knows no such time zone; write one such as Europe/Berlin, or install tzdata",
         "6:62: budgets[0].zone: 'Europe' is refused: this machine knows no such time zone; write one such as Europe/Berlin, or install tzdata"),
@@ -260,6 +267,26 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "5:1: http: bind: a port is at most 65535"),
     "an open bind": (BASE + "http: {bind: 0.0.0.0:8420}\n",
         "5:1: http: bind is not loopback: set tls, or behind_tls_proxy: true when a proxy terminates TLS"),
+    "a public url without a scheme": (BASE + "http: {public_url: remit.example.com}\n",
+        "5:8: http.public_url: 'remit.example.com' is refused: this must begin with https:// or http://"),
+    "a URL for a host": (BASE + "http: {allowed_hosts: ['https://remit.internal']}\n",
+        "5:24: http.allowed_hosts[0]: 'https://remit.internal' is refused: write a Host header exactly, such as remit.internal:8420; there are no wildcards"),
+    "every origin": (BASE + "http: {allowed_origins: ['*']}\n",
+        "5:26: http.allowed_origins[0]: '*' is refused: " + ORIGIN),
+    "an origin with a path": (BASE + "http: {allowed_origins: ['https://app.example.com/']}\n",
+        "5:26: http.allowed_origins[0]: 'https://app.example.com/' is refused: " + ORIGIN),
+    "an issuer without a scheme": (BASE + "identity: {jwt: {issuer: login.example.com, jwks: file:/b, audience: https://c.example/mcp}}\n",
+        "5:18: identity.jwt.issuer: 'login.example.com' is refused: this must begin with https:// or http://"),
+    "keys over plain http": (BASE + "identity: {jwt: {jwks: 'http://a.example', issuer: https://a.example, audience: https://c.example/mcp}}\n",
+        "5:18: identity.jwt.jwks: 'http://a.example' is refused: this must begin with https:// or be file:/path (or http:// on loopback)"),
+    "an audience that is no URL": (BASE + "identity: {jwt: {audience: remit, issuer: https://a.example, jwks: file:/b}}\n",
+        "5:18: identity.jwt.audience: 'remit' is refused: this must begin with https:// or http://"),
+    "an audience with a query": (BASE + "identity: {jwt: {audience: 'https://c.example/mcp?x', issuer: https://a.example, jwks: file:/b}}\n",
+        "5:18: identity.jwt.audience: 'https://c.example/mcp?x' is refused: this is the URL of the MCP endpoint, without ? and #"),
+    "a collector without a scheme": (BASE + "telemetry: {otlp: 'localhost:4317'}\n",
+        "5:13: telemetry.otlp: 'localhost:4317' is refused: this must begin with https:// or http://"),
+    "no pause between two seals": (BASE + "audit: {seal_every: 0s}\n",
+        "5:9: audit.seal_every: '0s' is refused: this must last 1s at least"),
     "an absent certificate": (BASE + "http: {tls: {certificate: absent.pem, key: tls/key.pem}}\n",
         "5:14: http.tls.certificate: there is no file '<folder>/absent.pem'; write it, or name another"),
     "a bad tool name": (BASE + "tools: {time travel: {effect: read}}\n",

@@ -72,7 +72,7 @@ def _check(config_path: Path, *, offline: bool) -> tuple[list[Finding], list[Exp
         loaded = load(config_path)
     except ConfigError as error:
         return [_configured(problem) for problem in error.problems], []
-    findings = list(_unanchored(loaded))
+    findings = [*_unanchored(loaded), *_unserved(loaded)]
     if offline:
         return findings + policy_findings(loaded.config, None)[1], []
     offered = anyio.run(ask, loaded)
@@ -118,6 +118,15 @@ def _unanchored(loaded: Loaded) -> Iterator[Finding]:
         for field, message, warning in unfit(anchor, at):
             problem = loaded.problem(("audit", "anchors", number, *field.split(".")), message)
             yield _configured(problem, warning=warning)
+
+
+def _unserved(loaded: Loaded) -> Iterator[Finding]:
+    """Why no client could trust the line, whatever else is right."""
+    if tls := loaded.config.http.tls:
+        from remit.front.serving import unfit_tls
+
+        if why := unfit_tls(tls):
+            yield _configured(loaded.problem(("http", "tls"), why))
 
 
 def _idle_playbooks(loaded: Loaded, policy: Policy) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from remit.cli.options import config_option, json_option, print_json
 from remit.config import Http
 from remit.config_file import Loaded, load, stdio_identity
+from remit.config_problems import sentence
 
 
 @click.command()
@@ -56,5 +57,5 @@ def _bound(loaded: Loaded, bind: str) -> Loaded:
     try:
         http = Http.model_validate({**loaded.config.http.model_dump(), "bind": bind})
     except ValidationError as error:
-        raise click.UsageError(f"--http {bind}: {error.errors()[0]['msg']}") from None
+        raise click.UsageError(f"--http: {sentence(('http', 'bind'), error.errors())}") from None
     return replace(loaded, config=loaded.config.model_copy(update={"http": http}))

@@ -6,6 +6,7 @@ Owns the sockets and the server's life. What a request means is not its business
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 import anyio
 
 from remit.app import App, process_run
+from remit.config import Http, Tls
+from remit.errors import RemitError
 from remit.front.lane import HttpLane, Lane, StdioLane
 from remit.front.server import Front
 from remit.identity import Principal
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 MCP_PATH = "/mcp"
+
+
+class NotServed(RemitError):
+    """Clients cannot reach this server as it is configured."""
 
 
 async def serve_stdio(app: App, principal: Principal) -> None:
@@ -59,8 +66,10 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
             yield  # `_heed_signals` does
 
     settings = app.config.http
+    if settings.tls and (why := unfit_tls(settings.tls)):
+        raise NotServed(why)
     front = Front(app)
-    listener = _listen(settings.host, settings.port)
+    listener = _listen(settings)
     port = listener.getsockname()[1]
     scheme = "https" if settings.tls else "http"
     url = f"{scheme}://{_name(settings.host)}:{port}{MCP_PATH}"
@@ -114,9 +123,32 @@ def _name(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=512)
+def _listen(settings: Http) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=512)
+    except OSError as error:
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else "the name is not known here"
+        raise NotServed(
+            f"cannot listen on {settings.bind}: {why.lower()}; end what uses it, or name another with --http"
+            " or http.bind"
+        ) from None
+
+
+def unfit_tls(tls: Tls) -> str | None:
+    """Why clients cannot be served with this certificate and key, to somebody who mends it."""
+    import ssl
+
+    try:
+        # A password is asked for on the terminal otherwise, where nobody may be.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password="")
+    except OSError as error:
+        why = (error.strerror or "").lower() if type(error) is PermissionError else "they do not fit"
+        return (
+            f"TLS cannot be served with {tls.certificate} and {tls.key}: {why}; both are PEM, the key is that"
+            " of the certificate, has no password, and this user may read it"
+        )
+    return None
 
 
 async def _guarded(app: App, front: Front, url: str, port: int) -> ASGIApp:
