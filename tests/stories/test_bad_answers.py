@@ -149,14 +149,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(http=http, session=session, config=config, canary=canary)
 
 
-LATE = "The source did not answer within 1 s; whether it acted is unknown."
-UNREADABLE = "The source's answer cannot be read ({}); whether it acted is unknown."
+LATE = "The source did not answer within 1 s."
+UNREADABLE = "The source's answer cannot be read ({})."
 NO_OBJECT = UNREADABLE.format("it is not a JSON object")
 OTHER = UNREADABLE.format("it answers another request")
 NEITHER = UNREADABLE.format("it holds neither a result object nor an error")
 FORM = UNREADABLE.format("its {} is not of the form that MCP gives it")
-STOPPED = "The source stopped before it answered; whether it acted is unknown."
-BROKE = "The connection to the source broke; whether it acted is unknown."
+STOPPED = "The source stopped before it answered."
+BROKE = "The connection to the source broke."
 LARGE = (
     "The source's answer is larger than 1048576 bytes; it acted, but its answer was dropped. "
     "Ask for less at once."
@@ -298,7 +298,8 @@ def test_a_read_that_is_not_answered_has_failed_and_nothing_is_in_doubt(way: str
     serves(place, way)
     told = place.call(f"{way}.look", {"say": result('{"content":5}')}).message["result"]
     assert told["_meta"]["dev.remit/verdict"]["code"] == "invalid_answer"
-    assert told["content"][0]["text"].endswith("The call had no effect and cost nothing.")
+    text = told["content"][0]["text"]
+    assert text.endswith("). The call had no effect and cost nothing.")  # and no word of a doubt before it
     assert place.last()["state"] == "failed"
 
 

@@ -416,7 +416,7 @@ class McpAdapter:
         except TimeoutError:
             within = f"within {ceil(request.deadline_s)} s"
             raise AdapterError(
-                f"The source did not answer {within}; whether it acted is unknown."
+                f"The source did not answer {within}."
                 if sent
                 else f"The source was not free {within}; nothing was sent.",
                 no_effect=not sent,

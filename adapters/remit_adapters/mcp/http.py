@@ -237,7 +237,7 @@ class Endpoint:
                 code="source_refused",
             )
         raise AdapterError(
-            f"The source failed with HTTP status {status}; whether it acted is unknown.",
+            f"The source failed with HTTP status {status}.",
             no_effect=False,
             code="source_failed",
         )
@@ -265,7 +265,7 @@ class Endpoint:
         while answer is None:
             if events.last_id is None or self.version == MODERN or fruitless >= _RESUMES_MAX:
                 raise AdapterError(
-                    "The source broke off its answer; whether it acted is unknown.",
+                    "The source broke off its answer.",
                     no_effect=False,
                     code="source_lost",
                 )
@@ -381,7 +381,7 @@ class _Honest:
         if isinstance(error, BrokenError):
             log.debug("a connection to a source broke", exc_info=error)
             raise AdapterError(
-                "The connection to the source broke; whether it acted is unknown.",
+                "The connection to the source broke.",
                 no_effect=False,
                 code="source_lost",
             ) from error

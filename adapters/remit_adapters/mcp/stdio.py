@@ -339,7 +339,7 @@ class Pipe:
         for waiting in (*self._in_flight.all(), *self._listening.all()):
             waiting.fail(
                 AdapterError(
-                    "The source stopped before it answered; whether it acted is unknown.",
+                    "The source stopped before it answered.",
                     no_effect=False,
                     code="source_lost",
                 )

@@ -188,7 +188,7 @@ def printable(text: str, length_max: int) -> str:
 
 def invalid(why: str) -> AdapterError:
     return AdapterError(
-        f"The source's answer cannot be read ({why}); whether it acted is unknown.",
+        f"The source's answer cannot be read ({why}).",
         no_effect=False,
         code="invalid_answer",
     )

@@ -128,9 +128,10 @@ def _listen(settings: Http) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=512)
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else "the name is not known here"
+        number = error.errno or 0  # negative where a name was looked up in vain
+        why = os.strerror(number).lower() if number > 0 else "the name is not known here"
         raise NotServed(
-            f"cannot listen on {settings.bind}: {why.lower()}; end what uses it, or name another with --http"
+            f"cannot listen on {settings.bind}: {why}; end what uses it, or name another with --http"
             " or http.bind"
         ) from None
 
