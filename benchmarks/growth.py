@@ -398,6 +398,7 @@ def filters(now: int) -> dict[str, CallQuery]:
         "--agent, of nobody": CallQuery(agent="agent:nobody"),
         "--user": CallQuery(user="user:u7"),
         "--user, of nobody": CallQuery(user="user:nobody"),
+        "--tenant, of nobody": CallQuery(tenant="nobody"),
         "--tool": CallQuery(tool="acme.refund"),
         "--tool acme.*": CallQuery(tool="acme.*"),
         "--tool, never called": CallQuery(tool="acme.nothing"),

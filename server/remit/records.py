@@ -392,12 +392,14 @@ class Records:
             wanted = [name for name in self.tools() if name.startswith(query.tool[:-1])]
         if query.tools is not None:
             wanted = [name for name in query.tools if wanted is None or name in wanted]
-        if query.agent is not None or query.run is not None:
-            tenants = self._names("tenant") if query.tenant is None else [query.tenant]
+        tenants = [each for each in self._names("tenant") if query.tenant in (None, each)]
+        if query.agent is not None or query.user is not None or query.run is not None:
             among = "" if wanted is None else f" AND tool IN ({', '.join('?' * len(wanted)) or 'NULL'})"
             return _BY_TIME, [(f"tenant = ?{among}", (each, *(wanted or ()))) for each in tenants]
         if wanted is not None:
             return _BY_TIME, [("tool = ?", (name,)) for name in wanted]
+        if not tenants:
+            return _BY_TIME, []
         if query.verdict in (None, "execute") and query.state in (None, "succeeded"):
             return "id DESC", [("1 = 1", ())]  # most calls are so: from the newest one back
         return _BY_TIME, [("1 = 1", ())]

@@ -159,6 +159,7 @@ calls = Table(
         name="dispatched_iff_sent",
     ),
     Index("ix_calls_agent", "tenant", "agent", "created_us"),
+    Index("ix_calls_user", "tenant", "user", "created_us"),
     Index("ix_calls_run", "tenant", "run", "created_us"),
     Index("ix_calls_tool", "tool", "created_us"),
     Index("ix_calls_fingerprint", "fingerprint", "created_us", **_where("effect <> 'read'")),
