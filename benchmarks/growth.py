@@ -153,6 +153,8 @@ def shape(records: Records, call_id: str) -> Shape:
         facts = orjson.loads(row["body"])
         if facts.get("context_commit"):
             known.append((facts["context_commit"], "context_commit"))
+        if facts.get("touched"):
+            known.append((facts["touched"], "touched"))
         body = slotted(row["body"].replace(f'"seq":{row["seq"]},', '"seq":@@,')).replace("@@", "%(seq)s")
         events.append((row["kind"], slotted(row["at_us"])[2:-2], body))
     rows: list[tuple[str, list[Any], list[tuple[int, str]], list[tuple[int, str]]]] = []
@@ -199,10 +201,15 @@ class Copies:
     """Writes copies of calls; the hash chain, the balances and the payloads are their own."""
 
     def __init__(
-        self, put: Callable[[str, list[Any]], object], seals: Sequence[Seal], rng: random.Random
+        self,
+        put: Callable[[str, list[Any]], object],
+        seals: Sequence[Seal],
+        name: Callable[[str, str], str],
+        rng: random.Random,
     ) -> None:
         self._put = put
         self._seals = seals
+        self._name = name
         self._rng = rng
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._posted: dict[tuple[str, int], int] = defaultdict(int)
@@ -238,6 +245,7 @@ class Copies:
             "day": at_us // DAY_US * DAY_US,
             "approval": uuid7(at_us),
         }
+        slots["touched"] = self._name("acme", slots["thing"])
         for slot, offset in like.times.items():
             slots[slot] = at_us + offset
         noise = rng.randbytes(28 * len(like.payloads))
@@ -305,13 +313,14 @@ def loading(at: Location) -> Iterator[Callable[[str, list[Any]], object]]:
         session.close()
 
 
-async def seals_for(at: Location) -> list[Seal]:
-    """A key for each user, made by the journal's own sealer in a new record."""
+async def seals_for(at: Location) -> tuple[list[Seal], Callable[[str, str], str]]:
+    """A key for each user, made by the journal's own sealer in a new record, and what names things there."""
     journal: Any = await open_journal(at, role="growth")
     try:
-        return await journal._writer.write(
+        seals = await journal._writer.write(
             lambda: [journal._sealer.seal_for("acme", (f"user:u{user}",)) for user in range(USERS)]
         )
+        return seals, journal._sealer.vault.name
     finally:
         await journal.close()
 
@@ -325,9 +334,9 @@ def load(at: Location, folder: Path, calls: int, say: Callable[[str], object]) -
     began = time.perf_counter()
     copies_end = now_us()
     first = copies_end - DAYS * DAY_US
-    seals = asyncio.run(seals_for(at))
+    seals, name = asyncio.run(seals_for(at))
     with loading(at) as put:
-        copies = Copies(put, seals, rng)
+        copies = Copies(put, seals, name, rng)
         for number in range(calls):
             at_us = first + number * (DAYS * DAY_US) // calls
             if number % CALLS_OF_A_LIFE == 0:

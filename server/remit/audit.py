@@ -9,7 +9,9 @@ found only by a copy or a checkpoint kept elsewhere.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -17,12 +19,13 @@ from typing import Any, TypeVar, cast
 
 import orjson
 
-from remit import chain
+from remit import chain, ways_back_told
 from remit.binding import binding_of
 from remit.database import Row
 from remit.erasing import ERASED
-from remit.records import Records
+from remit.records import Records, open_records
 from remit.vault import Damaged, KeyUnusable
+from remit.ways_back_told import ended
 
 T = TypeVar("T")
 
@@ -84,15 +87,19 @@ _SEALED = (
             "arguments_commit",
             "of_call",
             "auth",
+            "source",
         )
     ),
     ("kind", "purpose"),
 )
+_KIND = 7 + [name for name, _ in _SEALED].index("kind")
+_TENANT = 7 + [name for name, _ in _SEALED].index("tenant")
 _sealed = itemgetter(*(name for _, name in _SEALED))
-#: What is read of each call.
-_COMPARED = "id, policy_rows, confirmation, state, result_commit, " + ", ".join(
+#: What is read of each call, and of its way back.
+_COMPARED = "id, policy_rows, confirmation, state, result_commit, resolution, claim, " + ", ".join(
     f'"{name}"' for name, _ in _SEALED
 )
+_WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
 
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
@@ -114,6 +121,8 @@ class Followed:
     loose: list[Place] = field(default_factory=list[Place])
     #: Those that say what their call established about its run.
     establishing: list[Place] = field(default_factory=list[Place])
+    #: Of how many calls the arguments, and of how many the ways back, are not kept any more.
+    gone: Counter[str] = field(default_factory=Counter[str])
 
     def follow(
         self, records: Records, rows: Iterator[tuple[Any, ...]]
@@ -135,6 +144,7 @@ class Followed:
         self.events += other.events
         self.loose += other.loose
         self.establishing += other.establishing
+        self.gone += other.gone
 
 
 def ignored(_: int) -> None:
@@ -222,17 +232,19 @@ def verify_calls(
             values,
         )
 
+    followed = followed or Followed()
     rows = counted(of_calls(chain.COLUMNS, "events", "call_id"), progress)
-    events = _histories((followed or Followed()).follow(records, rows))
-    carried = _by_call(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
-    history, kept = next(events, None), next(carried, None)
+    events = _histories(followed.follow(records, rows))
+    carried = _beside(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
+    undos_of = _beside(of_calls(", ".join(_WAY_BACK), "undos", "call_id"))
+    touched_by = _beside(of_calls("call_id, resource", "touches", "call_id"))
+    history = next(events, None)
     for call in counted(of_calls(_COMPARED, "calls", "id"), progress):
         call_id = call[0]
         while history is not None and history[0] < call_id:
             yield _no_call(history[0])
             history = next(events, None)
-        while kept is not None and kept[0] < call_id:
-            kept = next(carried, None)
+        kept, undos, touched = carried(call_id), undos_of(call_id), touched_by(call_id)
         if history is None or history[0] != call_id:
             yield Finding(where=f"call {call_id}", what="it has no event")
             continue
@@ -240,9 +252,22 @@ def verify_calls(
         history = next(events, None)
         for what in _disagreements(call, happened):
             yield Finding(where=f"call {call_id}", what=what)
-        if kept is not None and kept[0] == call_id:
-            for what in _miscarried(records, kept[1], happened):
+        undo: dict[str, Any] | None = dict(zip(_WAY_BACK, undos[0], strict=True)) if undos else None
+        plan = ways_back_told.plan(happened)
+        if undo is not None or plan is not None:
+            for what in _led_astray(records, undo, plan, kept, happened):
                 yield Finding(where=f"call {call_id}", what=what)
+        if payloads:
+            for what in _miscarried(records, kept, happened):
+                yield Finding(where=f"call {call_id}", what=what)
+            begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
+            for what in ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened):
+                yield Finding(where=f"call {call_id}", what=what)
+            if not _claimed(records, call, kept, begun):
+                yield Finding(where=f"call {call_id}", what="its claim is not what its event says")
+            if call[_KIND] == "call":
+                for what in ways_back_told.missing(kept, happened, begun, followed.gone):
+                    yield Finding(where=f"call {call_id}", what=what)
     while history is not None:
         yield _no_call(history[0])
         history = next(events, None)
@@ -277,6 +302,46 @@ def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Fin
         asked = "SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.awaiting_approval'"
         if list(records.rows(asked, (call["id"],))):
             yield Finding(where=where, what="people were asked about it, and the request is gone")
+
+
+def verify_undos(records: Records) -> Iterator[Finding]:
+    """Every way back that undos have brought to another state than `undos` says, or not at all."""
+    brought: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in records.rows("SELECT id, of_call FROM calls WHERE of_call IS NOT NULL AND kind = 'undo'"):
+        if end := ways_back_told.taken_to(_happened(records, row["id"])):
+            brought[row["of_call"]][row["id"]] = end
+    for row in records.rows("SELECT call_id, state, undo_call FROM undos WHERE undo_call IS NOT NULL"):
+        ends = brought.pop(row["call_id"], {})
+        end = ends.pop(row["undo_call"], None)
+        # One that certainly did nothing left it as it was, for the next.
+        if set(ends.values()) <= {"ready"} and (
+            row["state"] == end
+            or (
+                (row["state"], end) == ("void", "ready")
+                and _is_closed(records, *_of_one(records, row["call_id"]))
+            )
+        ):
+            continue
+        yield Finding(where=f"call {row['call_id']}", what="its way back is not as its undos have left it")
+    for call_id in brought:
+        yield Finding(where=f"call {call_id}", what="it was taken back, and its way back does not say so")
+
+
+def verify_kept(records: Records, followed: Followed) -> Iterator[Finding]:
+    """Whether retention removed as much as is gone of what the `followed` calls carried."""
+    if (told := _retained(records)) == followed.gone:
+        return
+    with open_records(records.at) if records.at else nullcontext(records) as newest:
+        told_since = _retained(newest)
+    for what in sorted(told_since.keys() | followed.gone.keys()):
+        gone = followed.gone[what]
+        # What was followed by other processes may have been removed since these records were opened.
+        if not told[what] <= gone <= told_since[what]:
+            yield Finding(
+                where="payloads",
+                what=f"the {what.replace('_', ' ')} of {gone} calls are gone, and retention removed those of"
+                f" {told[what]}",
+            )
 
 
 def verify_keys(records: Records) -> Iterator[Finding]:
@@ -483,6 +548,28 @@ def _no_call(call_id: str) -> Finding:
     return Finding(where=f"call {call_id}", what="it has events, and no row in calls")
 
 
+def _happened(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
+    """By kind, what the events of a call tell."""
+    return {
+        row["kind"]: _facts(row["body"])
+        for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (call_id,))
+    }
+
+
+def _of_one(records: Records, call_id: str) -> tuple[list[tuple[Any, ...]], dict[str, dict[str, Any]]]:
+    """What is kept of what a call carried, and what its events tell."""
+    kept = records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,))
+    return list(kept), _happened(records, call_id)
+
+
+def _retained(records: Records) -> Counter[str]:
+    """What retention says that it removed."""
+    found: Counter[str] = Counter()
+    for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.retained'"):
+        found.update(_facts(row["body"]).get("removed", {}))
+    return found
+
+
 def _histories(
     followed: Iterator[tuple[tuple[Any, ...], dict[str, Any]]],
 ) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
@@ -491,13 +578,27 @@ def _histories(
         yield call_id, {row[3]: facts for row, facts in some}
 
 
-def _by_call(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    for call_id, some in groupby(rows, itemgetter(0)):
-        yield call_id, list(some)
+def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[Any, ...]]]:
+    """What gives those of the rows, in order of their calls, that are of a call, when asked in that order."""
+    row = next(rows, None)
+
+    def of(call_id: str) -> Sequence[tuple[Any, ...]]:
+        nonlocal row
+        while row is not None and row[0] < call_id:
+            row = next(rows, None)
+        if row is None or row[0] != call_id:
+            return ()
+        found: list[tuple[Any, ...]] = []
+        while row is not None and row[0] == call_id:
+            found.append(row)
+            row = next(rows, None)
+        return found
+
+    return of
 
 
 def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    _, policy_rows, confirmation, stands, committed_to, *_ = call
+    _, policy_rows, confirmation, stands, committed_to, resolved, *_ = call
     opening = _first(_OPENINGS, happened)
     if opening is None:
         yield "no event says how it began"
@@ -517,8 +618,10 @@ def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, An
     state = _LEAVES[last] or happened[last].get("state")
     if stands != state:
         yield f"state is {stands!r}, and its events end in {state!r}"
-    if committed_to != _ended(happened).get("result_commit"):
+    if committed_to != ended(happened).get("result_commit"):
         yield "result_commit is not what its event says"
+    if (resolved or "call.in_doubt" in happened) and resolved != ways_back_told.resolution(happened):
+        yield "resolution is not what its event says"
 
 
 def _agree(stated: tuple[Any, ...], begun: Mapping[str, Any]) -> bool:
@@ -535,15 +638,11 @@ def _first(kinds: Sequence[str], happened: Mapping[str, Mapping[str, Any]]) -> s
     return None
 
 
-def _ended(happened: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    return happened.get("call.succeeded") or happened.get("call.failed") or _NOTHING
-
-
 def _miscarried(
     records: Records, kept: Sequence[tuple[Any, ...]], happened: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     """What of the stored payloads is not what was sealed, or not what was committed to."""
-    commits = {"result": _ended(happened).get("result_commit")}
+    commits = {"result": ended(happened).get("result_commit")}
     begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
     if not begun.get("redacted"):
@@ -558,6 +657,58 @@ def _miscarried(
             continue
         if commitment is not None and kind in commits and commitment != commits[kind]:
             yield f"its stored {kind} is not what was committed to"
+
+
+def _led_astray(
+    records: Records,
+    undo: Mapping[str, Any] | None,
+    plan: Mapping[str, Any] | None,
+    kept: Sequence[tuple[Any, ...]],
+    happened: ways_back_told.Happened,
+) -> Iterator[str]:
+    """Where a call's way back is not the `plan` that was sealed, or in another state than events left it."""
+    if undo is None:
+        yield "its way back is gone"
+        return
+    if plan is None:
+        yield "no event says that it has a way back"
+        return
+    for name in ways_back_told.SEALED:
+        if (undo[name] or None) != (plan.get(name) or None):
+            yield f"{name} of its way back is not what its event says"
+    if undo["undo_call"] is not None:
+        return  # `verify_undos` knows what became of it
+    state, left = undo["state"], ways_back_told.left_as(happened)
+    if state != left and not ((state, left) == ("void", "ready") and _is_closed(records, kept, happened)):
+        yield f"its way back is {state!r}, and its events leave it {left!r}"
+
+
+def _is_closed(records: Records, kept: Sequence[tuple[Any, ...]], happened: ways_back_told.Happened) -> bool:
+    """Whether what a call could be taken back by is erased, or removed with its age."""
+    was_bound = ended(happened).get("undo") == "ready"
+    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or _is_cleared(
+        records, kept
+    )
+
+
+def _is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether what a call said in words is erased, or removed with its age."""
+    keys: str | None = next((keys for _, kind, keys, *_ in kept if kind == "arguments"), None)
+    if keys is None:
+        return True
+    marks = ", ".join("?" * len(ids := keys.split()))
+    destroyed = f"SELECT 1 FROM subject_keys WHERE wrapped IS NULL AND id IN ({marks})"  # noqa: S608 - only marks are inserted
+    return any(True for _ in records.rows(destroyed, ids))
+
+
+def _claimed(
+    records: Records, call: tuple[Any, ...], kept: Sequence[tuple[Any, ...]], begun: Mapping[str, Any]
+) -> bool:
+    """Whether what a call claimed is what its first event seals of it."""
+    claim, sealed = call[6], begun.get("claim")
+    if claim is None:
+        return sealed is None or _is_cleared(records, kept)
+    return sealed == records.vault.name(call[_TENANT], claim)
 
 
 def _bound(records: Records, request: Row) -> bool:

@@ -16,6 +16,7 @@ from remit.database import Row
 from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger
 from remit.model import Call
+from remit.ways_back_told import in_words
 from remit_adapters.base import Json
 
 #: How long after its deadline a call can certainly not be sent any more.
@@ -110,12 +111,10 @@ def resolve(
             " or, if you know that it cannot, say so with --force"
         )
     state = "succeeded" if happened else "failed"
-    told = "it happened" if happened else "it did not happen"
-    told += ", before its time was over" if forced else ""
     ledger.execute(
         "UPDATE calls SET state = ?, resolution = ?,"
         " client_key = CASE WHEN ? THEN client_key END WHERE id = ?",
-        (state, f"{by} says that {told}: {reason}", happened, call_id),
+        (state, in_words(by, reason, happened=happened, forced=forced), happened, call_id),
     )
     held = balances.held_by(ledger, call_id)
     costs = {hold.unit: hold.amount for hold in held} if happened else {}

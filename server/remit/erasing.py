@@ -168,7 +168,20 @@ _PSEUDONYM = "erased:"
 
 def pseudonym(vault: Vault, tenant: str, resource: str) -> str:
     """What stands for a thing that an erased call touched, so that undoing earlier ones still conflicts."""
-    return _PSEUDONYM + vault.name(tenant, resource)
+    return _PSEUDONYM + digest_of(vault, tenant, resource)
+
+
+def digest_of(vault: Vault, tenant: str, resource: str) -> str:
+    """What an event says of a thing that a call touched: the same for the same, and no word of it.
+
+    PostgreSQL has U+FFFD for NUL.
+    """
+    return vault.name(tenant, resource.replace("\0", "\ufffd"))
+
+
+def is_of(vault: Vault, tenant: str, resource: str, digest: str) -> bool:
+    """Whether a thing that a call touched, or what stands for it, is the one with this digest."""
+    return digest in (resource.removeprefix(_PSEUDONYM), digest_of(vault, tenant, resource))
 
 
 def _under_way(ledger: Ledger, tenant: str, subject: str, key_id: str) -> str | None:

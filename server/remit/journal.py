@@ -307,6 +307,7 @@ class Journal:
                 **({"waits_for": late.account} if late else {}),
                 holds=_held(to_hold),
                 undo=ways_back.told(way_back),
+                **self._touched(call, touches if not waits else None),
                 **({"forced": True} if call.undoing and call.undoing.forced else {}),
                 **sealed,
                 **_decision(verdict),
@@ -372,6 +373,7 @@ class Journal:
                 if before is not None:
                     self._sealer.keep(self._sealer.seal_of(call), call.id, "before", before)
                 more = {"holds": _held(charges), "undo": ways_back.told(way_back)}
+            more |= self._touched(call, touches)
             self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
             return Admitted(deadline_us=deadline_us, warnings=warnings)
 
@@ -507,6 +509,7 @@ class Journal:
                 spent=spent,
                 **({"refunded": refunded} if refunded else {}),
                 **({"resolution": resolution} if resolution else {}),
+                **self._touched(call, touches),
                 **(runs.establish(ledger, call, call_id, establishes) if establishes else {}),
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
@@ -1050,6 +1053,9 @@ class Journal:
             if saw.reads:
                 seen["facts"] = saw.reads
         who = call.principal
+        claim = orjson.dumps(call.claim).decode() if call.claim else None
+        if claim is not None:
+            seen["claim"] = self._sealer.vault.name(who.tenant, claim)
         self._ledger.insert(
             "calls",
             (
@@ -1088,7 +1094,7 @@ class Journal:
                 None,
                 None,
                 call.trace_id,
-                orjson.dumps(call.claim).decode() if call.claim else None,
+                claim,
                 call.confirmation.id if call.confirmation and state in _LET_IN else None,
             ),
         )
@@ -1098,8 +1104,15 @@ class Journal:
             "purpose": call.kind,
             "of_call": call.of_call,
             "auth": who.auth,
+            "source": call.tool.source,
             **seen,
         }
+
+    def _touched(self, call: Call, resource: str | None) -> Json:
+        """What a call touched, as its event seals it: no word of it, for events stay."""
+        if resource is None:
+            return {}
+        return {"touched": erasing.digest_of(self._sealer.vault, call.principal.tenant, resource)}
 
     def _event(self, kind: str, call: Call, *, call_id: str | None = None, **facts: Any) -> None:
         self._ledger.event(

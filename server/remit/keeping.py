@@ -209,10 +209,26 @@ def _remove(ledger: Ledger, sealer: Sealer, kind: Kind, ids: Sequence[str]) -> i
     if kind == "images":
         _close(ledger, sealer, ids, marks)
     wanted = f"AND {_IS_IMAGE}" if kind == "images" else ""
+    removed = ledger.all(
+        "SELECT CASE p.kind WHEN 'arguments' THEN p.kind ELSE 'ways_back' END AS what, COUNT(*) AS calls"  # noqa: S608 - only marks are inserted
+        " FROM payloads AS p JOIN calls AS c ON c.id = p.call_id AND c.kind = 'call'"
+        f" WHERE p.call_id IN ({marks}) {wanted} AND p.kind IN ('arguments', 'undo', 'restore')"
+        " GROUP BY what",
+        ids,
+    )
     ledger.execute(f"DELETE FROM payloads AS p WHERE p.call_id IN ({marks}) {wanted}", ids)  # noqa: S608 - only marks are inserted
     if kind == "payloads":
         erasing.clear(ledger, sealer, ids)
-    ledger.event("audit.retained", tenant=None, call_id=None, what=kind, calls=len(ids), up_to=ids[-1])
+    ledger.event(
+        "audit.retained",
+        tenant=None,
+        call_id=None,
+        what=kind,
+        calls=len(ids),
+        up_to=ids[-1],
+        # Whoever verifies counts what is gone.
+        removed={row["what"]: row["calls"] for row in removed},
+    )
     return len(ids)
 
 

@@ -29,9 +29,11 @@ from remit.audit import (
     verify_ends,
     verify_events,
     verify_holds,
+    verify_kept,
     verify_keys,
     verify_policies,
     verify_runs,
+    verify_undos,
 )
 from remit.checkpoint import Checkpoint, Verifier
 from remit.database import Location
@@ -80,6 +82,8 @@ def verify(
             for stream, seq in followed.loose
         )
     yield from found
+    if payloads:
+        yield from verify_kept(records, followed)
     yield from verify_runs(records, followed)
     yield from verify_policies(records)
 
@@ -140,6 +144,7 @@ def _beside_calls(
     yield from verify_approvals(records, payloads=payloads)
     yield from verify_keys(records)
     yield from verify_holds(records)
+    yield from verify_undos(records)
 
 
 def _cuts(records: Records, part: int) -> list[str]:

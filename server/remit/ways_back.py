@@ -79,7 +79,16 @@ def register(ledger: Ledger, call_id: str, plan: UndoPlan, state: Literal["regis
 
 def told(plan: UndoPlan | None) -> Json | None:
     """A registered way back, as the event of its call seals it."""
-    return {"tool": plan.tool, "expires_us": plan.expires_us} if plan else None
+    if plan is None:
+        return None
+    more = {"residue": plan.residue} if plan.residue else {}
+    return {
+        "tool": plan.tool,
+        "expires_us": plan.expires_us,
+        "refund": plan.refund,
+        "best_effort": plan.best_effort,
+        **more,
+    }
 
 
 def take(ledger: Ledger, call: Call, undo_call: str) -> None:

@@ -17,18 +17,10 @@ from tests.docs.test_reference import rows, section
 from tests.server.acme import Terminal, a_place, a_story
 
 from remit import tables
-from remit.audit import (
-    verify_approvals,
-    verify_balances,
-    verify_calls,
-    verify_events,
-    verify_holds,
-    verify_keys,
-    verify_policies,
-)
-from remit.proofs import verify_log
+from remit.audit import verify_balances
 from remit.records import open_records
 from remit.vault import key_file
+from remit.verifying import verify
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +41,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(database: Path) -> bool:
     """Whether any of the verifications finds anything."""
     with open_records(database) as records:
-        verifications = (
-            verify_events(records),
-            verify_log(records),
-            verify_calls(records),
-            verify_approvals(records),
-            verify_keys(records),
-            verify_holds(records),
-            verify_balances(records),
-            verify_policies(records),
+        return any(True for _ in verify(records, payloads=True)) or any(
+            True for _ in verify_balances(records)
         )
-        return any(next(iter(findings), None) is not None for findings in verifications)
 
 
 def tampered(record: Path, copy: Path, table: str, column: str) -> None:

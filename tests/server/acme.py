@@ -147,6 +147,7 @@ async def left_in_doubt(on: Services, arguments: dict[str, Any]) -> str:
         decision.plan,
         stopped=stopped,
         in_force=lambda: on.policy.version,
+        touches=decision.touches,
     )
     assert isinstance(admitted, Admitted)
     await on.journal.doubt(call, call_id=call.id, code="timeout", message="The call did not end in time.")

@@ -9,14 +9,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.server.builders import POLICY, Clock, a_principal, a_remit, tools
+from tests.server.builders import POLICY, Clock, a_principal, a_remit, at_once, tools
 
 from remit import tables
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events, verify_keys
+from remit.audit import verify_balances, verify_events
+from remit.database import Location, Postgres
 from remit.errors import RemitError, UnknownRecord
 from remit.model import Done, Pending
 from remit.records import CallQuery, open_records
 from remit.undo import undo
+from remit.verifying import verify
 
 PEN = {"thing": "pen", "price": 5}
 PRICED = tools(buy={"price": {"eur": "args.price"}})
@@ -31,7 +33,8 @@ async def some_records(folder: Path) -> Path:
     async with a_remit(folder, tools=PRICED, budgets=BUDGETS) as remit:
         remit.source.on["buy"] = {"order": "o-1"}
         await remit.done("shop.look", {"thing": "pen"})
-        await remit.done("shop.buy", PEN)
+        await remit.done("shop.buy", PEN, claim={"goal": "write"})
+        await remit.done("shop.buy", {"thing": "ink", "price": 5}, run="run-2")
         waiting = await remit.call("shop.buy", {"thing": "car", "price": 900})
         assert isinstance(waiting, Pending)
         await remit.vote(waiting.approval_id)
@@ -41,11 +44,7 @@ async def some_records(folder: Path) -> Path:
 
 def found_in(path: Path) -> list[str]:
     with open_records(path) as records:
-        return [
-            str(finding)
-            for verify in (verify_events, verify_calls, verify_approvals, verify_keys, verify_balances)
-            for finding in verify(records)
-        ]
+        return list(map(str, (*verify(records, payloads=True), *verify_balances(records))))
 
 
 async def test_records_that_nobody_touched_have_no_flaw(tmp_path: Path) -> None:
@@ -58,7 +57,8 @@ def sql(table: str, change: str, where: str = "1") -> tuple[str, ...]:
     return (f"{begin} WHERE {where}",)
 
 
-BOUGHT = "tool = 'shop.buy' AND state = 'succeeded'"
+BOUGHT = "tool = 'shop.buy' AND state = 'succeeded' AND run = 'run-1'"
+OF_IT = f"call_id = (SELECT id FROM calls WHERE {BOUGHT})"  # noqa: S608 - it is ours
 CHANGES = [
     (sql("events", "body = replace(body, 'agent:bot', 'agent:eve')", "seq = 3"), "was changed"),
     (sql("events", "hash = printf('%064d', 0)", "seq = 3"), "was changed"),
@@ -70,6 +70,47 @@ CHANGES = [
     (sql("incarnations", ""), "the stream is not registered"),
     (sql("calls", "agent = 'agent:eve'", BOUGHT), "agent is 'agent:eve', and its event says 'agent:bot'"),
     (sql("calls", "tool = 'shop.look'", BOUGHT), "tool is 'shop.look'"),
+    (sql("calls", "source = 'till'", BOUGHT), "source is 'till'"),
+    (sql("calls", "claim = '{}'", BOUGHT), "its claim is not what its event says"),
+    (sql("calls", "claim = NULL", BOUGHT), "its claim is not what its event says"),
+    (sql("calls", "claim = '{}'", "run = 'run-2'"), "its claim is not what its event says"),
+    (sql("calls", "resolution = 'ann says so'", BOUGHT), "resolution is not what its event says"),
+    (sql("undos", "", OF_IT), "its way back is gone"),
+    (
+        sql("undos", "call_id = (SELECT id FROM calls WHERE tool = 'shop.look')", OF_IT),
+        "no event says that it has a way back",
+    ),
+    (sql("undos", "state = 'void'", OF_IT), "its way back is 'void', and its events leave it 'ready'"),
+    (sql("undos", "state = 'done', undo_call = 'x'", OF_IT), "its way back is not as its undos have left it"),
+    (sql("undos", "tool = 'shop.send'", OF_IT), "tool of its way back is not what its event says"),
+    (sql("undos", "refund = 100", OF_IT), "refund of its way back is not what its event says"),
+    (sql("undos", "expires_us = expires_us + 1", OF_IT), "expires_us of its way back is not"),
+    (sql("undos", "residue = 'all'", OF_IT), "residue of its way back is not what its event says"),
+    (sql("undos", "best_effort = 1", OF_IT), "best_effort of its way back is not what its event says"),
+    (sql("undos", "resource = NULL", OF_IT), "the resource of its way back is not what its event says"),
+    (sql("undos", "resource = 'ink'", OF_IT), "the resource of its way back is not what its event says"),
+    (sql("touches", "resource = 'hat'", OF_IT), "what it touched is not what its event says"),
+    (sql("touches", "", OF_IT), "what it touched is not what its event says"),
+    (
+        sql("touches", "call_id = (SELECT id FROM calls WHERE tool = 'shop.look')", OF_IT),
+        "what it touched is not what its event says",
+    ),
+    (
+        ("INSERT INTO touches (call_id, resource) SELECT call_id, 'hat' FROM touches",),
+        "it touched one thing, and others are named",
+    ),
+    (
+        sql("payloads", "", OF_IT),
+        "the arguments of 1 calls are gone, and retention removed those of 0",
+    ),
+    (
+        sql("payloads", "", f"kind = 'undo' AND {OF_IT}"),
+        "the ways back of 1 calls are gone, and retention removed those of 0",
+    ),
+    (sql("payloads", "", f"kind = 'result' AND {OF_IT}"), "its stored result is gone"),
+    (sql("payloads", "", f"kind = 'context' AND {OF_IT}"), "its stored context is gone"),
+    (sql("payloads", "", "kind = 'shown'"), "its stored shown is gone"),
+    (sql("payloads", "", f"kind = 'arguments' AND {OF_IT}"), "its stored arguments are gone"),
     (sql("calls", "verdict = 'deny'", BOUGHT), "verdict is 'deny'"),
     (sql("calls", "kind = 'undo'", BOUGHT), "kind is 'undo'"),
     (sql("calls", "policy_rows = '[]'", BOUGHT), "policy_rows is not what its event says"),
@@ -101,9 +142,9 @@ CHANGES = [
     (sql("votes", ""), "its votes are not those that its events tell"),
     (sql("approvals", "binding = 'x'"), "what it shows is not what people were asked"),
     (sql("votes", "") + sql("approvals", ""), "people were asked about it, and the request is gone"),
-    (sql("accounts", "posted = posted - 1", "unit = 'eur'"), "posted is 4, and its moves make 5"),
+    (sql("accounts", "posted = posted - 1", "unit = 'eur'"), "posted is 9, and its moves make 10"),
     (sql("accounts", "held = held + 1", "unit = 'eur'"), "held is 1, and its holds make 0"),
-    (sql("budget_moves", "", "kind = 'post' AND amount = 5"), "posted is 5, and its moves make 0"),
+    (sql("budget_moves", "", "kind = 'post' AND amount = 5"), "posted is 10, and its moves make 0"),
     (sql("accounts", "", "unit = 'eur'"), "it has moves or holds, and no balance"),
     (sql("holds", "state = 'held', posted = 0", "unit = 'eur'"), "it is succeeded, and still holds"),
 ]
@@ -143,13 +184,53 @@ async def test_a_stream_cut_short_together_with_its_own_register_is_found_by_the
     assert [one for one in found if "a later stream saw another event here" in one], found
 
 
-async def test_erased_payloads_leave_no_flaw(tmp_path: Path) -> None:
-    path = await some_records(tmp_path)
-    with tampering(path) as db:
-        db.execute("DELETE FROM payloads")
-    assert found_in(path) == []
-    with open_records(path) as records:
-        assert records.story(records.calls(CallQuery(), limit=1)[0].id).arguments is None
+@pytest.mark.usefixtures("every_database")
+async def test_what_an_undo_has_come_to_is_compared_with_what_it_says(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=PRICED, budgets=BUDGETS) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        taken_back = (await remit.done("shop.buy", PEN)).call_id
+        in_doubt = (await remit.done("shop.buy", {"thing": "i\0k", "price": 5})).call_id
+        await undo(taken_back, a_principal(), "run-1", remit.on)
+        remit.source.on["give_back"] = RuntimeError("a bug")
+        with pytest.raises(RuntimeError):
+            await undo(in_doubt, a_principal(), "run-1", remit.on)
+        undone_by = remit.one("SELECT undo_call FROM undos WHERE call_id = ?", in_doubt)["undo_call"]
+        assert found_in(remit.path) == []
+        ready = "UPDATE undos SET state = 'ready' WHERE call_id = ?"
+        for call_id, state in ((taken_back, "done"), (in_doubt, "indeterminate")):
+            # It could be taken back a second time.
+            changed(remit.path, ready, call_id)
+            assert "its way back is not as its undos have left it" in str(found_in(remit.path))
+            changed(remit.path, "UPDATE undos SET state = ? WHERE call_id = ?", state, call_id)
+        changed(
+            remit.path, "UPDATE undos SET state = 'ready', undo_call = NULL WHERE call_id = ?", taken_back
+        )
+        assert "it was taken back, and its way back does not say so" in str(found_in(remit.path))
+        changed(
+            remit.path,
+            "UPDATE undos SET state = 'done', undo_call = (SELECT id FROM calls WHERE of_call = ?"
+            " AND kind = 'undo') WHERE call_id = ?",
+            taken_back,
+            taken_back,
+        )
+        # A person says that it did not happen: the way back is open again, and another undo takes it.
+        await remit.on.journal.resolve(undone_by, happened=False, reason="looked", by="user:bea", force=True)
+        assert found_in(remit.path) == []
+        del remit.source.on["give_back"]
+        await undo(in_doubt, a_principal(), "run-1", remit.on)
+        assert found_in(remit.path) == []
+        changed(remit.path, "UPDATE calls SET resolution = 'nobody' WHERE resolution IS NOT NULL")
+        assert "resolution is not what its event says" in str(found_in(remit.path))
+
+
+def changed(at: Location, statement: str, *values: str) -> None:
+    """Somebody changes rows by hand."""
+    if isinstance(at, Postgres):
+        with at_once(at) as db:
+            assert db.execute(statement, values) >= 1
+    else:
+        with closing(sqlite3.connect(at)) as db, db:
+            assert db.execute(statement, values).rowcount >= 1
 
 
 async def test_redacted_arguments_are_no_flaw(tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ from remit.verifier import NotProven
 
 #: What verification answers for in the tables that people query, beside the events.
 COLUMNS = {
-    "calls": "kind tenant agent user run auth tool tool_digest effect fingerprint arguments_commit verdict"
-    " code policy_version policy_rows state result_commit",
+    "calls": "kind tenant agent user run auth source tool tool_digest effect fingerprint arguments_commit"
+    " verdict code policy_version policy_rows state result_commit resolution claim",
+    "undos": "state tool refund resource expires_us undo_call residue best_effort",
+    "touches": "resource",
     "payloads": "keys body",
     "approvals": "call_id binding",
     "votes": "user vote comment",
