@@ -56,6 +56,7 @@ def destroy(ledger: Ledger, sealer: Sealer, *, tenant: str, subject: str, reason
                 f"call {call_id} of {subject} is under way or waits for people: try again when it has ended"
             )
     if living:
+        ledger.overwrite_what_goes()
         ledger.execute(
             "UPDATE subject_keys SET wrapped = NULL, erased_us = ? WHERE name = ? AND wrapped IS NOT NULL",
             (ledger.now_us, name),

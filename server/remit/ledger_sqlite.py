@@ -27,6 +27,8 @@ from remit.writer import OthersWrite
 _WAL_MAX_BYTES = 8 * 2**20
 _COMMITS_BETWEEN_LOOKS = 64
 _BUSY_MS = 10_000
+#: How long who ends waits for readers, and who writes for it.
+_LAST_BUSY_MS = 1_000
 #: File systems on which locks of other machines are not seen, or the log's shared memory is not shared
 #: (sqlite.org/useovernet.html, sqlite.org/wal.html).
 _NETWORK = frozenset(
@@ -71,6 +73,7 @@ class SqliteStore(redo.Statements):
         self._relaxed = relaxed
         self._liveness_file = _liveness_path(path, stream)
         self._liveness = _hold_liveness(self._liveness_file)
+        self._wal = path.with_name(path.name + "-wal")
         self._lock_file = path.with_name(path.name + ".lock")
         self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         super().__init__(self._connected())
@@ -78,6 +81,8 @@ class SqliteStore(redo.Statements):
         #: Which file it is that is open.
         self._inode = os.stat(path).st_ino
         self._log = redo.Log(self._db)
+        #: The write-ahead log still has pages from before something was overwritten.
+        self._overwrote = False
         self._sync = "FULL"
         self._data_version = -1
         self._busy_ms = _BUSY_MS
@@ -159,18 +164,21 @@ class SqliteStore(redo.Statements):
     def overwrite_what_goes(self) -> None:
         self._db.execute("PRAGMA secure_delete = ON")
         self._log.wipe()
+        self._overwrote = True
 
     def tidy(self) -> None:
         with suppress(OthersWrite):
             self._lock_out_others(wait=False)
             try:
                 self._checkpoint()
+                self._drop_what_was_overwritten(0)
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
         try:
             self._lock_out_others(wait=True)
+            self._drop_what_was_overwritten(_LAST_BUSY_MS)
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             self._db.close()
@@ -182,9 +190,7 @@ class SqliteStore(redo.Statements):
         self._lock_out_others(wait=True)
         try:
             db = _connect(self._path)
-            db.execute("BEGIN IMMEDIATE")  # so that nobody writes to the log
-            _make_room(self._path.with_name(self._path.name + "-wal"))
-            db.execute("ROLLBACK")
+            _make_room(db, self._wal)
             return db
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
@@ -233,10 +239,20 @@ class SqliteStore(redo.Statements):
             return
         self._commits_at_look = self._commits
         with suppress(OSError, sqlite3.Error):  # the log grows; the next commit says what is wrong
-            if os.stat(self._path.with_name(self._path.name + "-wal")).st_size > _WAL_MAX_BYTES:
+            if os.stat(self._wal).st_size > _WAL_MAX_BYTES:
                 # Who reads for long must not hold up who writes: what they still need stays for now.
                 self._wait_for_others(0)
                 self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _drop_what_was_overwritten(self, busy_ms: int) -> None:
+        """Cut the write-ahead log where it has pages from before, unless somebody reads them for longer."""
+        if not self._overwrote:
+            return
+        self._wait_for_others(busy_ms)
+        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            self._overwrote = False
+            _make_room(self._db, self._wal)
 
     def _set_sync(self, mode: str) -> None:
         if mode != self._sync:
@@ -259,16 +275,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _make_room(wal: Path) -> None:
+def _make_room(db: sqlite3.Connection, wal: Path) -> None:
     """Let the write-ahead log have its full length from the start, where there is none yet.
 
     A file that grows makes each sync write the file system's own journal as well, which doubles what a
     commit costs. SQLite takes a log of zeros for an empty one (sqlite.org/fileformat2.html#walformat).
     """
+    db.execute("BEGIN IMMEDIATE")  # so that nobody writes to the log
     with suppress(OSError), wal.open("r+b", buffering=0) as file:  # where that cannot be, it grows
         if os.fstat(file.fileno()).st_size == 0:
-            file.write(bytes(_WAL_MAX_BYTES))
+            if file.write(bytes(_WAL_MAX_BYTES)) < _WAL_MAX_BYTES:
+                file.truncate(0)  # the rest of a disk is for the other files, too
             os.fsync(file.fileno())
+    db.execute("ROLLBACK")
 
 
 def _liveness_path(path: Path, incarnation: str) -> Path:

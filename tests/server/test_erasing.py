@@ -112,6 +112,31 @@ def test_nothing_of_what_an_erased_users_calls_carried_is_in_the_file(tmp_path: 
     assert (body["subject"], body["reason"], body["by"]) == ("user:ann", "she asked", "user:bea")
 
 
+@pytest.mark.parametrize("how", ["by a command", "by the server"])
+async def test_what_is_erased_beside_a_server_that_goes_on_is_in_no_file(tmp_path: Path, how: str) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=tools()) as remit:
+        assert isinstance(remit.path, Path)
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", {"thing": MARK, "price": 5}, claim={"goal": MARK})
+        (key,) = remit.rows("SELECT wrapped FROM subject_keys")
+
+        def left() -> set[str]:
+            found = [file.read_bytes() for file in tmp_path.glob("remit.db*")]
+            words = {"the mark": MARK.encode(), "the key": key["wrapped"]}
+            return {name for name, word in words.items() if any(word in each for each in found)}
+
+        assert left() == {"the mark", "the key"}
+        if how == "by a command":
+            shell = a_place(tmp_path)
+            told = await anyio.to_thread.run_sync(shell, "audit", "erase", "--subject", "user:ann", "--yes")
+            assert told.code == 0, told
+            assert left() == set()
+        else:
+            await remit.on.journal.erase(tenant="acme", subject="user:ann", reason="", by="user:bea")
+            await resume(remit.on.journal)
+            await builders.until(lambda: not left())
+
+
 def test_whom_a_tool_says_that_it_is_about_can_be_erased_alone(tmp_path: Path) -> None:
     async def life() -> Path:
         async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:

@@ -293,6 +293,19 @@ def test_a_checkpoint_for_which_there_is_no_room_takes_no_commit_back(
     ledger.close()
 
 
+def test_a_log_for_whose_length_there_is_no_room_takes_none(tmp_path: Path) -> None:
+    """The rest of the disk is for what else is made beside it, such as keys."""
+    path = a_database(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        ledger = a_ledger(path, "one", Clock())
+        assert os.stat(f"{path}-wal").st_size < 2**19
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    ledger.close()
+
+
 def test_a_folder_that_takes_no_changes_keeps_nobody_from_ending(tmp_path: Path) -> None:
     path = a_database(tmp_path)
     ledger, other = a_ledger(path, "one", Clock()), a_ledger(path, "two", Clock())
