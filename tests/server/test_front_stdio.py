@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ INITIALIZE = {
     "capabilities": {},
     "clientInfo": {"name": "x", "version": "1"},
 }
+HELLO = {"id": 1, "method": "initialize", "params": INITIALIZE}
 STATELESS = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientInfo": {"name": "x", "version": "1"},
@@ -79,9 +81,7 @@ async def test_requests_in_a_file_are_answered_into_a_file(tmp_path: Path, era: 
     meta = {"_meta": STATELESS} if era == ERAS[0] else {}
     order = {"name": "acme.get_order", "arguments": {"order_id": "ord-1001"}, **meta}
     messages: list[dict[str, Any]] = [
-        {"id": 1, "method": "tools/list", "params": meta}
-        if meta
-        else {"id": 1, "method": "initialize", "params": INITIALIZE},
+        {"id": 1, "method": "tools/list", "params": meta} if meta else HELLO,
         *({"id": number, "method": "tools/call", "params": order} for number in range(2, 6)),
         # Answered or not: nobody waits for it.
         {"method": "notifications/cancelled", "params": {"requestId": 5}},
@@ -96,6 +96,36 @@ async def test_requests_in_a_file_are_answered_into_a_file(tmp_path: Path, era: 
     assert {1, 2, 3, 4, 6} <= answers.keys()
     for number in (2, 3, 4):
         assert "ord-1001" in answers[number]["result"]["content"][0]["text"]
+
+
+@pytest.mark.parametrize("era", ERAS, ids=["modern", "legacy"])
+async def test_a_client_that_is_killed_while_its_calls_run_leaves_a_server_that_ends_in_order(
+    tmp_path: Path, era: str
+) -> None:
+    meta = {"_meta": STATELESS} if era == ERAS[0] else {}
+    order = {"name": "acme.get_order", "arguments": {"order_id": "ord-1001"}, **meta}
+    asked, to_server = os.pipe()
+    from_server, answered = os.pipe()
+    command = [sys.executable, *a_server(acme.a_place(tmp_path)).args]
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
+        server = await anyio.open_process(command, stdin=asked, stdout=answered, stderr=stderr, cwd=tmp_path)
+    os.close(asked)
+    os.close(answered)
+
+    def send(*messages: dict[str, Any]) -> None:
+        text = "".join(json.dumps({"jsonrpc": "2.0", **message}) + "\n" for message in messages)
+        os.write(to_server, text.encode())
+
+    send({"id": 1, "method": "tools/list", "params": meta} if meta else HELLO)
+    with anyio.fail_after(60):
+        await anyio.to_thread.run_sync(os.read, from_server, 2**20)
+        os.close(from_server)
+        # Each in its turn, so that one of them finds out that nobody reads, and others come after it.
+        send(*({"id": number, "method": "tools/call", "params": order} for number in range(2, 40)))
+        assert await server.wait() == 0
+    os.close(to_server)
+    assert said.read_text() == ""
 
 
 async def test_the_environment_says_who_speaks_over_a_pipe_when_it_is_set(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 Feeds the SDK's message streams. While it serves, file descriptor 1 points at stderr, so that a stray print
 of any library cannot break a frame. A line that is refused is answered here and goes no further.
 
-A file instead of a pipe is served, too. Where a pipe ends, its client has gone; where a file ends, what it
-asked for is still answered.
+A file instead of a pipe is served, too. Where a pipe ends, at either end, its client has gone; where a file
+ends, what it asked for is still answered.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Writer(Protocol):
 async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming, Outgoing]]:
     """The SDK's read and write streams over stdin and stdout; at end of input the read stream closes."""
     ends_with_client = _is_pipe(0)
-    writer = await _writer()
+    writer = await _writer(lambda: lines.end())
     to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     #: Requests that the SDK has not answered.
@@ -149,6 +149,11 @@ class _Lines(asyncio.Protocol):
         self._partial: list[bytes] = []
         self._partial_size = 0
 
+    def end(self) -> None:
+        """Read no more."""
+        if self._transport:
+            self._transport.close()
+
     async def next(self) -> Json | None:
         """The next message for the SDK; None at the end of input."""
         while not self._kept:
@@ -197,7 +202,8 @@ async def _lines(take: Callable[[bytes], Json | None]) -> _Lines:
     return lines
 
 
-async def _writer() -> _Writer:
+async def _writer(lost: Callable[[], None]) -> _Writer:
+    """Stdout; `lost` is called once nobody reads it any more."""
     loop = asyncio.get_running_loop()
     is_pipe, stdout = _is_pipe(1), os.dup(1)
     sys.stdout.flush()
@@ -205,8 +211,8 @@ async def _writer() -> _Writer:
     if not is_pipe:
         return _File(os.fdopen(stdout, "wb"))
     pipe = os.fdopen(stdout, "wb", buffering=0)
-    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
-    return asyncio.StreamWriter(transport, protocol, None, loop)
+    transport, protocol = await loop.connect_write_pipe(lambda: _Read(lost), pipe)
+    return _Pipe(transport, asyncio.StreamWriter(transport, protocol, None, loop))
 
 
 def _is_pipe(fd: int) -> bool:
@@ -225,6 +231,34 @@ def _piped(file: int) -> int:
 
     threading.Thread(target=copy, daemon=True).start()
     return end
+
+
+class _Read(asyncio.streams.FlowControlMixin):
+    """Whether somebody reads stdout."""
+
+    def __init__(self, lost: Callable[[], None]) -> None:
+        super().__init__()
+        self._lost = lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost()
+
+
+class _Pipe:
+    """Stdout where it is a pipe. What nobody reads any more is dropped."""
+
+    def __init__(self, transport: asyncio.WriteTransport, writer: asyncio.StreamWriter) -> None:
+        self._transport = transport
+        self._writer = writer
+
+    def write(self, data: bytes, /) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            await self._writer.drain()
 
 
 class _File:
