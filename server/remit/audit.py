@@ -101,6 +101,19 @@ _COMPARED = "id, policy_rows, confirmation, state, result_commit, resolution, cl
 )
 _WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
 
+_MOVES = (
+    "FROM budget_moves AS m WHERE m.call_id = h.call_id AND m.account = h.account"
+    " AND m.window_start_us = h.window_start_us AND m.kind = "
+)
+#: Holds that the moves of their own call do not make.
+_UNMOVED = (
+    "SELECT h.call_id, h.account FROM holds AS h WHERE"  # noqa: S608 - all of it is ours
+    f" NOT EXISTS (SELECT 1 {_MOVES}'hold' AND m.amount = h.amount)"
+    f" OR (h.state = 'held') = EXISTS (SELECT 1 {_MOVES}'release' AND m.amount = h.amount)"
+    " OR (h.state = 'posted') <> (h.posted > 0)"
+    f" OR h.posted <> COALESCE((SELECT SUM(m.amount) {_MOVES}'post'), 0)"
+    f" OR h.refunded <> COALESCE((SELECT SUM(m.amount) {_MOVES}'refund'), 0)"
+)
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
 #: Told after so many rows: telling costs more than most rows.
@@ -491,6 +504,10 @@ def verify_balances(records: Records) -> Iterator[Finding]:
             for part, balance, sum_ in zip(told, accounts[key], derived, strict=False):
                 if balance != sum_:
                     yield Finding(where=where, what=f"{part} is {balance}, and its {source} make {sum_}")
+    for row in records.rows(_UNMOVED):
+        yield Finding(
+            where=f"call {row['call_id']}", what=f"its moves on {row['account']} do not make what it held"
+        )
     for row in records.rows(
         "SELECT holds.call_id, holds.account, calls.state FROM holds"
         " LEFT JOIN calls ON calls.id = holds.call_id"

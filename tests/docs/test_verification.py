@@ -31,6 +31,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     remit = Terminal(config)
     remit.json("approvals", "approve", story.approval, "--comment", "fine")
     remit.json("undo", story.refund)
+    remit.json("doubt", "resolve", story.in_doubt, "--happened", "--reason", "looked")
     remit.json("switch", "on", "all", "--reason", "a test")
     remit.json("agents", "key", "create", "--agent", "agent:support-bot", "--user", "user:alice")
     remit.json("audit", "hold", "add", "--tool", "acme.refund", "--reason", "a case")
