@@ -562,6 +562,8 @@ class ToolRules(Strict):
         effects = [*filter(None, [self.effect]), *(refined.effect for refined in self.when)]
         if self.effect and self.undo and not TAKEN_BACK.intersection(effects):
             raise ValueError(f"effect {self.effect} has no undo: remove undo, or say reversible")
+        if self.effect and self.hold_back is not None and Effect.DEFERRED not in effects:
+            raise ValueError(f"effect {self.effect} is not held back: remove hold_back, or say deferred")
         for effect in effects:
             if effect in TAKEN_BACK and not self.undo:
                 raise ValueError(f"effect {effect} needs undo: name the tool that takes the call back")

@@ -255,7 +255,7 @@ def _kind(given: object, value: str) -> str:
 def _named(path: Path) -> str:
     """`an effect` for a setting of that name, `an algorithm` for an entry of `algorithms`."""
     name = str(path[-1])
-    if isinstance(path[-1], int):
+    if isinstance(path[-1], int) or not name.isidentifier():  # an item of a list, or what the operator named
         name = str(path[-2]).removesuffix("s")
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
 
