@@ -30,6 +30,8 @@ from remit.derivations import NotDerivable, compile_derivation
 from remit_rbac import ExpressionError, compile_expression
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+#: Names of environment variables that hold a secret, by how they end.
+_OF_A_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|token|secret|password|passwd|passphrase|credentials)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -59,6 +61,15 @@ def _reference(value: str) -> str:
     scheme, _, rest = value.partition(":")
     if scheme not in ("env", "file") or not rest:
         raise ValueError("secrets are references: write env:NAME or file:/path, never the secret itself")
+    return value
+
+
+def _environment(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, told in value.items():
+        if _OF_A_SECRET.search(name) and not told.startswith(("env:", "file:/")):
+            raise ValueError(
+                f"{name} is called like a secret, and secrets are references: write env:NAME or file:/path"
+            )
     return value
 
 
@@ -154,6 +165,8 @@ Duration = Annotated[
 Lasting = Annotated[Duration, AfterValidator(_lasting)]
 Zone = Annotated[str, AfterValidator(_zone)]
 SecretRef = Annotated[str, AfterValidator(_reference)]
+#: What a child process is given, by name.
+Environment = Annotated[Mapping[str, str], AfterValidator(_environment)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 SourceId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}$")]
@@ -331,8 +344,9 @@ class McpSource(Strict):
 
     kind: Literal["mcp"]
     command: tuple[str, ...] | None = None
-    #: The child's environment, exactly, beside PATH and LANG. Values may be env:/file: references.
-    env: Mapping[str, str] = {}
+    #: The child's environment, exactly, beside PATH and LANG. Values may be references; what is called like a
+    #: secret must be one.
+    env: Environment = {}
     cwd: Path | None = None
     url: str | None = None
     #: Sent to `url` only. Values are references.

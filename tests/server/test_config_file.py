@@ -210,6 +210,8 @@ MALFORMED: Mapping[str, tuple[str, ...]] = {
         "4:57: sources.time.headers.x-key: the value is refused: secrets are references: write env:NAME or file:/path, never the secret itself"),
     "a number in the environment": (BASE.replace("command:", "env: {PIN: 4321}, command:"),
         "4:27: sources.time.env.PIN: the value is a number; write text in quotes"),
+    "a secret in the environment": (BASE.replace("command:", "env: {MODE: plain, API_KEY: hunter2}, command:"),
+        "4:21: sources.time.env: API_KEY is called like a secret, and secrets are references: write env:NAME or file:/path"),
     "a folder that is absent": (BASE.replace("command:", "cwd: absent, command:"),
         "4:21: sources.time.cwd: there is no folder '<folder>/absent'; make it, or name another"),
     "an unknown relay": (BASE.replace("command:", "relay: [everything], command:"),
