@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import orjson
@@ -59,6 +60,8 @@ _LEAVES: Mapping[str, str | None] = {
     "call.resolved": None,
 }
 _LATEST = tuple(reversed(_LEAVES))
+_NO_MORE: tuple[None, tuple[()]] = (None, ())
+_first_of = itemgetter(0)
 _NOTHING: Mapping[str, Any] = {}
 #: Columns of `legal_holds` that its event seals, and under which name.
 _HOLD = (
@@ -240,6 +243,8 @@ def verify_calls(
 
     def of_calls(columns: str, table: str, key: str) -> Iterator[tuple[Any, ...]]:
         within = f" AND {key} < ?" if end is not None else ""
+        if end is None and isinstance(records.at, Path):
+            within = f" AND {key} < x''"  # SQLite takes anything: bytes come after all text, and are no id
         return records.tuples(
             f"SELECT {columns} FROM {table} WHERE {key} >= ?{within} ORDER BY {key}",  # noqa: S608 - they are ours
             values,
@@ -597,19 +602,15 @@ def _histories(
 
 def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[Any, ...]]]:
     """What gives those of the rows, in order of their calls, that are of a call, when asked in that order."""
-    row = next(rows, None)
+    groups = groupby(rows, _first_of)
+    at: str | None = ""
+    some: Iterable[tuple[Any, ...]] = ()
 
     def of(call_id: str) -> Sequence[tuple[Any, ...]]:
-        nonlocal row
-        while row is not None and row[0] < call_id:
-            row = next(rows, None)
-        if row is None or row[0] != call_id:
-            return ()
-        found: list[tuple[Any, ...]] = []
-        while row is not None and row[0] == call_id:
-            found.append(row)
-            row = next(rows, None)
-        return found
+        nonlocal at, some
+        while at is not None and at < call_id:
+            at, some = next(groups, _NO_MORE)
+        return list(some) if at == call_id else ()
 
     return of
 

@@ -1155,8 +1155,7 @@ async def open_journal(
     )
     ledger = Ledger(store, stream=stream, role=role, clock=clock, config=config)
     sealer = await anyio.to_thread.run_sync(open_sealer, ledger, at, key)
-    # What is committed waits as long to be filed, at most; of PostgreSQL it is only asked what is new.
-    writer = Writer(ledger, queue_max=queue_max, idle_s=0.1 if store.logs else 0.25)
+    writer = Writer(ledger, queue_max=queue_max)
 
     def change() -> None:
         ledger.begin_life()

@@ -108,7 +108,7 @@ class _Stop:
 
 
 class Writer:
-    def __init__(self, ledger: Transactional, *, queue_max: int, idle_s: float = 0.1) -> None:
+    def __init__(self, ledger: Transactional, *, queue_max: int, idle_s: float = 0.25) -> None:
         self._ledger = ledger
         self._queue: queue.SimpleQueue[_Queued[Any] | _Stop] = queue.SimpleQueue()
         self._queue_max = queue_max

@@ -154,6 +154,11 @@ CHANGES = [
     ),
     (sql("holds", "amount = amount + 1", f"unit = 'eur' AND {OF_IT}"), "do not make what it held"),
     (sql("holds", "state = 'held', posted = 0", "unit = 'eur'"), "it is succeeded, and still holds"),
+    # SQLite takes anything for anything.
+    (sql("payloads", "call_id = CAST(call_id AS BLOB)", "kind = 'arguments'"), "are gone, and retention"),
+    (sql("events", "call_id = CAST(call_id AS BLOB)", "call_id IS NOT NULL"), "column call_id disagrees"),
+    (sql("undos", "call_id = CAST(call_id AS BLOB)", "1 = 1"), "its way back is gone"),
+    (sql("calls", "id = CAST(id AS BLOB)", "tool = 'shop.look'"), "it has events, and no row in calls"),
 ]
 
 
