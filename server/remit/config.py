@@ -31,7 +31,7 @@ from remit_rbac import ExpressionError, compile_expression
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
 #: Names of environment variables that hold a secret, by how they end.
-_OF_A_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|token|secret|password|passwd|passphrase|credentials)$")
+_OF_A_SECRET = re.compile(r"(?i)(^|_)(apikey|key|token|secret|password|passwd|passphrase|credentials)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -57,16 +57,20 @@ def _zone(value: str) -> str:
     return value
 
 
-def _reference(value: str) -> str:
+def _is_reference(value: str) -> bool:
     scheme, _, rest = value.partition(":")
-    if scheme not in ("env", "file") or not rest:
-        raise ValueError("secrets are references: write env:NAME or file:/path, never the secret itself")
-    return value
+    return scheme in ("env", "file") and rest != ""
+
+
+def _reference(value: str) -> str:
+    if _is_reference(value):
+        return value
+    raise ValueError("secrets are references: write env:NAME or file:/path, never the secret itself")
 
 
 def _environment(value: Mapping[str, str]) -> Mapping[str, str]:
     for name, told in value.items():
-        if _OF_A_SECRET.search(name) and not told.startswith(("env:", "file:/")):
+        if _OF_A_SECRET.search(name) and not _is_reference(told):
             raise ValueError(
                 f"{name} is called like a secret, and secrets are references: write env:NAME or file:/path"
             )
@@ -185,13 +189,13 @@ class Strict(BaseModel):
 
 
 def _database_url(value: str) -> str:
-    if value.startswith(("postgresql://", "postgres://", "env:", "file:/")):
+    if _is_reference(value) or value.startswith(("postgresql://", "postgres://")):
         return value
     raise ValueError("write env:NAME, file:/path, or postgresql://user@host/database without a password")
 
 
 def _unwritten_url(value: str) -> str:
-    if value.startswith(("env:", "file:/")):
+    if _is_reference(value):
         return value
     raise ValueError("write env:NAME or file:/path: the URL of a database may hold a password")
 

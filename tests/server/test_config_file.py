@@ -506,6 +506,13 @@ def test_a_secret_is_read_from_a_private_file_beside_the_configuration(tmp_path:
     assert resolve(f"file:{tmp_path}/secret", Path("/")) == "hunter2"
 
 
+def test_a_child_takes_a_secret_from_a_file_beside_the_configuration() -> None:
+    text = BASE.replace("command:", "env: {API_TOKEN: 'file:secrets/token'}, command:")
+    source = loaded(text).config.sources["time"]
+    assert isinstance(source, config.McpSource)
+    assert source.env == {"API_TOKEN": "file:secrets/token"}
+
+
 def refusal(reference: str) -> str:
     with pytest.raises(ConfigError) as caught:
         resolve(reference, Path.cwd())
