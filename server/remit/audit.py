@@ -95,13 +95,13 @@ _SEALED = (
     ),
     ("kind", "purpose"),
 )
-_KIND = 7 + [name for name, _ in _SEALED].index("kind")
-_TENANT = 7 + [name for name, _ in _SEALED].index("tenant")
 _sealed = itemgetter(*(name for _, name in _SEALED))
 #: What is read of each call, and of its way back.
-_COMPARED = "id, policy_rows, confirmation, state, result_commit, resolution, claim, " + ", ".join(
-    f'"{name}"' for name, _ in _SEALED
+_COMPARED = (
+    *("id", "policy_rows", "confirmation", "state", "result_commit", "resolution", "claim"),
+    *(name for name, _ in _SEALED),
 )
+_CLAIM, _KIND, _TENANT = map(_COMPARED.index, ("claim", "kind", "tenant"))
 _WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
 
 _MOVES = (
@@ -257,7 +257,7 @@ def verify_calls(
     undos_of = _beside(of_calls(", ".join(_WAY_BACK), "undos", "call_id"))
     touched_by = _beside(of_calls("call_id, resource", "touches", "call_id"))
     history = next(events, None)
-    for call in counted(of_calls(_COMPARED, "calls", "id"), progress):
+    for call in counted(of_calls(", ".join(f'"{name}"' for name in _COMPARED), "calls", "id"), progress):
         call_id = call[0]
         while history is not None and history[0] < call_id:
             yield _no_call(history[0])
@@ -268,24 +268,18 @@ def verify_calls(
             continue
         happened = history[1]
         history = next(events, None)
-        for what in _disagreements(call, happened):
-            yield Finding(where=f"call {call_id}", what=what)
         undo: dict[str, Any] | None = dict(zip(_WAY_BACK, undos[0], strict=True)) if undos else None
-        plan = ways_back_told.plan(happened)
-        if undo is not None or plan is not None:
-            for what in _led_astray(records, undo, plan, kept, happened):
-                yield Finding(where=f"call {call_id}", what=what)
+        wrong = [*_disagreements(call, happened), *_led_astray(records, undo, kept, happened)]
         if payloads:
-            for what in _miscarried(records, kept, happened):
-                yield Finding(where=f"call {call_id}", what=what)
             begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
-            for what in ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened):
-                yield Finding(where=f"call {call_id}", what=what)
+            wrong += _miscarried(records, kept, begun, happened)
+            wrong += ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened)
             if not _claimed(records, call, kept, begun):
-                yield Finding(where=f"call {call_id}", what="its claim is not what its event says")
+                wrong.append("its claim is not what its event says")
             if call[_KIND] == "call":
-                for what in ways_back_told.missing(kept, happened, begun, followed.gone):
-                    yield Finding(where=f"call {call_id}", what=what)
+                wrong += ways_back_told.missing(kept, happened, begun, followed.gone)
+        for what in wrong:
+            yield Finding(where=f"call {call_id}", what=what)
     while history is not None:
         yield _no_call(history[0])
         history = next(events, None)
@@ -657,11 +651,13 @@ def _first(kinds: Sequence[str], happened: Mapping[str, Mapping[str, Any]]) -> s
 
 
 def _miscarried(
-    records: Records, kept: Sequence[tuple[Any, ...]], happened: Mapping[str, Mapping[str, Any]]
+    records: Records,
+    kept: Sequence[tuple[Any, ...]],
+    begun: Mapping[str, Any],
+    happened: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[str]:
     """What of the stored payloads is not what was sealed, or not what was committed to."""
     commits = {"result": ended(happened).get("result_commit")}
-    begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
     if not begun.get("redacted"):
         commits["arguments"] = begun.get("arguments_commit")
@@ -680,13 +676,14 @@ def _miscarried(
 def _led_astray(
     records: Records,
     undo: Mapping[str, Any] | None,
-    plan: Mapping[str, Any] | None,
     kept: Sequence[tuple[Any, ...]],
     happened: ways_back_told.Happened,
 ) -> Iterator[str]:
-    """Where a call's way back is not the `plan` that was sealed, or in another state than events left it."""
+    """Where a call's way back is not the one that was sealed, or in another state than events left it."""
+    plan = ways_back_told.plan(happened)
     if undo is None:
-        yield "its way back is gone"
+        if plan is not None:
+            yield "its way back is gone"
         return
     if plan is None:
         yield "no event says that it has a way back"
@@ -723,7 +720,7 @@ def _claimed(
     records: Records, call: tuple[Any, ...], kept: Sequence[tuple[Any, ...]], begun: Mapping[str, Any]
 ) -> bool:
     """Whether what a call claimed is what its first event seals of it."""
-    claim, sealed = call[6], begun.get("claim")
+    claim, sealed = call[_CLAIM], begun.get("claim")
     if claim is None:
         return sealed is None or _is_cleared(records, kept)
     return sealed == records.vault.name(call[_TENANT], claim)

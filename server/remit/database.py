@@ -190,7 +190,7 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
     # Where there is no write-ahead log, as in a copy, nobody can commit while somebody reads.
     reader.execute("ROLLBACK")
     try:
-        with _locked(at, ".lock"):
+        with locked(at, ".lock"):
             uri = f"{at.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_S)) as db:
                 db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -214,7 +214,7 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
 def _sealing_file(at: Path) -> Generator[Sealing]:
     at = real_file(at)
     try:
-        with _locked(at, ".log-lock"):
+        with locked(at, ".log-lock"):
             db = sqlite3.connect(at, isolation_level=None, timeout=_BUSY_S)
             try:
                 db.row_factory = sqlite3.Row
@@ -223,7 +223,7 @@ def _sealing_file(at: Path) -> Generator[Sealing]:
                 yield SqliteSealing(db, at)
             finally:
                 # Closing the last connection checkpoints, which must never race a commit of another process.
-                with suppress(Held), _locked(at, ".lock"):
+                with suppress(Held), locked(at, ".lock"):
                     db.close()
                 db.close()  # who keeps it to itself has it open, so this is not the last
     except sqlite3.Error as error:
@@ -271,7 +271,7 @@ class SqliteSealing(SqliteReader):
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        with _locked(self._at, ".lock"):
+        with locked(self._at, ".lock"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -285,7 +285,7 @@ class SqliteSealing(SqliteReader):
 
 
 @contextmanager
-def _locked(at: Path, suffix: str) -> Generator[None]:
+def locked(at: Path, suffix: str) -> Generator[None]:
     """A turn among all processes that share the file. Raises Held."""
     file = at.with_name(at.name + suffix)
     lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from remit.database import Location, Postgres, reading, real_file, take_turn
+from remit.database import Location, Postgres, locked, reading, real_file
 from remit.errors import RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ def upgrade(at: Location) -> None:
         _upgrade_postgres(at)
         return
     at = real_file(at)
-    file = at.with_name(at.name + ".lock")
-    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        take_turn(lock, file)
+    with locked(at, ".lock"):
         _make(at)
         version = _version(at)
         _must_not_be_newer(at, version)
@@ -45,8 +42,6 @@ def upgrade(at: Location) -> None:
             if version is not None:
                 _file_redo_log(at)
             _migrate(at)
-    finally:
-        os.close(lock)
 
 
 def _make(path: Path) -> None:

@@ -12,7 +12,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from contextlib import closing, suppress
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -271,23 +272,33 @@ def test_who_reads_between_two_servers_goes_by_the_write_ahead_log(
     assert [file.name for file in copy.parent.iterdir() if file.suffix != ".lock"] == ["remit.db"]
 
 
-def test_a_checkpoint_for_which_there_is_no_room_takes_no_commit_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def a_checkpoint_after_each_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_sqlite, "_WAL_MAX_BYTES", 0)
     monkeypatch.setattr(ledger_sqlite, "_COMMITS_BETWEEN_LOOKS", 1)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Generator[None]:
+    """No file of this process grows beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("a_checkpoint_after_each_commit")
+def test_a_checkpoint_for_which_there_is_no_room_takes_no_commit_back(tmp_path: Path) -> None:
     path = a_database(tmp_path)
     ledger = a_ledger(path, "one", Clock())
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # What the log takes, and the file does not.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
-    try:
+    with files_of_at_most(path.stat().st_size):
         for _ in range(2):
             with ledger.transaction(durable=True):
                 ledger.write_out()
                 ledger.event("something.else", tenant=None, call_id=None, text="x" * 20_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     with reading(path) as db:
         assert db.one("SELECT last_seq, head FROM incarnations")[:] == ledger.position
     ledger.close()
@@ -296,13 +307,9 @@ def test_a_checkpoint_for_which_there_is_no_room_takes_no_commit_back(
 def test_a_log_for_whose_length_there_is_no_room_takes_none(tmp_path: Path) -> None:
     """The rest of the disk is for what else is made beside it, such as keys."""
     path = a_database(tmp_path)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
-    try:
+    with files_of_at_most(2**20):
         ledger = a_ledger(path, "one", Clock())
         assert os.stat(f"{path}-wal").st_size < 2**19
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     ledger.close()
 
 
@@ -391,12 +398,9 @@ def test_every_table_can_be_filled_by_position(tmp_path: Path) -> None:
             assert columns == [column.name for column in table.columns], name
 
 
-def test_who_reads_for_long_holds_up_nobody_who_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("a_checkpoint_after_each_commit")
+def test_who_reads_for_long_holds_up_nobody_who_writes(tmp_path: Path) -> None:
     """A checkpoint that waited for readers would wait ten seconds for each of these transactions."""
-    monkeypatch.setattr(ledger_sqlite, "_WAL_MAX_BYTES", 0)
-    monkeypatch.setattr(ledger_sqlite, "_COMMITS_BETWEEN_LOOKS", 1)
     path = a_database(tmp_path)
     ledger = a_ledger(path, "one", Clock())
 

@@ -212,7 +212,7 @@ async def _writer(lost: Callable[[], None]) -> _Writer:
         return _File(os.fdopen(stdout, "wb"))
     pipe = os.fdopen(stdout, "wb", buffering=0)
     transport, protocol = await loop.connect_write_pipe(lambda: _Read(lost), pipe)
-    return _Pipe(transport, asyncio.StreamWriter(transport, protocol, None, loop))
+    return _Pipe(asyncio.StreamWriter(transport, protocol, None, loop))
 
 
 def _is_pipe(fd: int) -> bool:
@@ -248,13 +248,12 @@ class _Read(asyncio.streams.FlowControlMixin):
 class _Pipe:
     """Stdout where it is a pipe. What nobody reads any more is dropped."""
 
-    def __init__(self, transport: asyncio.WriteTransport, writer: asyncio.StreamWriter) -> None:
-        self._transport = transport
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
 
     def write(self, data: bytes, /) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        if not self._writer.is_closing():
+            self._writer.write(data)
 
     async def drain(self) -> None:
         with suppress(ConnectionResetError, BrokenPipeError):
