@@ -511,7 +511,7 @@ class Ledger:
             self._gathered.accounts = balances
             if self._seq != seq_before:
                 self._gathered.streams = [(self._seq, self._head, self.stream)]
-            self._store.log(self._gathered.as_json())
+            self._store.log(self._gathered.as_record())
         return Gathered()
 
     def _roll_back(self, seq: int, head: str) -> None:

@@ -11,6 +11,7 @@ The ledger owns its life.
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -268,6 +269,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         "journal_mode = WAL",
         "synchronous = FULL",
         "wal_autocheckpoint = 0",
+        "cache_size = -16384",
         "fullfsync = ON",  # on macOS, where a plain fsync leaves it in the drive's cache
         "foreign_keys = ON",
     ):
@@ -284,8 +286,11 @@ def _make_room(db: sqlite3.Connection, wal: Path) -> None:
     db.execute("BEGIN IMMEDIATE")  # so that nobody writes to the log
     with suppress(OSError), wal.open("r+b", buffering=0) as file:  # where that cannot be, it grows
         if os.fstat(file.fileno()).st_size == 0:
-            if file.write(bytes(_WAL_MAX_BYTES)) < _WAL_MAX_BYTES:
-                file.truncate(0)  # the rest of a disk is for the other files, too
+            page = bytes(mmap.PAGESIZE)
+            for _ in range(0, _WAL_MAX_BYTES, len(page)):
+                if file.write(page) < len(page):
+                    file.truncate(0)  # the rest of a disk is for the other files, too
+                    break
             os.fsync(file.fileno())
     db.execute("ROLLBACK")
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from io import BytesIO
 from typing import Any, Literal, Protocol, cast
 
 import orjson
@@ -131,8 +132,21 @@ class Gathered:
         self.updates.setdefault(change, []).append(values)
 
     def as_json(self) -> bytes:
-        """As a record of `redo`, and as `remit_write` takes it (see `procedure.py`)."""
-        return orjson.dumps([self.inserts, self.updates, self.accounts, self.streams], default=_hexadecimal)
+        """As `remit_write` takes it (see `procedure.py`)."""
+        return self._dumped(lambda value: {"hex": value.hex()})
+
+    def as_record(self) -> bytes:
+        """As a record of `redo`: JSON and, after a NUL, which JSON has none of, what is bytes, as it is."""
+        apart: list[bytes] = []
+
+        def put_apart(value: bytes) -> Any:
+            apart.append(value)
+            return {"bytes": len(value)}
+
+        return b"".join((self._dumped(put_apart), b"\0", *apart))
+
+    def _dumped(self, of_bytes: Callable[[bytes], Any]) -> bytes:
+        return orjson.dumps([self.inserts, self.updates, self.accounts, self.streams], default=of_bytes)
 
 
 class Pile:
@@ -226,8 +240,10 @@ def read_pile(bodies: Iterable[bytes], by: Columns | None = None) -> Pile:
     pile = Pile(by)
     try:
         for body in bodies:
-            inserts, updates, accounts, streams = orjson.loads(body)
-            added = {table: [_with_bytes(row) for row in rows] for table, rows in inserts.items()}
+            text, _, apart = body.partition(b"\0")
+            inserts, updates, accounts, streams = orjson.loads(text)
+            taken = BytesIO(apart)
+            added = {table: [_with_bytes(row, taken) for row in rows] for table, rows in inserts.items()}
             pile.add(Gathered(added, updates, accounts, streams))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise StoreUnavailable(_CHANGED) from None
@@ -382,11 +398,5 @@ def _places(row: tuple[str, ...], columns: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(row.index(column) for column in columns)
 
 
-def _hexadecimal(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"hex": value.hex()}
-    raise TypeError
-
-
-def _with_bytes(row: list[Any]) -> Values:
-    return [bytes.fromhex(cast("str", value["hex"])) if isinstance(value, dict) else value for value in row]
+def _with_bytes(row: list[Any], apart: BytesIO) -> Values:
+    return [apart.read(cast("int", value["bytes"])) if isinstance(value, dict) else value for value in row]
