@@ -64,7 +64,7 @@ TOOLS = tools(buy={"price": {"eur_cent": "args.price"}, "on_error": "no_effect"}
 BUDGETS = [{"scope": "agent", "unit": "eur_cent", "window": "day", "limit": 10**15}]
 #: What the documented queries ask for is what these are called here.
 RENAMED = (("shop.look", "acme.get_order"), ("shop.buy", "acme.refund"), ("shop.give_back", "acme.take_back"))
-PER_CALL = ("calls", "payloads", "holds", "budget_moves", "touches", "undos", "approvals")
+PER_CALL = ("calls", "payloads", "holds", "budget_adjustments", "touches", "undos", "approvals")
 DAY_US = 86_400_000_000
 
 
@@ -393,6 +393,7 @@ VIEWS = {
     "undoable, the next to expire": "SELECT * FROM undoable WHERE expires_us > {now}"
     " ORDER BY expires_us LIMIT 50",
     "run_timeline of a run": "SELECT * FROM run_timeline WHERE tenant = 'acme' AND run = 'ticket-3001'",
+    "budget_moves of a call": "SELECT * FROM budget_moves WHERE call_id = (SELECT MAX(id) FROM calls)",
     "spend_by_day, all of it": "SELECT * FROM spend_by_day",
 }
 

@@ -104,18 +104,12 @@ _COMPARED = (
 _CLAIM, _KIND, _TENANT = map(_COMPARED.index, ("claim", "kind", "tenant"))
 _WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
 
-_MOVES = (
-    "FROM budget_moves AS m WHERE m.call_id = h.call_id AND m.account = h.account"
-    " AND m.window_start_us = h.window_start_us AND m.kind = "
-)
-#: Holds that the moves of their own call do not make.
-_UNMOVED = (
-    "SELECT h.call_id, h.account FROM holds AS h WHERE"  # noqa: S608 - all of it is ours
-    f" NOT EXISTS (SELECT 1 {_MOVES}'hold' AND m.amount = h.amount)"
-    f" OR (h.state = 'held') = EXISTS (SELECT 1 {_MOVES}'release' AND m.amount = h.amount)"
-    " OR (h.state = 'posted') <> (h.posted > 0)"
-    f" OR h.posted <> COALESCE((SELECT SUM(m.amount) {_MOVES}'post'), 0)"
-    f" OR h.refunded <> COALESCE((SELECT SUM(m.amount) {_MOVES}'refund'), 0)"
+_HOLDS = "call_id, account, window_start_us, unit, amount, state, posted, held_us, resolved_us"
+#: Holds of which more or less came back than what was adjusted for their call.
+_MISREFUNDED = (
+    "SELECT h.call_id, h.account FROM holds AS h WHERE h.refunded <> COALESCE((SELECT SUM(a.amount)"
+    " FROM budget_adjustments AS a WHERE a.call_id = h.call_id AND a.account = h.account"
+    " AND a.window_start_us = h.window_start_us AND a.kind = 'refund'), 0)"
 )
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
@@ -256,20 +250,25 @@ def verify_calls(
     carried = _beside(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
     undos_of = _beside(of_calls(", ".join(_WAY_BACK), "undos", "call_id"))
     touched_by = _beside(of_calls("call_id, resource", "touches", "call_id"))
+    held_by = _beside(of_calls(_HOLDS, "holds", "call_id"))
     history = next(events, None)
     for call in counted(of_calls(", ".join(f'"{name}"' for name in _COMPARED), "calls", "id"), progress):
         call_id = call[0]
         while history is not None and history[0] < call_id:
             yield _no_call(history[0])
             history = next(events, None)
-        kept, undos, touched = carried(call_id), undos_of(call_id), touched_by(call_id)
+        kept, undos, touched, holds = (of(call_id) for of in (carried, undos_of, touched_by, held_by))
         if history is None or history[0] != call_id:
             yield Finding(where=f"call {call_id}", what="it has no event")
             continue
         happened = history[1]
         history = next(events, None)
         undo: dict[str, Any] | None = dict(zip(_WAY_BACK, undos[0], strict=True)) if undos else None
-        wrong = [*_disagreements(call, happened), *_led_astray(records, undo, kept, happened)]
+        wrong = [
+            *_disagreements(call, happened),
+            *_led_astray(records, undo, kept, happened),
+            *_misheld(holds, happened),
+        ]
         if payloads:
             begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
             wrong += _miscarried(records, kept, begun, happened)
@@ -470,22 +469,20 @@ def verify_policies(records: Records) -> Iterator[Finding]:
 
 
 def verify_balances(records: Records) -> Iterator[Finding]:
-    """Every balance that its journal of moves, or the holds of its calls, do not add up to.
+    """Every balance that the holds of its calls, and what was adjusted, do not add up to.
 
     Raises StoreUnavailable where not all can be read.
     """
     records.must_be_whole()
     parts = ("held", "posted", "refunded", "overrun")
     accounts = _sums(records, "SELECT id AS account, * FROM accounts", parts)
-    moves = _sums(
+    adjusted = _sums(
         records,
         "SELECT account, window_start_us,"
-        " SUM(CASE kind WHEN 'hold' THEN amount WHEN 'release' THEN -amount ELSE 0 END) AS held,"
-        " SUM(CASE kind WHEN 'post' THEN amount ELSE 0 END) AS posted,"
         " SUM(CASE kind WHEN 'refund' THEN amount ELSE 0 END) AS refunded,"
         " SUM(CASE kind WHEN 'overrun' THEN amount ELSE 0 END) AS overrun"
-        " FROM budget_moves GROUP BY account, window_start_us",
-        parts,
+        " FROM budget_adjustments GROUP BY account, window_start_us",
+        parts[2:],
     )
     holds = _sums(
         records,
@@ -493,20 +490,18 @@ def verify_balances(records: Records) -> Iterator[Finding]:
         " SUM(posted) AS posted, SUM(refunded) AS refunded FROM holds GROUP BY account, window_start_us",
         parts[:3],
     )
-    for key in sorted(accounts.keys() | moves.keys() | holds.keys()):
+    for key in sorted(accounts.keys() | adjusted.keys() | holds.keys()):
         where = f"account {key[0]}, window {key[1]}"
         if key not in accounts:
-            yield Finding(where=where, what="it has moves or holds, and no balance")
+            yield Finding(where=where, what="it has holds or adjustments, and no balance")
             continue
-        for source, sums, told in (("moves", moves, parts), ("holds", holds, parts[:3])):
-            derived = sums.get(key, (0,) * len(told))
-            for part, balance, sum_ in zip(told, accounts[key], derived, strict=False):
-                if balance != sum_:
+        for source, sums, told in (("holds", holds, parts[:3]), ("adjustments", adjusted, parts[2:])):
+            for part, sum_ in sums.get(key, dict.fromkeys(told, 0)).items():
+                if (balance := accounts[key][part]) != sum_:
                     yield Finding(where=where, what=f"{part} is {balance}, and its {source} make {sum_}")
-    for row in records.rows(_UNMOVED):
-        yield Finding(
-            where=f"call {row['call_id']}", what=f"its moves on {row['account']} do not make what it held"
-        )
+    for row in records.rows(_MISREFUNDED):
+        what = f"what came back to {row['account']} is not what was adjusted"
+        yield Finding(where=f"call {row['call_id']}", what=what)
     for row in records.rows(
         "SELECT holds.call_id, holds.account, calls.state FROM holds"
         " LEFT JOIN calls ON calls.id = holds.call_id"
@@ -518,9 +513,9 @@ def verify_balances(records: Records) -> Iterator[Finding]:
         )
 
 
-def _sums(records: Records, sql: str, parts: Sequence[str]) -> dict[tuple[str, int], tuple[int, ...]]:
+def _sums(records: Records, sql: str, parts: Sequence[str]) -> dict[tuple[str, int], dict[str, int]]:
     return {
-        (row["account"], row["window_start_us"]): tuple(row[part] for part in parts)
+        (row["account"], row["window_start_us"]): {part: row[part] for part in parts}
         for row in records.rows(sql)
     }
 
@@ -714,6 +709,32 @@ def _is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
     marks = ", ".join("?" * len(ids := keys.split()))
     destroyed = f"SELECT 1 FROM subject_keys WHERE wrapped IS NULL AND id IN ({marks})"  # noqa: S608 - only marks are inserted
     return any(True for _ in records.rows(destroyed, ids))
+
+
+def _misheld(holds: Sequence[tuple[Any, ...]], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Where what a call holds, and what it cost, is not what was sealed."""
+    let_in = happened.get("call.dispatched", _NOTHING)
+    if "holds" not in let_in:  # it was held when it was held back
+        let_in = happened.get("call.scheduled", _NOTHING)
+    end = ended(happened) or happened.get("call.resolved") or happened.get("call.cancelled") or _NOTHING
+    try:
+        told = {each["account"]: each for each in let_in.get("holds", ())}
+        spent = {each["account"]: each["amount"] for each in end.get("spent", ())}
+    except (TypeError, KeyError):  # events that somebody has made
+        yield "what it holds is in none of its events"
+        return
+    for _, account, *stands in holds:
+        cost = spent.get(account, 0)
+        state = ("posted" if cost else "voided") if end else "held"
+        unit = str(account).split(":")[-2:-1]
+        sealed = told.pop(account, _NOTHING)
+        if stands != [
+            *(sealed.get("window_us"), *unit, sealed.get("amount")),
+            *(state, cost, let_in.get("at_us"), end.get("at_us")),
+        ]:
+            yield f"what it holds on {account} is not what its events say"
+    for account in told:
+        yield f"what it held on {account} is gone"
 
 
 def _claimed(

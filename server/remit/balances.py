@@ -1,4 +1,4 @@
-"""Balances inside one transaction: hold before, resolve after, the journal of moves beside both.
+"""Balances inside one transaction: hold before, resolve after, and what adjusts them beside both.
 
 A two-phase transfer: a hold reserves, resolving releases it and posts what was really spent. What was
 spent beyond a limit is recorded (`overrun`), since the effect has happened; the next hold is refused, unless
@@ -62,11 +62,14 @@ def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
     account.held += charge.amount
     ledger.changes(account)
     ledger.insert(
-        "holds", (call_id, charge.account, charge.window_start_us, charge.unit, charge.amount, "held", 0, 0)
+        "holds",
+        (
+            *(call_id, charge.account, charge.window_start_us, charge.unit, charge.amount),
+            *("held", 0, 0, ledger.now_us, None),
+        ),
     )
     held = Held(charge.account, charge.window_start_us, charge.unit, charge.amount)
     ledger.held.setdefault(call_id, []).append(held)
-    _move(ledger, call_id, charge.account, charge.window_start_us, "hold", charge.amount)
     _track_overrun(ledger, call_id, charge.account, charge.window_start_us, account)
 
 
@@ -83,10 +86,7 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
         account.held -= held.amount
         account.posted += cost
         ledger.changes(account)
-        ledger.update("hold", ("posted" if cost else "voided", cost, call_id, name))
-        _move(ledger, call_id, name, start_us, "release", held.amount)
-        if cost:
-            _move(ledger, call_id, name, start_us, "post", cost)
+        ledger.update("hold", ("posted" if cost else "voided", cost, ledger.now_us, call_id, name))
         _track_overrun(ledger, call_id, name, start_us, account)
         spent.append({"account": name, "amount": cost})
     ledger.held.pop(call_id, None)
@@ -126,7 +126,7 @@ def refund(ledger: Ledger, call_id: str, percent: int) -> list[Json]:
             "UPDATE holds SET refunded = refunded + ? WHERE call_id = ? AND account = ?",
             (amount, call_id, name),
         )
-        _move(ledger, call_id, name, start_us, "refund", amount)
+        _adjust(ledger, call_id, name, start_us, "refund", amount)
         _track_overrun(ledger, call_id, name, start_us, account)
         back.append({"account": name, "amount": amount})
     return back
@@ -144,9 +144,9 @@ def _account(ledger: Ledger, charge: Charge) -> Account:
 def _track_overrun(ledger: Ledger, call_id: str, name: str, window_start_us: int, account: Account) -> None:
     overrun = max(0, -account.left)
     if overrun != account.overrun:
-        _move(ledger, call_id, name, window_start_us, "overrun", overrun - account.overrun)
+        _adjust(ledger, call_id, name, window_start_us, "overrun", overrun - account.overrun)
         account.overrun = overrun
 
 
-def _move(ledger: Ledger, call_id: str, account: str, window_start_us: int, kind: str, amount: int) -> None:
-    ledger.insert("budget_moves", (ledger.now_us, call_id, account, window_start_us, kind, amount))
+def _adjust(ledger: Ledger, call_id: str, account: str, window_start_us: int, kind: str, amount: int) -> None:
+    ledger.insert("budget_adjustments", (ledger.now_us, call_id, account, window_start_us, kind, amount))

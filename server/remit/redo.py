@@ -57,7 +57,12 @@ FORMS: Mapping[Change, Form] = {
     "call": Form(table="calls", sets=_ENDS, key=("id",), only=_NOT_ENDED),
     # Nothing was done: the client may use its key again.
     "call_and_key": Form(table="calls", sets=(*_ENDS, "client_key"), key=("id",), only=_NOT_ENDED),
-    "hold": Form(table="holds", sets=("state", "posted"), key=("call_id", "account"), only="state = 'held'"),
+    "hold": Form(
+        table="holds",
+        sets=("state", "posted", "resolved_us"),
+        key=("call_id", "account"),
+        only="state = 'held'",
+    ),
     "undo": Form(table="undos", sets=("state", "resource"), key=("call_id",)),
     # Nobody else has moved it on, or taken the process for dead.
     "position": Form(
@@ -105,7 +110,16 @@ class Writes(Protocol):
         ...
 
 
-_OF_CALLS = {"calls", "call_subjects", "payloads", "holds", "budget_moves", "touches", "undos", "events"}
+_OF_CALLS = {
+    "calls",
+    "call_subjects",
+    "payloads",
+    "holds",
+    "budget_adjustments",
+    "touches",
+    "undos",
+    "events",
+}
 _KEYS: Mapping[str, tuple[str, ...]] = {form.table: form.key for form in FORMS.values()}
 
 

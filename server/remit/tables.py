@@ -333,15 +333,19 @@ holds = Table(
     ),
     Column("posted", BigInteger, nullable=False, server_default="0"),
     Column("refunded", BigInteger, nullable=False, server_default="0"),
+    Column("held_us", BigInteger, nullable=False),
+    # When it was released, and what the call cost was posted.
+    Column("resolved_us", BigInteger),
     PrimaryKeyConstraint("call_id", "account"),
-    CheckConstraint("state = 'posted' OR posted = 0", name="posted_iff_spent"),
+    CheckConstraint("(state = 'posted') = (posted <> 0)", name="posted_iff_spent"),
+    CheckConstraint("(state = 'held') = (resolved_us IS NULL)", name="held_until_resolved"),
     CheckConstraint("refunded BETWEEN 0 AND posted", name="refunded"),
     sqlite_with_rowid=False,
 )
 
-#: Every change of a balance. `accounts` is their sum: held = hold - release, posted = post, and so on.
-budget_moves = Table(
-    "budget_moves",
+#: What changes a balance beside the holds of calls: what went beyond its limit, and what came back.
+budget_adjustments = Table(
+    "budget_adjustments",
     metadata,
     Column("at_us", BigInteger, nullable=False),
     Column("call_id", String(36), nullable=False),
@@ -350,11 +354,11 @@ budget_moves = Table(
     Column(
         "kind",
         String(8),
-        _check("kind", "hold", "release", "post", "overrun", "refund"),
+        _check("kind", "overrun", "refund"),
         nullable=False,
     ),
     Column("amount", BigInteger, nullable=False),
-    # Found by call; a call moves a balance once in each kind and moment.
+    # Found by call; a call adjusts a balance once in each kind and moment.
     PrimaryKeyConstraint("call_id", "account", "window_start_us", "kind", "at_us"),
     sqlite_with_rowid=False,
 )
@@ -670,6 +674,14 @@ NOW_US = "remit_now_us()"
 
 #: Views for people, by name: questions that are asked often, in SQL that every database here understands.
 VIEWS = {
+    # Every change of a balance. `accounts` is their sum: held = hold - release, posted = post, and so on.
+    "budget_moves": """
+        SELECT held_us AS at_us, call_id, account, window_start_us, 'hold' AS kind, amount FROM holds
+        UNION ALL SELECT resolved_us, call_id, account, window_start_us, 'release', amount FROM holds
+        WHERE state <> 'held'
+        UNION ALL SELECT resolved_us, call_id, account, window_start_us, 'post', posted FROM holds
+        WHERE state = 'posted'
+        UNION ALL SELECT at_us, call_id, account, window_start_us, kind, amount FROM budget_adjustments""",
     # What each agent spent, in each unit, by the day (UTC) on which it called.
     "spend_by_day": """
         SELECT day_us, tenant, agent, unit, COUNT(*) AS calls,

@@ -157,11 +157,11 @@ def all_levels_pay_the_same(db: Reader) -> Iterator[str]:
 def a_hold_resolves_once(db: Reader) -> Iterator[str]:
     """B6."""
     for row in db.all(
-        "SELECT call_id, account, window_start_us, kind FROM budget_moves"
-        " WHERE kind IN ('hold', 'release', 'post')"
-        " GROUP BY call_id, account, window_start_us, kind HAVING COUNT(*) > 1"
+        "SELECT call_id FROM events"
+        " WHERE kind IN ('call.succeeded', 'call.failed', 'call.resolved', 'call.cancelled')"
+        " GROUP BY call_id HAVING COUNT(*) > 1"
     ):
-        yield f"call {row['call_id']} has more than one {row['kind']} on {row['account']}"
+        yield f"the holds of call {row['call_id']} were resolved more than once"
 
 
 def no_more_comes_back_than_was_paid(db: Reader) -> Iterator[str]:

@@ -154,8 +154,14 @@ BROKEN: list[tuple[str, Callable[[Sound], None]]] = [
     ("A4", in_records("UPDATE log_runs SET events = events - 1 WHERE first_leaf = 0")),
     ("B1", in_records("UPDATE holds SET amount = amount + 1, state = 'held' WHERE unit = 'eur_cent'")),
     ("B1", in_records("UPDATE holds SET posted = posted + 1")),
-    ("B2", in_records("UPDATE budget_moves SET amount = amount + 1 WHERE kind = 'post'")),
-    ("B2", in_records("UPDATE budget_moves SET amount = amount + 1 WHERE kind = 'release'")),
+    ("B2", in_records("UPDATE accounts SET posted = posted + 1")),
+    (
+        "B2",
+        in_records(
+            "INSERT INTO budget_adjustments (at_us, call_id, account, window_start_us, kind, amount)"
+            " SELECT resolved_us, call_id, account, window_start_us, 'refund', 1 FROM holds LIMIT 1"
+        ),
+    ),
     ("B3", in_records("UPDATE accounts SET limit_amount = 1")),
     ("B3", in_records("UPDATE accounts SET overrun = 1")),
     ("B4", in_records("UPDATE holds SET state = 'held'")),
@@ -164,9 +170,9 @@ BROKEN: list[tuple[str, Callable[[Sound], None]]] = [
     (
         "B6",
         in_records(
-            "INSERT INTO budget_moves (at_us, call_id, account, window_start_us, kind, amount)"
-            " SELECT at_us + 1, call_id, account, window_start_us, kind, amount FROM budget_moves"
-            " WHERE kind = 'release'"
+            "INSERT INTO events (stream, seq, at_us, kind, tenant, call_id, body, hash)"
+            " SELECT stream, seq + 1000000, at_us, 'call.failed', tenant, call_id, body, hash FROM events"
+            " WHERE kind = 'call.succeeded'"
         ),
     ),
     ("B7", in_records("UPDATE accounts SET refunded = posted + 1")),

@@ -27,6 +27,8 @@ from remit.verifying import verify
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit database in which somebody refunded, asked, agreed, stopped and undid."""
     config = a_place(tmp_path_factory.mktemp("record"))
+    text = config.read_text("utf-8")
+    config.write_text(text.replace("within: 24h\n", "within: 24h\n      refund: 100\n", 1), "utf-8")
     story = anyio.run(a_story, config)
     remit = Terminal(config)
     remit.json("approvals", "approve", story.approval, "--comment", "fine")

@@ -20,7 +20,7 @@ from remit.records import CallQuery, open_records
 from remit.tables import VIEWS
 
 #: Tables that grow with the calls.
-BIG = ("calls", "events", "payloads", "holds", "budget_moves", "touches", "undos", "approvals")
+BIG = ("calls", "events", "payloads", "holds", "budget_adjustments", "touches", "undos", "approvals")
 PRICED = tools(buy={"price": {"eur_cent": "args.price"}, "labels": ["money"]})
 BUDGETS = [{"scope": "agent", "unit": "eur_cent", "window": "total", "limit": 10_000}]
 
@@ -145,7 +145,8 @@ def test_calls_are_found_by_an_index_however_they_are_filtered(path: Path, query
 
 def test_every_documented_question_is_asked_by_these_tests() -> None:
     assert len(documented()) == 15
-    assert VIEWS.keys() == {"spend_by_day", "denials", "approvals_open", "undoable", "run_timeline"}
+    views = {"budget_moves", "spend_by_day", "denials", "approvals_open", "undoable", "run_timeline"}
+    assert VIEWS.keys() == views
 
 
 @pytest.mark.parametrize(

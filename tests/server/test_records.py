@@ -141,19 +141,24 @@ CHANGES = [
     (sql("votes", ""), "its votes are not those that its events tell"),
     (sql("approvals", "binding = 'x'"), "what it shows is not what people were asked"),
     (sql("votes", "") + sql("approvals", ""), "people were asked about it, and the request is gone"),
-    (sql("accounts", "posted = posted - 1", "unit = 'eur'"), "posted is 4, and its moves make 5"),
+    (sql("accounts", "posted = posted - 1", "unit = 'eur'"), "posted is 4, and its holds make 5"),
     (sql("accounts", "held = held + 1", "unit = 'eur'"), "held is 1, and its holds make 0"),
-    (sql("budget_moves", "", "kind = 'post' AND amount = 5"), "posted is 5, and its moves make 0"),
-    (sql("accounts", "", "unit = 'eur'"), "it has moves or holds, and no balance"),
+    (sql("holds", "", f"unit = 'eur' AND {OF_IT}"), "posted is 5, and its holds make 0"),
+    (sql("accounts", "", "unit = 'eur'"), "it has holds or adjustments, and no balance"),
     # Who spent it is what a run is said to have cost.
     (
         sql(
             "holds", "call_id = (SELECT id FROM calls WHERE tool = 'shop.look')", f"unit = 'eur' AND {OF_IT}"
         ),
-        "do not make what it held",
+        "is not what its events say",
     ),
-    (sql("holds", "amount = amount + 1", f"unit = 'eur' AND {OF_IT}"), "do not make what it held"),
-    (sql("holds", "state = 'held', posted = 0", "unit = 'eur'"), "it is succeeded, and still holds"),
+    (sql("holds", "amount = amount + 1", f"unit = 'eur' AND {OF_IT}"), "is not what its events say"),
+    (sql("holds", "", f"unit = 'eur' AND {OF_IT}"), "is gone"),
+    (sql("holds", "held_us = held_us + 1", f"unit = 'eur' AND {OF_IT}"), "is not what its events say"),
+    (
+        sql("holds", "state = 'held', posted = 0, resolved_us = NULL", "unit = 'eur'"),
+        "it is succeeded, and still holds",
+    ),
     # SQLite takes anything for anything.
     (sql("payloads", "call_id = CAST(call_id AS BLOB)", "kind = 'arguments'"), "are gone, and retention"),
     (sql("events", "call_id = CAST(call_id AS BLOB)", "call_id IS NOT NULL"), "column call_id disagrees"),

@@ -28,7 +28,7 @@ from remit.records import open_records
 from remit.vault import key_file
 from remit_adapters.base import AdapterError, Caller, Reply, Request
 
-OF_CALLS = ("calls", "payloads", "holds", "budget_moves", "undos", "touches", "events")
+OF_CALLS = ("calls", "payloads", "holds", "budget_adjustments", "undos", "touches", "events")
 
 
 def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:

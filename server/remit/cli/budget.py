@@ -1,4 +1,4 @@
-"""`remit budget`: what may still be spent, and whether every balance is the sum of its moves."""
+"""`remit budget`: what may still be spent, and whether every balance is the sum of what was held."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def show(config_path: Path, as_json: bool, every: bool) -> None:
 @config_option
 @json_option
 def verify(config_path: Path, as_json: bool) -> int:
-    """Derive every balance again from its moves and holds. Exits with 1 when one differs."""
+    """Derive every balance again from holds and adjustments. Exits with 1 when one differs."""
     from remit.audit import verify_balances
     from remit.cli.output import report
 
@@ -57,5 +57,5 @@ def verify(config_path: Path, as_json: bool) -> int:
     if as_json:
         print_json({"accounts": accounts, "findings": findings})
     else:
-        report(findings, f"{accounts} balances are the sums of their moves.")
+        report(findings, f"{accounts} balances are the sums of their holds and adjustments.")
     return 1 if findings else 0
