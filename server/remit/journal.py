@@ -13,7 +13,6 @@ The application opens one journal for each process and closes it; opening regist
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -563,8 +562,6 @@ class Journal:
 
     async def _write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
         """Write a step of a call: with those of other calls, or at once where there is no other call."""
-        if self._under_way == 1 and not must:
-            await asyncio.sleep(0)  # calls that came in the same moment come to light
         return await self._writer.write(change, durable=durable, must=must, alone=self._under_way == 1)
 
     async def _write_or_owe(self, change: Callable[[], T], *, durable: bool = True) -> T:

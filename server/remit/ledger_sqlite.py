@@ -287,10 +287,13 @@ def _make_room(db: sqlite3.Connection, wal: Path) -> None:
     with suppress(OSError), wal.open("r+b", buffering=0) as file:  # where that cannot be, it grows
         if os.fstat(file.fileno()).st_size == 0:
             page = bytes(mmap.PAGESIZE)
-            for _ in range(0, _WAL_MAX_BYTES, len(page)):
-                if file.write(page) < len(page):
-                    file.truncate(0)  # the rest of a disk is for the other files, too
-                    break
+            try:
+                # One at a time: what is written at once Linux may keep as one large folio, and go through
+                # all of it for each page that is written later.
+                for _ in range(0, _WAL_MAX_BYTES, len(page)):
+                    file.write(page)
+            except OSError:
+                file.truncate(0)  # the rest of a disk is for the other files, too
             os.fsync(file.fileno())
     db.execute("ROLLBACK")
 

@@ -240,9 +240,18 @@ def test_the_file_itself_keeps_a_balance_whatever_the_code_does(tmp_path: Path) 
     for held, posted, refunded, overrun in broken:
         with pytest.raises(sqlite3.IntegrityError):
             insert("accounts", (*account[:5], held, posted, refunded, overrun))
-    for amount, state, posted in ((-1, "held", 0), (1, "held", 1), (1, "voided", 1), (1, "gone", 0)):
+    wrong: list[tuple[int, str, int, int | None]] = [
+        (-1, "held", 0, None),
+        (1, "held", 1, None),
+        (1, "held", 0, 2),
+        (1, "posted", 0, 2),
+        (1, "posted", 1, None),
+        (1, "voided", 1, 2),
+        (1, "gone", 0, 2),
+    ]
+    for amount, state, posted, resolved_us in wrong:
         with pytest.raises(sqlite3.IntegrityError):
-            insert("holds", ("c", account[0], 0, "usd", amount, state, posted, 0))
+            insert("holds", ("c", account[0], 0, "usd", amount, state, posted, 0, 1, resolved_us))
     found = Account(("a:acme/x:usd:total", 0), 10, 11, 0, 0, 0)
     with pytest.raises(ValueError, match="would be wrong"), ledger.transaction(durable=False):
         ledger.changes(found)
