@@ -11,10 +11,11 @@ parts, so what is written meanwhile troubles nobody. What is small is verified b
 from __future__ import annotations
 
 import atexit
+import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import pairwise
 from multiprocessing import get_context
@@ -69,8 +70,7 @@ def verify(
     if processes is None:
         processes = worth_it(records.count("events"))
     if processes < 2 or records.at is None:
-        followed = Followed()
-        found = list(verify_calls(records, progress, payloads=payloads, followed=followed))
+        found, followed = _calls(records, payloads, "", None, progress)
         found += _beside_calls(records, kept, verifiers, payloads, progress)
     else:
         found, followed = _by_several(processes, records, kept, verifiers, payloads, progress, part)
@@ -165,9 +165,24 @@ def _cuts(records: Records, part: int) -> list[str]:
     return sorted(ids)
 
 
-def _calls(records: Records, payloads: bool, begin: str, end: str | None) -> tuple[list[Finding], Followed]:
+def _calls(
+    records: Records, payloads: bool, begin: str, end: str | None, progress: Progress = ignored
+) -> tuple[list[Finding], Followed]:
     followed = Followed()
-    return list(verify_calls(records, payloads=payloads, begin=begin, end=end, followed=followed)), followed
+    within = verify_calls(records, progress, payloads=payloads, begin=begin, end=end, followed=followed)
+    with _seldom_collecting():
+        return list(within), followed
+
+
+@contextmanager
+def _seldom_collecting() -> Generator[None]:
+    """Much is made of each row, and nothing of it refers to itself: looking for that took a tenth."""
+    often = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*often)
 
 
 def _calls_elsewhere(

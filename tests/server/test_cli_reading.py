@@ -180,7 +180,7 @@ def test_balances_show_what_is_held_spent_and_left(remit: Terminal) -> None:
 def test_untouched_records_verify(remit: Terminal) -> None:
     events, calls = remit.json("audit", "verify")["events"], 5
     assert remit("audit", "verify").out == f"{events} events and {calls} calls are as they were written.\n"
-    assert remit("budget", "verify").out == "2 balances are the sums of their moves.\n"
+    assert remit("budget", "verify").out == "2 balances are the sums of their holds and adjustments.\n"
     assert remit("db", "check").code == 0
 
 

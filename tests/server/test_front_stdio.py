@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +129,50 @@ async def test_a_client_that_is_killed_while_its_calls_run_leaves_a_server_that_
         assert await server.wait() == 0
     os.close(to_server)
     assert said.read_text() == ""
+
+
+def test_a_client_that_reads_nothing_is_not_read_from_either_and_gets_every_answer_later(
+    tmp_path: Path,
+) -> None:
+    asks = 4_000
+    command = [sys.executable, *a_server(acme.a_place(tmp_path)).args]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        writes, reads = server.stdin, server.stdout
+        listing = {"jsonrpc": "2.0", "method": "tools/list", "params": {"_meta": STATELESS}}
+
+        def ask(number: int) -> None:
+            writes.write(json.dumps({**listing, "id": number}).encode() + b"\n")
+
+        def flood() -> None:
+            for number in range(1, asks):
+                ask(number)
+            writes.close()
+
+        ask(0)
+        writes.flush()
+        answer = reads.readline()
+        before, answers = memory(server.pid), len(answer) * asks
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        # Until it has taken what it takes: then it rests, or everything is sent.
+        used = -1
+        while flooding.is_alive() and used != (used := processor_time(server.pid)):
+            time.sleep(0.5)
+        assert memory(server.pid) - before < answers
+        numbers = [json.loads(line)["id"] for line in reads]
+        flooding.join()
+    assert sorted(numbers) == list(range(1, asks))
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process has in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor_time(pid: int) -> int:
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
 async def test_the_environment_says_who_speaks_over_a_pipe_when_it_is_set(tmp_path: Path) -> None:

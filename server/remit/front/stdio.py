@@ -33,6 +33,9 @@ Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
 #: So many messages wait for the SDK at most before no more are read.
 _KEPT_MAX = 64
+#: So many bytes of answers wait for the client at most before no more is read. Large: a client that sends
+#: all of its requests before it reads the first answer would wait for ever.
+_UNREAD_MAX = 32 * 2**20
 
 
 class ShortWay(Protocol):
@@ -59,7 +62,7 @@ class _Writer(Protocol):
 async def standard_streams(short_way: ShortWay) -> AsyncGenerator[tuple[Incoming, Outgoing]]:
     """The SDK's read and write streams over stdin and stdout; at end of input the read stream closes."""
     ends_with_client = _is_pipe(0)
-    writer = await _writer(lambda: lines.end())
+    writer = await _writer(lambda: lines.end(), lambda full: lines.hold(full))
     to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     #: Requests that the SDK has not answered.
@@ -145,6 +148,7 @@ class _Lines(asyncio.Protocol):
         self._kept: deque[Json] = deque()
         self._came = asyncio.Event()
         self._ended = False
+        self._held = False
         self._transport: asyncio.ReadTransport | None = None
         self._partial: list[bytes] = []
         self._partial_size = 0
@@ -154,6 +158,19 @@ class _Lines(asyncio.Protocol):
         if self._transport:
             self._transport.close()
 
+    def hold(self, held: bool) -> None:
+        """Read no more for now, or go on."""
+        self._held = held
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._transport is None or self._ended:
+            return
+        if self._held or len(self._kept) >= _KEPT_MAX:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
     async def next(self) -> Json | None:
         """The next message for the SDK; None at the end of input."""
         while not self._kept:
@@ -161,9 +178,10 @@ class _Lines(asyncio.Protocol):
                 return None
             self._came.clear()
             await self._came.wait()
-        if len(self._kept) == _KEPT_MAX and self._transport and not self._ended:
-            self._transport.resume_reading()
-        return self._kept.popleft()
+        message = self._kept.popleft()
+        if len(self._kept) == _KEPT_MAX - 1:
+            self._read_or_not()
+        return message
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.ReadTransport", transport)
@@ -186,8 +204,8 @@ class _Lines(asyncio.Protocol):
             return
         self._kept.append(message)
         self._came.set()
-        if len(self._kept) == _KEPT_MAX and self._transport:
-            self._transport.pause_reading()
+        if len(self._kept) == _KEPT_MAX:
+            self._read_or_not()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._partial:
@@ -202,8 +220,8 @@ async def _lines(take: Callable[[bytes], Json | None]) -> _Lines:
     return lines
 
 
-async def _writer(lost: Callable[[], None]) -> _Writer:
-    """Stdout; `lost` is called once nobody reads it any more."""
+async def _writer(lost: Callable[[], None], full: Callable[[bool], None]) -> _Writer:
+    """Stdout; `lost` is called once nobody reads it any more, `full` when too much is unread, or no more."""
     loop = asyncio.get_running_loop()
     is_pipe, stdout = _is_pipe(1), os.dup(1)
     sys.stdout.flush()
@@ -211,7 +229,8 @@ async def _writer(lost: Callable[[], None]) -> _Writer:
     if not is_pipe:
         return _File(os.fdopen(stdout, "wb"))
     pipe = os.fdopen(stdout, "wb", buffering=0)
-    transport, protocol = await loop.connect_write_pipe(lambda: _Read(lost), pipe)
+    transport, protocol = await loop.connect_write_pipe(lambda: _Read(lost, full), pipe)
+    transport.set_write_buffer_limits(_UNREAD_MAX)
     return _Pipe(asyncio.StreamWriter(transport, protocol, None, loop))
 
 
@@ -236,9 +255,18 @@ def _piped(file: int) -> int:
 class _Read(asyncio.streams.FlowControlMixin):
     """Whether somebody reads stdout."""
 
-    def __init__(self, lost: Callable[[], None]) -> None:
+    def __init__(self, lost: Callable[[], None], full: Callable[[bool], None]) -> None:
         super().__init__()
         self._lost = lost
+        self._full = full
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._full(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._full(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
