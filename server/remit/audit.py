@@ -119,6 +119,8 @@ _STEP = 1000
 _NEAR = 200
 #: An event: stream and number.
 Place = tuple[str, int]
+#: Of which call an event is, its kind, and what it tells.
+Told = tuple[Any, Any, dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -134,10 +136,8 @@ class Followed:
     #: Of how many calls the arguments, and of how many the ways back, are not kept any more.
     gone: Counter[str] = field(default_factory=Counter[str])
 
-    def follow(
-        self, records: Records, rows: Iterator[tuple[Any, ...]]
-    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Events (`chain.COLUMNS`), and what each tells."""
+    def follow(self, records: Records, rows: Iterator[tuple[Any, ...]]) -> Iterator[Told]:
+        """What these events (`chain.COLUMNS`) tell."""
         # An event is mostly read near the one before it.
         while some := list(islice(rows, _NEAR)):
             near = {(row[0], row[1]): row[7] for row in some}
@@ -145,9 +145,9 @@ class Followed:
                 facts = _facts(row[6])
                 if not (chain.follows(row, facts, near) or chain.follows(row, facts, _before(records, row))):
                     self.loose.append((row[0], row[1]))
-                if isinstance(facts.get("established"), dict):
+                if "established" in facts and isinstance(facts["established"], dict):
                     self.establishing.append((row[0], row[1]))
-                yield row, facts
+                yield row[5], row[3], facts
             self.events += len(some)
 
     def add(self, other: Followed) -> None:
@@ -204,8 +204,8 @@ def verify_ends(records: Records, followed: Followed) -> None:
     there should be.
     """
     of_no_call = records.tuples(f"SELECT {chain.COLUMNS} FROM events WHERE call_id IS NULL")  # noqa: S608 - the columns are ours
-    for row, facts in followed.follow(records, of_no_call):
-        if row[3] == "stream.opened":
+    for _, kind, facts in followed.follow(records, of_no_call):
+        if kind == "stream.opened":
             followed.loose += _unseen(records, facts)
     for row in records.rows(
         "SELECT id, last_seq, head,"
@@ -257,7 +257,8 @@ def verify_calls(
         while history is not None and history[0] < call_id:
             yield _no_call(history[0])
             history = next(events, None)
-        kept, undos, touched, holds = (of(call_id) for of in (carried, undos_of, touched_by, held_by))
+        kept, undos = carried(call_id), undos_of(call_id)
+        touched, holds = touched_by(call_id), held_by(call_id)
         if history is None or history[0] != call_id:
             yield Finding(where=f"call {call_id}", what="it has no event")
             continue
@@ -581,12 +582,10 @@ def _retained(records: Records) -> Counter[str]:
     return found
 
 
-def _histories(
-    followed: Iterator[tuple[tuple[Any, ...], dict[str, Any]]],
-) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+def _histories(followed: Iterator[Told]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
     """Each call, and by kind what its events tell."""
-    for call_id, some in groupby(followed, lambda each: each[0][5]):
-        yield call_id, {row[3]: facts for row, facts in some}
+    for call_id, some in groupby(followed, _first_of):
+        yield call_id, {kind: facts for _, kind, facts in some}
 
 
 def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[Any, ...]]]:
@@ -605,7 +604,7 @@ def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[A
 
 
 def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    _, policy_rows, confirmation, stands, committed_to, resolved, *_ = call
+    _, policy_rows, confirmation, stands, committed_to, resolved = call[:6]
     opening = _first(_OPENINGS, happened)
     if opening is None:
         yield "no event says how it began"
