@@ -86,7 +86,7 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
         account.held -= held.amount
         account.posted += cost
         ledger.changes(account)
-        ledger.update("hold", ("posted" if cost else "voided", cost, ledger.now_us, call_id, name))
+        ledger.update("resolve", ("posted" if cost else "voided", cost, ledger.now_us, call_id, name))
         _track_overrun(ledger, call_id, name, start_us, account)
         spent.append({"account": name, "amount": cost})
     ledger.held.pop(call_id, None)

@@ -32,7 +32,7 @@ Columns = Mapping[str, tuple[str, ...]]
 #: What one row is changed by: how a call ends, what it held and can be taken back by; and, where nothing is
 #: logged, how far the stream of events has come. A record of `redo` has only the values of its form, so a
 #: form that comes to be another needs another name.
-Change = Literal["call", "call_and_key", "hold", "undo", "position"]
+Change = Literal["call", "call_and_key", "resolve", "undo", "position"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ FORMS: Mapping[Change, Form] = {
     "call": Form(table="calls", sets=_ENDS, key=("id",), only=_NOT_ENDED),
     # Nothing was done: the client may use its key again.
     "call_and_key": Form(table="calls", sets=(*_ENDS, "client_key"), key=("id",), only=_NOT_ENDED),
-    "hold": Form(
+    "resolve": Form(
         table="holds",
         sets=("state", "posted", "resolved_us"),
         key=("call_id", "account"),
@@ -69,7 +69,12 @@ FORMS: Mapping[Change, Form] = {
         table="incarnations", sets=("last_seq", "head"), key=("id", "last_seq"), only="state = 'live'"
     ),
 }
-SQL: Mapping[Change, str] = {change: form.sql for change, form in FORMS.items()}
+#: Those that are found only in a log that a Remit before this one left: here of schema 0001.
+_EARLIER: Mapping[str, Form] = {
+    "hold": Form(table="holds", sets=("state", "posted"), key=("call_id", "account"), only="state = 'held'"),
+}
+_FORMS: Mapping[str, Form] = {**FORMS, **_EARLIER}
+_SQL = {change: form.sql for change, form in _FORMS.items()}
 #: A balance is put where it belongs, new or not.
 OVER_ACCOUNT = (
     "ON CONFLICT (id, window_start_us) DO UPDATE SET"
@@ -235,7 +240,7 @@ class _Made:
             self._streams[row[-1]] = row
 
     def _change(self, change: Change, rows: Sequence[Values]) -> None:
-        form = FORMS[change]
+        form = _FORMS[change]
         place, mine = self._place[form.table], self._rows.inserts.get(form.table, [])
         sets = _places(self._columns[form.table], form.sets)
         for values in rows:
@@ -364,7 +369,7 @@ class Statements:
         for table, rows in gathered.inserts.items():
             self._db.executemany(_insert_statement(table, (self._by or columns())[table]), rows)
         for change, rows in gathered.updates.items():
-            if self._db.executemany(SQL[change], rows).rowcount != len(rows):
+            if self._db.executemany(_SQL[change], rows).rowcount != len(rows):
                 raise NotThere(change)
         if gathered.accounts:
             self._db.executemany(_ACCOUNTS, gathered.accounts)
@@ -413,4 +418,11 @@ def _places(row: tuple[str, ...], columns: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _with_bytes(row: list[Any], apart: BytesIO) -> Values:
-    return [apart.read(cast("int", value["bytes"])) if isinstance(value, dict) else value for value in row]
+    return [
+        _bytes_of(cast("dict[str, Any]", value), apart) if isinstance(value, dict) else value for value in row
+    ]
+
+
+def _bytes_of(told: dict[str, Any], apart: BytesIO) -> bytes:
+    # As hexadecimal in a log of schema 0001.
+    return apart.read(told["bytes"]) if "bytes" in told else bytes.fromhex(told["hex"])
