@@ -393,7 +393,7 @@ VIEWS = {
     "undoable, the next to expire": "SELECT * FROM undoable WHERE expires_us > {now}"
     " ORDER BY expires_us LIMIT 50",
     "run_timeline of a run": "SELECT * FROM run_timeline WHERE tenant = 'acme' AND run = 'ticket-3001'",
-    "budget_moves of a call": "SELECT * FROM budget_moves WHERE call_id = (SELECT MAX(id) FROM calls)",
+    "budget_moves of a call": "SELECT * FROM budget_moves WHERE call_id = '{call}'",
     "spend_by_day, all of it": "SELECT * FROM spend_by_day",
 }
 
@@ -434,7 +434,9 @@ def filters(now: int) -> dict[str, CallQuery]:
 
 def ask(at: Location, now: int, given_up_s: float) -> Iterator[Asked]:
     """Every question in turn; one that takes longer than that is given up, and the next is asked."""
-    values = {"day": now - DAY_US, "now": now}
+    with open_records(at) as records:
+        (paid,) = records.rows("SELECT MAX(call_id) AS call FROM holds")
+    values = {"day": now - DAY_US, "now": now, "call": paid["call"]}
     sqls = [(name, sql.format(**values)) for name, sql in VIEWS.items()]
     if isinstance(at, Path):  # the page is for SQLite
         sqls = [*documented(), *sqls]
