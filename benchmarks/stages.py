@@ -202,6 +202,7 @@ async def record(call: Call, decision: Decision, on: Services) -> None:
     """Record one governed call, before and after an effect that does nothing."""
     with on.journal.under_way():
         await admitted(call, decision, on)
+        await asyncio.sleep(0)  # as every effect does, it lets the other calls have a turn
         await settled(call, decision, on)
 
 
