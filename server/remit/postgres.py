@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import uvloop
+
 from remit.config_file import resolve
 from remit.errors import Interrupted, RemitError, StoreUnavailable
 
@@ -80,7 +82,7 @@ class Session:
 
     def __init__(self, at: Postgres, *, name: str, limits: Mapping[str, str] = _LIMITS) -> None:
         self.at = at
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         try:
             self._db: Any = self._run(_connected(at, name, limits))
         except BaseException:
