@@ -679,7 +679,7 @@ def _misquoted(
     for name, words, digest, otherwise in zip(calls_told.WORDS, call[_WORDS], sealed, usual, strict=True):
         if words == otherwise and digest is None:
             continue
-        if digest is not None and words and digest == digest_of(records.vault, call[_TENANT], words):
+        if None not in (digest, words) and digest == digest_of(records.vault, call[_TENANT], words):
             continue
         # An idempotency key says nothing of anybody: it stays.
         if name == "client_key" or words or not _is_cleared(records, kept):
