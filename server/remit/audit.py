@@ -20,10 +20,11 @@ from typing import Any, TypeVar, cast
 
 import orjson
 
-from remit import chain, ways_back_told
+from remit import calls_told, chain, ways_back_told
 from remit.binding import binding_of
 from remit.database import Row
-from remit.erasing import ERASED
+from remit.erasing import ERASED, digest_of
+from remit.model import USUAL_REASONS
 from remit.records import Records, open_records
 from remit.vault import Damaged, KeyUnusable
 from remit.ways_back_told import ended
@@ -94,14 +95,22 @@ _SEALED = (
         )
     ),
     ("kind", "purpose"),
+    ("operation", "operation"),
+    ("created_us", "received_us"),
 )
+#: The last of them are not in events of schema 0001, nor is `calls_told.first`.
+_LATER = 2
 _sealed = itemgetter(*(name for _, name in _SEALED))
 #: What is read of each call, and of its way back.
 _COMPARED = (
     *("id", "policy_rows", "confirmation", "state", "result_commit", "resolution", "claim"),
+    *calls_told.WORDS,
+    *calls_told.COLUMNS,
     *(name for name, _ in _SEALED),
 )
-_CLAIM, _KIND, _TENANT = map(_COMPARED.index, ("claim", "kind", "tenant"))
+_CLAIM, _KIND, _TENANT, _CODE = map(_COMPARED.index, ("claim", "kind", "tenant", "code"))
+_WORDS = slice(_CLAIM + 1, _CLAIM + 1 + len(calls_told.WORDS))
+_TOLD = slice(_WORDS.stop, _WORDS.stop + len(calls_told.COLUMNS))
 _WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
 
 _HOLDS = "call_id, account, window_start_us, unit, amount, state, posted, held_us, resolved_us"
@@ -266,7 +275,7 @@ def verify_calls(
         history = next(events, None)
         undo: dict[str, Any] | None = dict(zip(_WAY_BACK, undos[0], strict=True)) if undos else None
         wrong = [
-            *_disagreements(call, happened),
+            *_disagreements(records, call, happened),
             *_led_astray(records, undo, kept, happened),
             *_misheld(holds, happened),
         ]
@@ -276,6 +285,7 @@ def verify_calls(
             wrong += ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened)
             if not _claimed(records, call, kept, begun):
                 wrong.append("its claim is not what its event says")
+            wrong += _misquoted(records, call, kept, begun, happened)
             if call[_KIND] == "call":
                 wrong += ways_back_told.missing(kept, happened, begun, followed.gone)
         for what in wrong:
@@ -603,16 +613,20 @@ def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[A
     return of
 
 
-def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    _, policy_rows, confirmation, stands, committed_to, resolved = call[:6]
+def _disagreements(
+    records: Records, call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    call_id, policy_rows, confirmation, stands, committed_to, resolved = call[:6]
     opening = _first(_OPENINGS, happened)
     if opening is None:
         yield "no event says how it began"
         return
     begun = happened[opening]
+    says_more = "received_us" in begun
     stated = call[-len(_SEALED) :]
     if not _agree(stated, begun):
-        for (name, sealed_as), value in zip(_SEALED, stated, strict=True):
+        sealed = _SEALED if says_more else _SEALED[:-_LATER]
+        for (name, sealed_as), value in zip(sealed, stated, strict=False):
             if value != begun.get(sealed_as):
                 yield f"{name} is {value!r}, and its event says {begun.get(sealed_as)!r}"
     if policy_rows != orjson.dumps(begun.get("rows")).decode():
@@ -624,10 +638,52 @@ def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, An
     state = _LEAVES[last] or happened[last].get("state")
     if stands != state:
         yield f"state is {stands!r}, and its events end in {state!r}"
+    if says_more and call[_TOLD] != (told := calls_told.row(happened, begun, last)):
+        if "call.postponed" in happened:  # perhaps more than once
+            told = calls_told.row({**happened, "call.postponed": _postponed(records, call_id)}, begun, last)
+        for name, value, says in zip(calls_told.COLUMNS, call[_TOLD], told, strict=True):
+            if value != says:
+                yield f"{name} is {value!r}, and its events say {says!r}"
     if committed_to != ended(happened).get("result_commit"):
         yield "result_commit is not what its event says"
     if (resolved or "call.in_doubt" in happened) and resolved != ways_back_told.resolution(happened):
         yield "resolution is not what its event says"
+
+
+def _postponed(records: Records, call_id: str) -> Mapping[str, Any]:
+    """What was said last of a call that waits for a budget."""
+    told = [
+        _facts(row["body"])
+        for row in records.rows(
+            "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY at_us, seq",
+            (call_id,),
+        )
+    ]
+    return told[-1] if told else _NOTHING
+
+
+def _misquoted(
+    records: Records,
+    call: tuple[Any, ...],
+    kept: Sequence[tuple[Any, ...]],
+    begun: Mapping[str, Any],
+    happened: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """Which words of a call are not those of which its events have the digest."""
+    if "received_us" not in begun:
+        return
+    last = _first(_LATEST, happened) or ""
+    of_error = calls_told.error(happened, last)
+    sealed = (begun.get("reason_digest"), of_error.get("error_digest"), calls_told.key(happened))
+    usual = (USUAL_REASONS.get(call[_CODE]), calls_told.INTERRUPTED if "left_by" in of_error else None, None)
+    for name, words, digest, otherwise in zip(calls_told.WORDS, call[_WORDS], sealed, usual, strict=True):
+        if words == otherwise and digest is None:
+            continue
+        if None not in (digest, words) and digest == digest_of(records.vault, call[_TENANT], words):
+            continue
+        # An idempotency key says nothing of anybody: it stays.
+        if name == "client_key" or words or not _is_cleared(records, kept):
+            yield f"{name} is not what its events say"
 
 
 def _agree(stated: tuple[Any, ...], begun: Mapping[str, Any]) -> bool:

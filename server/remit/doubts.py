@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from remit import balances, ways_back
 from remit.config import Effect
+from remit.calls_told import INTERRUPTED
 from remit.database import Row
 from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger
@@ -61,7 +62,7 @@ def leave(ledger: Ledger, call: Row, stream: str) -> None:
         (
             "failed" if harmless else "in_doubt",
             ledger.now_us,
-            "The gateway stopped while this call was under way.",
+            INTERRUPTED,
             call["id"],
         ),
     )

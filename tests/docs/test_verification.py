@@ -62,7 +62,7 @@ def tampered(record: Path, copy: Path, table: str, column: str) -> None:
             "BIGINT": f'COALESCE("{column}", 0) + 1000',
             "INTEGER": f'COALESCE("{column}", 0) + 1000',
         }.get(kind, f"COALESCE(\"{column}\", '') || 'x'")
-        db.execute(f'UPDATE {table} SET "{column}" = {changed}')  # noqa: S608 - the names are the product's
+        db.execute(f'UPDATE OR IGNORE {table} SET "{column}" = {changed}')  # noqa: S608 - the names are the product's
         db.commit()
 
 

@@ -42,7 +42,9 @@ from remit.verifier import NotProven
 #: What verification answers for in the tables that people query, beside the events.
 COLUMNS = {
     "calls": "kind tenant agent user run auth source tool tool_digest effect fingerprint arguments_commit"
-    " verdict code policy_version policy_rows state result_commit resolution claim",
+    " verdict code policy_version policy_rows state result_commit resolution claim operation created_us"
+    " dispatched_us deadline_us due_us waits_for finished_us incarnation approval_id trace_id error_code reason"
+    " error client_key confirmation",
     "undos": "state tool refund resource expires_us undo_call residue best_effort",
     "touches": "resource",
     "payloads": "keys body",

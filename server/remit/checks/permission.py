@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from remit.model import OWN_READS, Call, Remedy, Verdict
+from remit.model import OWN_READS, USUAL_REASONS, Call, Remedy, Verdict
 from remit_rbac import Decision, Engine, Question, Row, RowError, Rung, is_duty
 
-_ALLOWED = "Allowed by policy."
+_ALLOWED = USUAL_REASONS["allowed"]
 _REASONS: Mapping[str, tuple[str, Remedy]] = {
     "needs_approval": ("A person must approve this call first.", Remedy.WAIT),
     "advise_only": (
@@ -50,7 +50,7 @@ def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdic
         return Verdict(
             rung=Rung.EXECUTE,
             code="own_read",
-            reason="A read that the gateway makes for its own plan.",
+            reason=USUAL_REASONS["own_read"],
             remedy=Remedy.STOP,
             policy_version=policy.version,
         )
