@@ -1,4 +1,4 @@
-"""What the sealed events of a call tell of its row: when it was let out and ended, by whom, and in which words.
+"""What the sealed events of a call tell of its row: when it was let out and ended, by whom, in which words.
 
 Events stay when somebody is erased, so of words they have a keyed digest. Pure functions; who reads the
 events, and compares, is `audit.py`. What its first event has under the name of a column is compared there.
@@ -47,7 +47,7 @@ def first(vault: Vault, call: Call, verdict: Verdict) -> Json:
 
 
 def row(happened: Happened, begun: Mapping[str, Any], last: str) -> tuple[Any, ...]:
-    """The values of `COLUMNS`, by the first event of a call and the kind of the last that says how it stands."""
+    """The values of `COLUMNS`, by the first event of a call and the kind of the last that moved it."""
     sent = happened.get("call.dispatched", _NOTHING)
     waits = happened.get("call.postponed") or happened.get("call.scheduled", _NOTHING)
     let_in = sent or happened.get("call.scheduled") or begun

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from remit import balances, ways_back
-from remit.config import Effect
 from remit.calls_told import INTERRUPTED
+from remit.config import Effect
 from remit.database import Row
 from remit.errors import UnknownRecord, WrongState
 from remit.ledger import Ledger

@@ -43,8 +43,8 @@ from remit.verifier import NotProven
 COLUMNS = {
     "calls": "kind tenant agent user run auth source tool tool_digest effect fingerprint arguments_commit"
     " verdict code policy_version policy_rows state result_commit resolution claim operation created_us"
-    " dispatched_us deadline_us due_us waits_for finished_us incarnation approval_id trace_id error_code reason"
-    " error client_key confirmation",
+    " dispatched_us deadline_us due_us waits_for finished_us incarnation approval_id trace_id error_code"
+    " reason error client_key confirmation",
     "undos": "state tool refund resource expires_us undo_call residue best_effort",
     "touches": "resource",
     "payloads": "keys body",
