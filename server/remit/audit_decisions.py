@@ -178,14 +178,11 @@ def verify_notices(records: Records) -> Iterator[Finding]:
         # Whoever made something else than a list of it made a flaw of the event.
         for call_id in (each for some in named if isinstance(some, list) for each in cast("list[Any]", some)):
             told[str(call_id)] = facts.get("at_us")
-    for row in records.rows(
-        "SELECT notices.call_id, notices.told_us, calls.id AS found FROM notices LEFT JOIN calls"
-        " ON calls.id = notices.call_id AND calls.tenant = notices.tenant AND calls.agent = notices.agent"
-        ' AND calls."user" = notices."user" AND calls.run = notices.run AND calls.tool = notices.tool'
-    ):
+    for row in records.rows("SELECT * FROM notices"):
         where = f"notice of call {row['call_id']}"
-        if row["found"] is None:
-            yield Finding(where=where, what="it is of no call, or tells another run or tool than the call's")
+        begun = _opening(records, row["call_id"])
+        if any(row[name] != begun.get(name) for name in ("tenant", "agent", "user", "run", "tool")):
+            yield Finding(where=where, what="whose call it is, or of which tool, is not what its event says")
         if row["told_us"] != told.pop(str(row["call_id"]), None):
             yield Finding(where=where, what="whether and when its run was told is not what the events say")
     for call_id in told:
@@ -257,6 +254,22 @@ def _events(records: Records, *kinds: str) -> Iterator[Event]:
         kinds,
     ):
         yield row["kind"], facts_of(row["body"])
+
+
+def _opening(records: Records, call_id: str) -> Mapping[str, Any]:
+    """What the first event says of a call that was let in; nothing when there is none."""
+    found = {
+        row["kind"]: facts_of(row["body"])
+        for row in records.rows(
+            "SELECT kind, body FROM events WHERE call_id = ?"
+            " AND kind IN ('call.awaiting_approval', 'call.scheduled', 'call.dispatched')",
+            (call_id,),
+        )
+    }
+    for kind in ("call.awaiting_approval", *_LET_IN):
+        if kind in found:
+            return found[kind]
+    return {}
 
 
 def _as_told(asked: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:

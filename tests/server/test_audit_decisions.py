@@ -151,7 +151,7 @@ async def test_decisions_are_sound_until_a_switch_is_taken_away_by_hand(tmp_path
         ("UPDATE shadows SET version = '1' || substr(version, 2)", "no event says that it began so"),
         ("DELETE FROM shadows", "it has an event, and no row"),
         ("UPDATE notices SET told_us = NULL", "whether and when its run was told"),
-        ("UPDATE notices SET run = 'run-2'", "tells another run or tool than the call's"),
+        ("UPDATE notices SET run = 'run-2'", "whose call it is, or of which tool, is not what its event"),
         ("DELETE FROM notices", "its run was told, and it is gone"),
     ],
 )
