@@ -10,6 +10,7 @@ from remit.database import Location, beside, reading
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import KeyRecord
 from remit.ledger import Ledger
+from remit.vault import Sealer
 
 
 def read(at: Location, key_id: str) -> KeyRecord | None:
@@ -19,7 +20,7 @@ def read(at: Location, key_id: str) -> KeyRecord | None:
     return KeyRecord(**row) if row else None
 
 
-def add(ledger: Ledger, key: KeyRecord, *, by: str) -> None:
+def add(ledger: Ledger, sealer: Sealer, key: KeyRecord, *, by: str) -> None:
     ledger.insert(
         "api_keys",
         (
@@ -41,6 +42,11 @@ def add(ledger: Ledger, key: KeyRecord, *, by: str) -> None:
         key_id=key.id,
         agent=key.agent,
         user=key.user,
+        digest=key.digest,
+        # It may name somebody, and events stay.
+        label=sealer.vault.name(key.tenant, key.label),
+        created_us=key.created_us,
+        expires_us=key.expires_us,
         by=by,
     )
 

@@ -1,9 +1,9 @@
-"""Is the audit database still what was written? Every event, call, approval and balance, compared.
+"""Is the audit database still what was written? Every event, call and balance, compared.
 
-The chain finds what was done to events. What people query are other tables, so each call and each vote is
-compared with its events, each stored argument and result with the commitment in them, and each balance with
-its moves. Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is
-found only by a copy or a checkpoint kept elsewhere.
+The chain finds what was done to events. What people query are other tables, so each call is compared with its
+events, each stored argument and result with the commitment in them, and each balance with its moves; what
+people decided is compared by `audit_decisions.py`. Nothing is repaired: a finding is for people. Who rewrites
+the whole database consistently is found only by a copy or a checkpoint kept elsewhere.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import Any, TypeVar, cast
 import orjson
 
 from remit import calls_told, chain, ways_back_told
-from remit.binding import binding_of
-from remit.database import Row
 from remit.erasing import ERASED, digest_of
 from remit.model import USUAL_REASONS
 from remit.records import Records, open_records
@@ -64,13 +62,6 @@ _LATEST = tuple(reversed(_LEAVES))
 _NO_MORE: tuple[None, tuple[()]] = (None, ())
 _first_of = itemgetter(0)
 _NOTHING: Mapping[str, Any] = {}
-#: Columns of `legal_holds` that its event seals, and under which name.
-_HOLD = (
-    *((name, name) for name in ("tenant", "scope", "from_us", "to_us", "reason")),
-    ("set_by", "by"),
-    ("set_us", "at_us"),
-)
-_VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
 #: Columns of `calls` that the opening event seals, and under which name.
 _SEALED = (
@@ -151,7 +142,7 @@ class Followed:
         while some := list(islice(rows, _NEAR)):
             near = {(row[0], row[1]): row[7] for row in some}
             for row in some:
-                facts = _facts(row[6])
+                facts = facts_of(row[6])
                 if not (chain.follows(row, facts, near) or chain.follows(row, facts, _before(records, row))):
                     self.loose.append((row[0], row[1]))
                 if "established" in facts and isinstance(facts["established"], dict):
@@ -188,7 +179,7 @@ def verify_events(records: Records, progress: Progress = ignored) -> Iterator[Fi
             progress,
         ):
             if row[3] == "stream.opened":
-                opened.append(_facts(row[6]))
+                opened.append(facts_of(row[6]))
             yield row
 
     heads = {
@@ -295,37 +286,6 @@ def verify_calls(
         history = next(events, None)
 
 
-def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
-    """Every request that is gone, or whose text (with `payloads`) or votes are not what its events say."""
-    for request in records.rows("SELECT * FROM approvals"):
-        where = f"approval {request['id']}"
-        events = [
-            (row["kind"], _facts(row["body"]))
-            for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (request["call_id"],))
-        ]
-        asked = next((facts for kind, facts in events if kind == "call.awaiting_approval"), None)
-        # What was struck out of the stored arguments was not struck out of what the binding covers.
-        if (
-            asked is None
-            or asked.get("binding") != request["binding"]
-            or not (asked.get("redacted") or not payloads or _bound(records, request))
-        ):
-            yield Finding(where=where, what="what it shows is not what people were asked")
-        heard = {(kind, facts.get("user"), facts.get("comment")) for kind, facts in events if kind in _VOTES}
-        votes = records.rows("SELECT * FROM votes WHERE approval_id = ?", (request["id"],))
-        if {(f"approval.{vote['vote']}", vote["user"], vote["comment"]) for vote in votes} != heard:
-            yield Finding(where=where, what="its votes are not those that its events tell")
-    # An index holds the calls whose verdict is not to execute.
-    for call in records.rows(
-        "SELECT id FROM calls WHERE verdict = 'approve' AND verdict <> 'execute'"
-        " AND id NOT IN (SELECT call_id FROM approvals)"
-    ):
-        where = f"call {call['id']}"
-        asked = "SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.awaiting_approval'"
-        if list(records.rows(asked, (call["id"],))):
-            yield Finding(where=where, what="people were asked about it, and the request is gone")
-
-
 def verify_undos(records: Records) -> Iterator[Finding]:
     """Every way back that undos have brought to another state than `undos` says, or not at all."""
     brought: dict[str, dict[str, str]] = defaultdict(dict)
@@ -371,41 +331,12 @@ def verify_keys(records: Records) -> Iterator[Finding]:
     told = {
         key_id
         for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.erased'")
-        for key_id in _facts(row["body"]).get("keys", ())
+        for key_id in facts_of(row["body"]).get("keys", ())
     }
     for row in records.rows("SELECT id, wrapped FROM subject_keys"):
         if (row["wrapped"] is None) != (row["id"] in told):
             what = "it is destroyed, and no event says so" if row["wrapped"] is None else "it was destroyed"
             yield Finding(where=f"key {row['id']}", what=what)
-
-
-def verify_holds(records: Records) -> Iterator[Finding]:
-    """Every legal hold that is not what its event says, or is gone without one that says who released it."""
-    held: dict[Any, Mapping[str, Any]] = {}
-    released: set[Any] = set()
-    for row in records.rows(
-        "SELECT kind, body FROM events"
-        " WHERE call_id IS NULL AND (kind = 'audit.held' OR kind = 'audit.released')"
-    ):
-        facts = _facts(row["body"])
-        if row["kind"] == "audit.held":
-            held[facts.get("hold")] = facts
-        else:
-            released.add(facts.get("hold"))
-    for row in records.rows("SELECT * FROM legal_holds"):
-        where, facts = f"legal hold {row['id']}", held.pop(row["id"], None)
-        if facts is None or row["id"] in released:
-            yield Finding(where=where, what="no event says that it stands")
-            continue
-        for name, sealed_as in _HOLD:
-            if (row[name] or None) != (facts.get(sealed_as) or None):
-                yield Finding(where=where, what=f"its {name} is not what its event says")
-        # Of another subject than a user, the event has a keyed digest.
-        named = row["scope"] != "subject" or str(row["target"]).startswith("user:")
-        if named and row["target"] != facts.get("target"):
-            yield Finding(where=where, what="its target is not what its event says")
-    for hold in sorted(str(each) for each in held.keys() - released):
-        yield Finding(where=f"legal hold {hold}", what="it is gone, and no event says who released it")
 
 
 def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
@@ -419,7 +350,7 @@ def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
         for row in records.rows(
             "SELECT call_id, body FROM events WHERE stream = ? AND seq = ? AND kind = 'call.succeeded'", place
         ):
-            facts = _facts(row["body"])
+            facts = facts_of(row["body"])
             told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
             named: Any = facts.get("conflicts")  # whoever edited it made a flaw of the event
             names = cast("list[Any]", named) if isinstance(named, list) else []
@@ -441,42 +372,6 @@ def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
             conflicts.discard((row["conflict_call"], row["name"]))
     for call_id, name in [*told, *sorted(conflicts)]:
         yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
-
-
-def verify_policies(records: Records) -> Iterator[Finding]:
-    """Every policy version whose text, and every activation, that is not what its events say."""
-    told: dict[str, dict[str, Any]] = {}
-    activated: dict[Any, tuple[Any, ...]] = {}
-    for row in records.rows(
-        "SELECT kind, at_us, body FROM events WHERE call_id IS NULL"
-        " AND kind IN ('policy.stored', 'policy.pushed', 'policy.activated') ORDER BY rowid"
-    ):
-        facts = _facts(row["body"])
-        if row["kind"] == "policy.activated":
-            named = (facts.get(name) for name in ("version", "how", "by", "note", "at_us"))
-            activated[facts.get("number")] = tuple(named)
-            continue
-        version = told.setdefault(str(facts.get("version")), {"since": facts.get("at_us")})
-        version["text"] = facts.get("text_sha256")
-        version["pushed"] = (facts.get("by"), facts.get("note", ""))
-    for row in records.rows("SELECT * FROM policy_versions"):
-        where = f"policy version {row['id']}"
-        version = told.pop(row["id"], None)
-        if version is None:
-            yield Finding(where=where, what="it has no event")
-        elif hashlib.sha256(str(row["text"]).encode()).hexdigest() != version["text"]:
-            yield Finding(where=where, what="its text is not the one that was stored")
-        elif ((row["pushed_by"], row["note"]), row["created_us"]) != (version["pushed"], version["since"]):
-            yield Finding(where=where, what="who pushed it, when or why is not what its event says")
-    for row in records.rows("SELECT * FROM policy_activations"):
-        where = f"activation {row['number']}"
-        stated = (row["version"], row["kind"], row["activated_by"], row["note"], row["at_us"])
-        if activated.pop(row["number"], None) != stated:
-            yield Finding(where=where, what="no event says that this version came into force so")
-    for version_id in told:
-        yield Finding(where=f"policy version {version_id}", what="it has events, and its text is gone")
-    for number in activated:
-        yield Finding(where=f"activation {number}", what="it has an event, and no row")
 
 
 def verify_balances(records: Records) -> Iterator[Finding]:
@@ -557,7 +452,7 @@ def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
     }
 
 
-def _facts(body: str) -> dict[str, Any]:
+def facts_of(body: str) -> dict[str, Any]:
     """A JSON object; an empty one, which agrees with nothing, when somebody made it something else."""
     try:
         value = orjson.loads(body)
@@ -573,7 +468,7 @@ def _no_call(call_id: str) -> Finding:
 def _happened(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
     """By kind, what the events of a call tell."""
     return {
-        row["kind"]: _facts(row["body"])
+        row["kind"]: facts_of(row["body"])
         for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (call_id,))
     }
 
@@ -588,7 +483,7 @@ def _retained(records: Records) -> Counter[str]:
     """What retention says that it removed."""
     found: Counter[str] = Counter()
     for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.retained'"):
-        found.update(_facts(row["body"]).get("removed", {}))
+        found.update(facts_of(row["body"]).get("removed", {}))
     return found
 
 
@@ -653,7 +548,7 @@ def _disagreements(
 def _postponed(records: Records, call_id: str) -> Mapping[str, Any]:
     """What was said last of a call that waits for a budget."""
     told = [
-        _facts(row["body"])
+        facts_of(row["body"])
         for row in records.rows(
             "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY at_us, seq",
             (call_id,),
@@ -800,12 +695,3 @@ def _claimed(
     if claim is None:
         return sealed is None or _is_cleared(records, kept)
     return sealed == records.vault.name(call[_TENANT], claim)
-
-
-def _bound(records: Records, request: Row) -> bool:
-    """Whether what a request shows is what its binding covers; what is erased cannot be told from it."""
-    try:
-        shown = records.opened(request["call_id"], "shown")
-    except (Damaged, KeyUnusable):
-        return False
-    return shown is None or binding_of(_facts(shown.decode())) == request["binding"]

@@ -821,7 +821,7 @@ class Journal:
         await self._writer.write(lambda: api_keys.know_pepper(self._ledger, self.at, check))
 
     async def add_key(self, key: KeyRecord, *, by: str) -> None:
-        await self._writer.write(lambda: api_keys.add(self._ledger, key, by=by))
+        await self._writer.write(lambda: api_keys.add(self._ledger, self._sealer, key, by=by))
 
     async def revoke_key(self, key_id: str, *, by: str) -> None:
         """Raises UnknownRecord when there is no such key that is still valid."""

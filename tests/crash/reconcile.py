@@ -24,7 +24,8 @@ from anyio.to_thread import run_sync
 from tests.crash import books
 from tests.crash.place import UNTOUCHED, Place
 
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events
+from remit.audit import verify_balances, verify_calls, verify_events
+from remit.audit_decisions import verify_approvals, verify_notices, verify_switches
 from remit.chain import entry
 from remit.database import Reader, Row, reading
 from remit.proofs import verify_log
@@ -118,7 +119,15 @@ def audited(place: Place) -> list[str]:
     with open_records(place.records) as records:
         return [
             f"verify: {finding}"
-            for verify in (verify_events, verify_calls, verify_approvals, verify_balances, verify_log)
+            for verify in (
+                verify_events,
+                verify_calls,
+                verify_approvals,
+                verify_switches,
+                verify_notices,
+                verify_balances,
+                verify_log,
+            )
             for finding in verify(records)
         ]
 

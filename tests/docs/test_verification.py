@@ -14,10 +14,11 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.docs.test_reference import rows, section
-from tests.server.acme import Terminal, a_place, a_story
+from tests.server.acme import Terminal, a_place, a_story, made, refund_of, serving
 
 from remit import tables
 from remit.audit import verify_balances
+from remit.model import Pending
 from remit.records import open_records
 from remit.vault import key_file
 from remit.verifying import verify
@@ -25,20 +26,35 @@ from remit.verifying import verify
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An audit database in which somebody refunded, asked, agreed, stopped and undid."""
+    """An audit database in which somebody refunded, asked, agreed, refused, stopped and undid."""
     config = a_place(tmp_path_factory.mktemp("record"))
     text = config.read_text("utf-8")
     config.write_text(text.replace("within: 24h\n", "within: 24h\n      refund: 100\n", 1), "utf-8")
     story = anyio.run(a_story, config)
     remit = Terminal(config)
     remit.json("approvals", "approve", story.approval, "--comment", "fine")
+    remit.json("approvals", "deny", anyio.run(asked, config), "--comment", "not fine")
     remit.json("undo", story.refund)
     remit.json("doubt", "resolve", story.in_doubt, "--happened", "--reason", "looked")
+    remit.json("switch", "on", "tool", "acme.refund", "--reason", "a test")
+    remit.json("switch", "off", "tool", "acme.refund", "--reason", "tested")
     remit.json("switch", "on", "all", "--reason", "a test")
-    remit.json("agents", "key", "create", "--agent", "agent:support-bot", "--user", "user:alice")
+    key = ("agents", "key", "create", "--agent", "agent:support-bot", "--user", "user:alice")
+    remit.json("agents", "key", "revoke", remit.json(*key)["id"])
+    remit.json(*key, "--label", "desk")
+    remit.json("policy", "shadow", "start", str(config.with_name("policy.csv")))
+    remit.json("policy", "shadow", "stop")
     remit.json("audit", "hold", "add", "--tool", "acme.refund", "--reason", "a case")
     remit.json("audit", "hold", "add", "--from", "2026-01-01", "--to", "2026-02-01", "--reason", "a case")
     return config.with_name("remit.db")
+
+
+async def asked(config: Path) -> str:
+    """A request to people."""
+    async with serving(config) as on:
+        pending = await made(on, "acme.refund", refund_of("ord-1003", 30000))
+    assert isinstance(pending, Pending)
+    return pending.approval_id
 
 
 def found(database: Path) -> bool:
