@@ -850,6 +850,7 @@ class Journal:
                 tenant=tenant,
                 by=by,
                 anew=anew,
+                vault=self._sealer.vault,
             )
         )
 
@@ -878,6 +879,7 @@ class Journal:
                 trigger=trigger,
                 cause=cause,
                 every_us=every_us,
+                vault=self._sealer.vault,
             )
         )
 
@@ -986,7 +988,7 @@ class Journal:
         def change() -> None:
             self._ledger.write_out()  # calls may have been let out in this very transaction
             doubts.leave_open_calls(self._ledger, self._ledger.stream)
-            self._ledger.event("stream.closed", tenant=None, call_id=None)
+            self._ledger.end_life()
 
         await self._writer.stop(change)
 
@@ -1102,6 +1104,7 @@ class Journal:
             "of_call": call.of_call,
             "auth": who.auth,
             "source": call.tool.source,
+            "subjects": list(seal.others) if seal else [],
             **seen,
         }
 
