@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -22,9 +21,9 @@ import orjson
 
 from remit import chain, ways_back_told
 from remit.binding import binding_of
+from remit.budgets import tenant_and_unit
 from remit.database import Row
-from remit.erasing import ERASED
-from remit.records import Records, open_records
+from remit.records import Records
 from remit.vault import Damaged, KeyUnusable
 from remit.ways_back_told import ended
 
@@ -111,6 +110,15 @@ _MISREFUNDED = (
     " FROM budget_adjustments AS a WHERE a.call_id = h.call_id AND a.account = h.account"
     " AND a.window_start_us = h.window_start_us AND a.kind = 'refund'), 0)"
 )
+#: What was adjusted when nothing happened to its call. An overrun of no call is of a limit that was changed;
+#: what a call cost is given back by its undo.
+_MISTIMED = (
+    "SELECT a.call_id, a.account FROM budget_adjustments AS a WHERE a.call_id <> ''"
+    " AND NOT EXISTS (SELECT 1 FROM events AS e"
+    " WHERE e.call_id = a.call_id AND e.at_us = a.at_us AND a.kind = 'overrun')"
+    " AND NOT EXISTS (SELECT 1 FROM calls AS u JOIN events AS e ON e.call_id = u.id"
+    " WHERE u.of_call = a.call_id AND u.kind = 'undo' AND e.at_us = a.at_us)"
+)
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
 #: Told after so many rows: telling costs more than most rows.
@@ -133,6 +141,8 @@ class Followed:
     loose: list[Place] = field(default_factory=list[Place])
     #: Those that say what their call established about its run.
     establishing: list[Place] = field(default_factory=list[Place])
+    #: Keys of whom a call is about beside its user, and the call, that `call_subjects` does not have.
+    unlisted: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     #: Of how many calls the arguments, and of how many the ways back, are not kept any more.
     gone: Counter[str] = field(default_factory=Counter[str])
 
@@ -141,19 +151,24 @@ class Followed:
         # An event is mostly read near the one before it.
         while some := list(islice(rows, _NEAR)):
             near = {(row[0], row[1]): row[7] for row in some}
+            about: list[tuple[str, str]] = []
             for row in some:
-                facts = _facts(row[6])
+                facts = facts_of(row[6])
                 if not (chain.follows(row, facts, near) or chain.follows(row, facts, _before(records, row))):
                     self.loose.append((row[0], row[1]))
                 if "established" in facts and isinstance(facts["established"], dict):
                     self.establishing.append((row[0], row[1]))
+                if facts.get("subjects"):
+                    about += [(key_id, row[5]) for key_id in _texts(facts["subjects"])]
                 yield row[5], row[3], facts
             self.events += len(some)
+            self.unlisted += _unlisted(records, about)
 
     def add(self, other: Followed) -> None:
         self.events += other.events
         self.loose += other.loose
         self.establishing += other.establishing
+        self.unlisted += other.unlisted
         self.gone += other.gone
 
 
@@ -179,7 +194,7 @@ def verify_events(records: Records, progress: Progress = ignored) -> Iterator[Fi
             progress,
         ):
             if row[3] == "stream.opened":
-                opened.append(_facts(row[6]))
+                opened.append(facts_of(row[6]))
             yield row
 
     heads = {
@@ -290,7 +305,7 @@ def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Fin
     for request in records.rows("SELECT * FROM approvals"):
         where = f"approval {request['id']}"
         events = [
-            (row["kind"], _facts(row["body"]))
+            (row["kind"], facts_of(row["body"]))
             for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (request["call_id"],))
         ]
         asked = next((facts for kind, facts in events if kind == "call.awaiting_approval"), None)
@@ -339,36 +354,6 @@ def verify_undos(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"call {call_id}", what="it was taken back, and its way back does not say so")
 
 
-def verify_kept(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Whether retention removed as much as is gone of what the `followed` calls carried."""
-    if (told := _retained(records)) == followed.gone:
-        return
-    with open_records(records.at) if records.at else nullcontext(records) as newest:
-        told_since = _retained(newest)
-    for what in sorted(told_since.keys() | followed.gone.keys()):
-        gone = followed.gone[what]
-        # What was followed by other processes may have been removed since these records were opened.
-        if not told[what] <= gone <= told_since[what]:
-            yield Finding(
-                where="payloads",
-                what=f"the {what.replace('_', ' ')} of {gone} calls are gone, and retention removed those of"
-                f" {told[what]}",
-            )
-
-
-def verify_keys(records: Records) -> Iterator[Finding]:
-    """Every key of payloads that is destroyed, or gone, without an event that says who erased it and why."""
-    told = {
-        key_id
-        for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.erased'")
-        for key_id in _facts(row["body"]).get("keys", ())
-    }
-    for row in records.rows("SELECT id, wrapped FROM subject_keys"):
-        if (row["wrapped"] is None) != (row["id"] in told):
-            what = "it is destroyed, and no event says so" if row["wrapped"] is None else "it was destroyed"
-            yield Finding(where=f"key {row['id']}", what=what)
-
-
 def verify_holds(records: Records) -> Iterator[Finding]:
     """Every legal hold that is not what its event says, or is gone without one that says who released it."""
     held: dict[Any, Mapping[str, Any]] = {}
@@ -377,7 +362,7 @@ def verify_holds(records: Records) -> Iterator[Finding]:
         "SELECT kind, body FROM events"
         " WHERE call_id IS NULL AND (kind = 'audit.held' OR kind = 'audit.released')"
     ):
-        facts = _facts(row["body"])
+        facts = facts_of(row["body"])
         if row["kind"] == "audit.held":
             held[facts.get("hold")] = facts
         else:
@@ -398,41 +383,6 @@ def verify_holds(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"legal hold {hold}", what="it is gone, and no event says who released it")
 
 
-def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Every fact of a run that its call did not establish, or not so, and every one that is gone.
-
-    All events were `followed`, perhaps some that are newer than these records.
-    """
-    told: dict[tuple[str, str], str] = {}
-    conflicts: set[tuple[str, str]] = set()
-    for place in followed.establishing:
-        for row in records.rows(
-            "SELECT call_id, body FROM events WHERE stream = ? AND seq = ? AND kind = 'call.succeeded'", place
-        ):
-            facts = _facts(row["body"])
-            told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
-            named: Any = facts.get("conflicts")  # whoever edited it made a flaw of the event
-            names = cast("list[Any]", named) if isinstance(named, list) else []
-            conflicts |= {(row["call_id"], str(name)) for name in names}
-    for row in records.rows(
-        "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
-        " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"
-        ' AND calls."user" = run_facts."user" AND calls.run = run_facts.run'
-    ):
-        where = f"run {row['run']} of {row['agent']}, {row['name']}"
-        commit = told.pop((row["call_id"], row["name"]), None)
-        erased = row["value"] == ERASED and commit is not None
-        kept = hashlib.sha256(row["salt"] + row["value"].encode()).hexdigest() == commit
-        if row["found"] is None or not (kept or erased):
-            yield Finding(where=where, what="no call established it so")
-        if row["conflict_call"] is not None:
-            if (row["conflict_call"], row["name"]) not in conflicts:
-                yield Finding(where=where, what="its conflict is not what the events tell")
-            conflicts.discard((row["conflict_call"], row["name"]))
-    for call_id, name in [*told, *sorted(conflicts)]:
-        yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
-
-
 def verify_policies(records: Records) -> Iterator[Finding]:
     """Every policy version whose text, and every activation, that is not what its events say."""
     told: dict[str, dict[str, Any]] = {}
@@ -441,7 +391,7 @@ def verify_policies(records: Records) -> Iterator[Finding]:
         "SELECT kind, at_us, body FROM events WHERE call_id IS NULL"
         " AND kind IN ('policy.stored', 'policy.pushed', 'policy.activated') ORDER BY rowid"
     ):
-        facts = _facts(row["body"])
+        facts = facts_of(row["body"])
         if row["kind"] == "policy.activated":
             named = (facts.get(name) for name in ("version", "how", "by", "note", "at_us"))
             activated[facts.get("number")] = tuple(named)
@@ -500,6 +450,13 @@ def verify_balances(records: Records) -> Iterator[Finding]:
             for part, sum_ in sums.get(key, dict.fromkeys(told, 0)).items():
                 if (balance := accounts[key][part]) != sum_:
                     yield Finding(where=where, what=f"{part} is {balance}, and its {source} make {sum_}")
+    for row in records.rows("SELECT id, window_start_us, tenant, unit FROM accounts"):
+        if (row["tenant"], row["unit"]) != tenant_and_unit(row["id"]):
+            where = f"account {row['id']}, window {row['window_start_us']}"
+            yield Finding(where=where, what="its tenant and unit are not those of its id")
+    for row in records.rows(_MISTIMED):
+        what = f"what was adjusted of {row['account']} has the time of no event that did it"
+        yield Finding(where=f"call {row['call_id']}", what=what)
     for row in records.rows(_MISREFUNDED):
         what = f"what came back to {row['account']} is not what was adjusted"
         yield Finding(where=f"call {row['call_id']}", what=what)
@@ -535,6 +492,27 @@ def _unseen(records: Records, facts: Mapping[str, Any]) -> Iterator[Place]:
             yield stream, seq
 
 
+def _unlisted(records: Records, about: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of these keys and calls that are not in `call_subjects`."""
+    listed: set[tuple[Any, ...]] = set()
+    for first in range(0, len(about), _NEAR):
+        some = about[first : first + _NEAR]
+        marks = ", ".join(["(?, ?)"] * len(some))
+        listed |= set(
+            records.tuples(
+                "SELECT key_id, call_id FROM call_subjects"  # noqa: S608 - only marks are inserted
+                f" WHERE (key_id, call_id) IN (VALUES {marks})",
+                [value for pair in some for value in pair],
+            )
+        )
+    return [pair for pair in about if pair not in listed]
+
+
+def _texts(value: Any) -> list[str]:
+    """A list of texts; an empty one when somebody made it something else, which is a flaw of its event."""
+    return [str(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
+
+
 def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
     """The hash of the one before it, as `chain.follows` finds it; none when none is there."""
     return {
@@ -547,7 +525,7 @@ def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
     }
 
 
-def _facts(body: str) -> dict[str, Any]:
+def facts_of(body: str) -> dict[str, Any]:
     """A JSON object; an empty one, which agrees with nothing, when somebody made it something else."""
     try:
         value = orjson.loads(body)
@@ -563,7 +541,7 @@ def _no_call(call_id: str) -> Finding:
 def _happened(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
     """By kind, what the events of a call tell."""
     return {
-        row["kind"]: _facts(row["body"])
+        row["kind"]: facts_of(row["body"])
         for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (call_id,))
     }
 
@@ -572,14 +550,6 @@ def _of_one(records: Records, call_id: str) -> tuple[list[tuple[Any, ...]], dict
     """What is kept of what a call carried, and what its events tell."""
     kept = records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,))
     return list(kept), _happened(records, call_id)
-
-
-def _retained(records: Records) -> Counter[str]:
-    """What retention says that it removed."""
-    found: Counter[str] = Counter()
-    for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.retained'"):
-        found.update(_facts(row["body"]).get("removed", {}))
-    return found
 
 
 def _histories(followed: Iterator[Told]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
@@ -695,12 +665,10 @@ def _led_astray(
 def _is_closed(records: Records, kept: Sequence[tuple[Any, ...]], happened: ways_back_told.Happened) -> bool:
     """Whether what a call could be taken back by is erased, or removed with its age."""
     was_bound = ended(happened).get("undo") == "ready"
-    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or _is_cleared(
-        records, kept
-    )
+    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or is_cleared(records, kept)
 
 
-def _is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
+def is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
     """Whether what a call said in words is erased, or removed with its age."""
     keys: str | None = next((keys for _, kind, keys, *_ in kept if kind == "arguments"), None)
     if keys is None:
@@ -742,7 +710,7 @@ def _claimed(
     """Whether what a call claimed is what its first event seals of it."""
     claim, sealed = call[_CLAIM], begun.get("claim")
     if claim is None:
-        return sealed is None or _is_cleared(records, kept)
+        return sealed is None or is_cleared(records, kept)
     return sealed == records.vault.name(call[_TENANT], claim)
 
 
@@ -752,4 +720,4 @@ def _bound(records: Records, request: Row) -> bool:
         shown = records.opened(request["call_id"], "shown")
     except (Damaged, KeyUnusable):
         return False
-    return shown is None or binding_of(_facts(shown.decode())) == request["binding"]
+    return shown is None or binding_of(facts_of(shown.decode())) == request["binding"]
