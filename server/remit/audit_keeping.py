@@ -101,10 +101,14 @@ def _destroyed(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"key {key_id}", what="it is gone")
 
 
-def verify_subjects(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Every call about somebody beside its user that is not listed as such, and every one that is not."""
+def verify_unlisted(followed: Followed) -> Iterator[Finding]:
+    """Every one of the `followed` calls that is about somebody beside its user, and is not listed so."""
     for key_id, call_id in followed.unlisted:
         yield Finding(where=f"call {call_id}", what=f"it is about whom key {key_id} is of, and not listed so")
+
+
+def verify_listed(records: Records) -> Iterator[Finding]:
+    """Every call that is listed as about somebody beside its user, and is not."""
     for row in records.rows(_NOT_ABOUT):
         what = f"it is listed as about whom key {row['key_id']} is of, and is not"
         yield Finding(where=f"call {row['call_id']}", what=what)

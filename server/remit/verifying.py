@@ -36,11 +36,12 @@ from remit.audit import (
 from remit.audit_keeping import (
     verify_kept,
     verify_keys,
+    verify_listed,
     verify_lives,
     verify_playbooks,
     verify_runs,
-    verify_subjects,
     verify_trials,
+    verify_unlisted,
 )
 from remit.checkpoint import Checkpoint, Verifier
 from remit.database import Location
@@ -91,7 +92,7 @@ def verify(
     if payloads:
         yield from verify_kept(records, followed)
     yield from verify_runs(records, followed)
-    yield from verify_subjects(records, followed)
+    yield from verify_unlisted(followed)
     yield from verify_policies(records)
 
 
@@ -150,6 +151,7 @@ def _beside_calls(
     yield from verify_log(records, kept, verifiers, progress)
     yield from verify_approvals(records, payloads=payloads)
     yield from verify_keys(records)
+    yield from verify_listed(records)
     yield from verify_lives(records)
     yield from verify_playbooks(records, payloads=payloads)
     yield from verify_trials(records)
