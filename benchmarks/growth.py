@@ -227,12 +227,12 @@ class Copies:
         self._rng = rng
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._posted: dict[tuple[str, int], int] = defaultdict(int)
-        self._stream, self._seq, self._head = "", 0, GENESIS
+        self._stream, self._seq, self._head, self._began_us = "", 0, GENESIS, 0
         self._heads: list[dict[str, Any]] = []
 
     def begin_life(self, at_us: int) -> None:
         self.end_life(at_us)
-        self._stream, self._seq, self._head = uuid7(at_us), 1, GENESIS
+        self._stream, self._seq, self._head, self._began_us = uuid7(at_us), 1, GENESIS, at_us
         facts = {"stream": self._stream, "seq": 1, "at_us": at_us, "kind": "stream.opened", "tenant": None}
         body = canonical({**facts, "call_id": None, "role": "http", "heads": self._heads[::-1][:8]})
         self._head = link(GENESIS, body)
@@ -241,8 +241,8 @@ class Copies:
     def end_life(self, at_us: int) -> None:
         if self._stream:
             self._heads.append({"stream": self._stream, "seq": self._seq, "hash": self._head})
-            life = (self._stream, "growth", 1, "http", "closed", at_us, at_us, self._seq, self._head, None)
-            self._rows["incarnations"].append(life)
+            life = (self._stream, "growth", 1, "http", "closed", self._began_us, at_us)
+            self._rows["incarnations"].append((*life, self._seq, self._head, None))
 
     def add(self, like: Shape, number: int, at_us: int) -> None:
         rng, user = self._rng, int(self._rng.random() ** 2 * USERS)

@@ -2,16 +2,15 @@
 
 The chain finds what was done to events. What people query are other tables, so each call is compared with its
 events, each stored argument and result with the commitment in them, and each balance with its moves; what
-people decided is compared by `audit_decisions.py`. Nothing is repaired: a finding is for people. Who rewrites
-the whole database consistently is found only by a copy or a checkpoint kept elsewhere.
+people decided is compared by `audit_decisions.py`, and what is kept beside calls by `audit_keeping.py`.
+Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is found only by a
+copy or a checkpoint kept elsewhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -21,9 +20,10 @@ from typing import Any, TypeVar, cast
 import orjson
 
 from remit import calls_told, chain, ways_back_told
-from remit.erasing import ERASED, digest_of
+from remit.budgets import tenant_and_unit
+from remit.erasing import digest_of
 from remit.model import USUAL_REASONS
-from remit.records import Records, open_records
+from remit.records import Records
 from remit.vault import Damaged, KeyUnusable
 from remit.ways_back_told import ended
 
@@ -111,6 +111,15 @@ _MISREFUNDED = (
     " FROM budget_adjustments AS a WHERE a.call_id = h.call_id AND a.account = h.account"
     " AND a.window_start_us = h.window_start_us AND a.kind = 'refund'), 0)"
 )
+#: What was adjusted when nothing happened to its call. An overrun of no call is of a limit that was changed;
+#: what a call cost is given back by its undo.
+_MISTIMED = (
+    "SELECT a.call_id, a.account FROM budget_adjustments AS a WHERE a.call_id <> ''"
+    " AND NOT EXISTS (SELECT 1 FROM events AS e"
+    " WHERE e.call_id = a.call_id AND e.at_us = a.at_us AND a.kind = 'overrun')"
+    " AND NOT EXISTS (SELECT 1 FROM calls AS u JOIN events AS e ON e.call_id = u.id"
+    " WHERE u.of_call = a.call_id AND u.kind = 'undo' AND e.at_us = a.at_us) ORDER BY a.call_id, a.account"
+)
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
 #: Told after so many rows: telling costs more than most rows.
@@ -133,6 +142,10 @@ class Followed:
     loose: list[Place] = field(default_factory=list[Place])
     #: Those that say what their call established about its run.
     establishing: list[Place] = field(default_factory=list[Place])
+    #: Keys of whom a call is about beside its user, and the call, that `call_subjects` does not have.
+    unlisted: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    #: How many such keys and calls it has.
+    listed: int = 0
     #: Of how many calls the arguments, and of how many the ways back, are not kept any more.
     gone: Counter[str] = field(default_factory=Counter[str])
 
@@ -141,19 +154,27 @@ class Followed:
         # An event is mostly read near the one before it.
         while some := list(islice(rows, _NEAR)):
             near = {(row[0], row[1]): row[7] for row in some}
+            about: list[tuple[str, str]] = []
             for row in some:
                 facts = facts_of(row[6])
                 if not (chain.follows(row, facts, near) or chain.follows(row, facts, _before(records, row))):
                     self.loose.append((row[0], row[1]))
                 if "established" in facts and isinstance(facts["established"], dict):
                     self.establishing.append((row[0], row[1]))
+                if facts.get("subjects"):
+                    about += [(key_id, row[5]) for key_id in _texts(facts["subjects"])]
                 yield row[5], row[3], facts
             self.events += len(some)
+            unlisted = _unlisted(records, about)
+            self.unlisted += unlisted
+            self.listed += len(about) - len(unlisted)
 
     def add(self, other: Followed) -> None:
         self.events += other.events
         self.loose += other.loose
         self.establishing += other.establishing
+        self.unlisted += other.unlisted
+        self.listed += other.listed
         self.gone += other.gone
 
 
@@ -309,71 +330,6 @@ def verify_undos(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"call {call_id}", what="it was taken back, and its way back does not say so")
 
 
-def verify_kept(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Whether retention removed as much as is gone of what the `followed` calls carried."""
-    if (told := _retained(records)) == followed.gone:
-        return
-    with open_records(records.at) if records.at else nullcontext(records) as newest:
-        told_since = _retained(newest)
-    for what in sorted(told_since.keys() | followed.gone.keys()):
-        gone = followed.gone[what]
-        # What was followed by other processes may have been removed since these records were opened.
-        if not told[what] <= gone <= told_since[what]:
-            yield Finding(
-                where="payloads",
-                what=f"the {what.replace('_', ' ')} of {gone} calls are gone, and retention removed those of"
-                f" {told[what]}",
-            )
-
-
-def verify_keys(records: Records) -> Iterator[Finding]:
-    """Every key of payloads that is destroyed, or gone, without an event that says who erased it and why."""
-    told = {
-        key_id
-        for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.erased'")
-        for key_id in facts_of(row["body"]).get("keys", ())
-    }
-    for row in records.rows("SELECT id, wrapped FROM subject_keys"):
-        if (row["wrapped"] is None) != (row["id"] in told):
-            what = "it is destroyed, and no event says so" if row["wrapped"] is None else "it was destroyed"
-            yield Finding(where=f"key {row['id']}", what=what)
-
-
-def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Every fact of a run that its call did not establish, or not so, and every one that is gone.
-
-    All events were `followed`, perhaps some that are newer than these records.
-    """
-    told: dict[tuple[str, str], str] = {}
-    conflicts: set[tuple[str, str]] = set()
-    for place in followed.establishing:
-        for row in records.rows(
-            "SELECT call_id, body FROM events WHERE stream = ? AND seq = ? AND kind = 'call.succeeded'", place
-        ):
-            facts = facts_of(row["body"])
-            told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
-            named: Any = facts.get("conflicts")  # whoever edited it made a flaw of the event
-            names = cast("list[Any]", named) if isinstance(named, list) else []
-            conflicts |= {(row["call_id"], str(name)) for name in names}
-    for row in records.rows(
-        "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
-        " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"
-        ' AND calls."user" = run_facts."user" AND calls.run = run_facts.run'
-    ):
-        where = f"run {row['run']} of {row['agent']}, {row['name']}"
-        commit = told.pop((row["call_id"], row["name"]), None)
-        erased = row["value"] == ERASED and commit is not None
-        kept = hashlib.sha256(row["salt"] + row["value"].encode()).hexdigest() == commit
-        if row["found"] is None or not (kept or erased):
-            yield Finding(where=where, what="no call established it so")
-        if row["conflict_call"] is not None:
-            if (row["conflict_call"], row["name"]) not in conflicts:
-                yield Finding(where=where, what="its conflict is not what the events tell")
-            conflicts.discard((row["conflict_call"], row["name"]))
-    for call_id, name in [*told, *sorted(conflicts)]:
-        yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
-
-
 def verify_balances(records: Records) -> Iterator[Finding]:
     """Every balance that the holds of its calls, and what was adjusted, do not add up to.
 
@@ -405,6 +361,15 @@ def verify_balances(records: Records) -> Iterator[Finding]:
             for part, sum_ in sums.get(key, dict.fromkeys(told, 0)).items():
                 if (balance := accounts[key][part]) != sum_:
                     yield Finding(where=where, what=f"{part} is {balance}, and its {source} make {sum_}")
+    for row in records.rows(
+        "SELECT id, window_start_us, tenant, unit FROM accounts ORDER BY id, window_start_us"
+    ):
+        if (row["tenant"], row["unit"]) != tenant_and_unit(row["id"]):
+            where = f"account {row['id']}, window {row['window_start_us']}"
+            yield Finding(where=where, what="its tenant and unit are not those of its id")
+    for row in records.rows(_MISTIMED):
+        what = f"what was adjusted of {row['account']} has the time of no event that did it"
+        yield Finding(where=f"call {row['call_id']}", what=what)
     for row in records.rows(_MISREFUNDED):
         what = f"what came back to {row['account']} is not what was adjusted"
         yield Finding(where=f"call {row['call_id']}", what=what)
@@ -438,6 +403,28 @@ def _unseen(records: Records, facts: Mapping[str, Any]) -> Iterator[Place]:
         )
         if found is None or found["hash"] != digest:
             yield stream, seq
+
+
+def _unlisted(records: Records, about: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of these keys and calls that are not in `call_subjects`."""
+    listed: set[tuple[Any, ...]] = set()
+    for first in range(0, len(about), _NEAR):
+        some = about[first : first + _NEAR]
+        marks = ", ".join(["(?, ?)"] * len(some))
+        listed |= set(
+            records.tuples(
+                # In this order: SQLite has no index for what is IN a list of pairs.
+                f"WITH told(key_id, call_id) AS (VALUES {marks}) SELECT s.key_id, s.call_id FROM told"  # noqa: S608 - only marks are inserted
+                " CROSS JOIN call_subjects AS s WHERE s.key_id = told.key_id AND s.call_id = told.call_id",
+                [value for pair in some for value in pair],
+            )
+        )
+    return [pair for pair in about if pair not in listed]
+
+
+def _texts(value: Any) -> list[str]:
+    """A list of texts; an empty one when somebody made it something else, which is a flaw of its event."""
+    return [str(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
 
 
 def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
@@ -477,14 +464,6 @@ def _of_one(records: Records, call_id: str) -> tuple[list[tuple[Any, ...]], dict
     """What is kept of what a call carried, and what its events tell."""
     kept = records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,))
     return list(kept), _happened(records, call_id)
-
-
-def _retained(records: Records) -> Counter[str]:
-    """What retention says that it removed."""
-    found: Counter[str] = Counter()
-    for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.retained'"):
-        found.update(facts_of(row["body"]).get("removed", {}))
-    return found
 
 
 def _histories(followed: Iterator[Told]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
@@ -577,7 +556,7 @@ def _misquoted(
         if None not in (digest, words) and digest == digest_of(records.vault, call[_TENANT], words):
             continue
         # An idempotency key says nothing of anybody: it stays.
-        if name == "client_key" or words or not _is_cleared(records, kept):
+        if name == "client_key" or words or not is_cleared(records, kept):
             yield f"{name} is not what its events say"
 
 
@@ -646,12 +625,10 @@ def _led_astray(
 def _is_closed(records: Records, kept: Sequence[tuple[Any, ...]], happened: ways_back_told.Happened) -> bool:
     """Whether what a call could be taken back by is erased, or removed with its age."""
     was_bound = ended(happened).get("undo") == "ready"
-    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or _is_cleared(
-        records, kept
-    )
+    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or is_cleared(records, kept)
 
 
-def _is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
+def is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
     """Whether what a call said in words is erased, or removed with its age."""
     keys: str | None = next((keys for _, kind, keys, *_ in kept if kind == "arguments"), None)
     if keys is None:
@@ -693,5 +670,5 @@ def _claimed(
     """Whether what a call claimed is what its first event seals of it."""
     claim, sealed = call[_CLAIM], begun.get("claim")
     if claim is None:
-        return sealed is None or _is_cleared(records, kept)
+        return sealed is None or is_cleared(records, kept)
     return sealed == records.vault.name(call[_TENANT], claim)

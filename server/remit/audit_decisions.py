@@ -37,7 +37,7 @@ _KEY = ("tenant", "agent", "user", "digest", "created_us", "expires_us")
 
 def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
     """Every request that is gone, or that was put, shown (with `payloads`), answered or ended otherwise."""
-    for request in records.rows("SELECT * FROM approvals"):
+    for request in records.rows("SELECT * FROM approvals ORDER BY id"):
         where = f"approval {request['id']}"
         events = [
             (row["kind"], facts_of(row["body"]))
@@ -70,7 +70,7 @@ def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Fin
     # An index holds the calls whose verdict is not to execute.
     for call in records.rows(
         "SELECT id FROM calls WHERE verdict = 'approve' AND verdict <> 'execute'"
-        " AND id NOT IN (SELECT call_id FROM approvals)"
+        " AND id NOT IN (SELECT call_id FROM approvals) ORDER BY id"
     ):
         where = f"call {call['id']}"
         asked = "SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.awaiting_approval'"
@@ -91,7 +91,7 @@ def verify_switches(records: Records) -> Iterator[Finding]:
         stands[key] += 1 if kind == "switch.on" else -1
         if kind == "switch.on":
             said[key] = (facts.get("reason"), facts.get("by"), facts.get("at_us"))
-    for row in records.rows("SELECT * FROM switches"):
+    for row in records.rows("SELECT * FROM switches ORDER BY kind, scope, target, tenant"):
         key = tuple(str(row[name]) for name in ("kind", "scope", "target", "tenant"))
         more = stands.pop(key, 0)
         if more < 1:
@@ -121,7 +121,7 @@ def verify_api_keys(records: Records, *, payloads: bool = True) -> Iterator[Find
             made[str(facts.get("key_id"))] = facts
         else:
             revoked[str(facts.get("key_id"))] = facts.get("at_us")
-    for row in records.rows("SELECT * FROM api_keys"):
+    for row in records.rows("SELECT * FROM api_keys ORDER BY id"):
         where, facts = f"API key {row['id']}", made.pop(str(row["id"]), None)
         if facts is None:
             yield Finding(where=where, what="no event says who made it")
@@ -178,7 +178,7 @@ def verify_notices(records: Records) -> Iterator[Finding]:
         # Whoever made something else than a list of it made a flaw of the event.
         for call_id in (each for some in named if isinstance(some, list) for each in cast("list[Any]", some)):
             told[str(call_id)] = facts.get("at_us")
-    for row in records.rows("SELECT * FROM notices"):
+    for row in records.rows("SELECT * FROM notices ORDER BY call_id"):
         where = f"notice of call {row['call_id']}"
         begun = _opening(records, row["call_id"])
         if any(row[name] != begun.get(name) for name in ("tenant", "agent", "user", "run", "tool")):
@@ -198,7 +198,7 @@ def verify_holds(records: Records) -> Iterator[Finding]:
             held[facts.get("hold")] = facts
         else:
             released.add(facts.get("hold"))
-    for row in records.rows("SELECT * FROM legal_holds"):
+    for row in records.rows("SELECT * FROM legal_holds ORDER BY id"):
         where, facts = f"legal hold {row['id']}", held.pop(row["id"], None)
         if facts is None or row["id"] in released:
             yield Finding(where=where, what="no event says that it stands")
@@ -226,7 +226,7 @@ def verify_policies(records: Records) -> Iterator[Finding]:
         version = told.setdefault(str(facts.get("version")), {"since": facts.get("at_us")})
         version["text"] = facts.get("text_sha256")
         version["pushed"] = (facts.get("by"), facts.get("note", ""))
-    for row in records.rows("SELECT * FROM policy_versions"):
+    for row in records.rows("SELECT * FROM policy_versions ORDER BY id"):
         where = f"policy version {row['id']}"
         version = told.pop(row["id"], None)
         if version is None:
@@ -235,7 +235,7 @@ def verify_policies(records: Records) -> Iterator[Finding]:
             yield Finding(where=where, what="its text is not the one that was stored")
         elif ((row["pushed_by"], row["note"]), row["created_us"]) != (version["pushed"], version["since"]):
             yield Finding(where=where, what="who pushed it, when or why is not what its event says")
-    for row in records.rows("SELECT * FROM policy_activations"):
+    for row in records.rows("SELECT * FROM policy_activations ORDER BY number"):
         where = f"activation {row['number']}"
         stated = (row["version"], row["kind"], row["activated_by"], row["note"], row["at_us"])
         if activated.pop(row["number"], None) != stated:

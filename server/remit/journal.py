@@ -858,6 +858,7 @@ class Journal:
                 tenant=tenant,
                 by=by,
                 anew=anew,
+                vault=self._sealer.vault,
             )
         )
 
@@ -886,6 +887,7 @@ class Journal:
                 trigger=trigger,
                 cause=cause,
                 every_us=every_us,
+                vault=self._sealer.vault,
             )
         )
 
@@ -994,7 +996,7 @@ class Journal:
         def change() -> None:
             self._ledger.write_out()  # calls may have been let out in this very transaction
             doubts.leave_open_calls(self._ledger, self._ledger.stream)
-            self._ledger.event("stream.closed", tenant=None, call_id=None)
+            self._ledger.end_life()
 
         await self._writer.stop(change)
 
@@ -1111,6 +1113,7 @@ class Journal:
             "auth": who.auth,
             "source": call.tool.source,
             **calls_told.first(self._sealer.vault, call, verdict),
+            "subjects": list(seal.others) if seal else [],
             **seen,
         }
 

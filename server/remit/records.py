@@ -707,7 +707,7 @@ class Records:
         )
         return [as_event(row) for row in rows], rows[-1]["place"] if rows else after
 
-    def count(self, table: Literal["calls", "events"]) -> int:
+    def count(self, table: Literal["calls", "events", "call_subjects"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
 
     def must_be_whole(self) -> None:

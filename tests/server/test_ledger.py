@@ -330,8 +330,10 @@ def test_a_folder_that_takes_no_changes_keeps_nobody_from_ending(tmp_path: Path)
         Path(f"{path}.inc-{name}").mkdir()
     with other.transaction(durable=True):
         assert other.bury() == [], "nobody can tell whether it is dead"
-    ledger.close()
-    other.close()
+    for each in (ledger, other):
+        with each.transaction(durable=True):
+            each.end_life()
+        each.close()
     with reading(path) as db:
         assert {row["state"] for row in db.all("SELECT state FROM incarnations")} == {"closed"}
 

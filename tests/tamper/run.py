@@ -342,6 +342,7 @@ def reseal(db: sqlite3.Connection, signer: Signer) -> None:
     db.execute(
         "INSERT INTO log_checkpoints VALUES (?, ?, ?, 0)", (len(leaves), root.hex(), sign(text, [signer]))
     )
+    db.execute("UPDATE log_keys SET from_size = ?, at_us = 0", (len(leaves),))
 
 
 # Whether it is found.
