@@ -710,6 +710,11 @@ class Records:
     def count(self, table: Literal["calls", "events"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
 
+    def is_empty(self) -> bool:
+        """Whether no process has ever written to it: it holds nothing, so it has no master key either."""
+        tables = ("incarnations", "events", "calls", "payloads", "subject_keys")
+        return all(self._one(f"SELECT 1 FROM {table} LIMIT 1") is None for table in tables)  # noqa: S608 - ours
+
     def must_be_whole(self) -> None:
         """Raise StoreUnavailable where less is shown than what was committed: it would look cut off."""
         if self._db.lags:
