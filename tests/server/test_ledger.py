@@ -6,6 +6,7 @@ the moves and the holds in the file.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import sqlite3
@@ -334,6 +335,54 @@ def test_a_folder_that_takes_no_changes_keeps_nobody_from_ending(tmp_path: Path)
     other.close()
     with reading(path) as db:
         assert {row["state"] for row in db.all("SELECT state FROM incarnations")} == {"closed"}
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from remit.ledger_sqlite import SqliteStore\n"
+        "store = SqliteStore(Path(sys.argv[1]), stream='killed', relaxed=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
+    assert Path(f"{path}.inc-killed").exists(), "it had no row yet"
+    starting = SqliteStore(path, stream="starting", relaxed=True)
+    assert not Path(f"{path}.inc-killed").exists()
+
+    others = {"inc-notes": "mine", "inc-.db": "", "inc-one.db": ""}
+    for suffix, text in others.items():
+        Path(f"{path}.{suffix}").write_text(text)
+    ledger = a_ledger(path, "one", Clock())
+    left = {file.name.removeprefix("remit.db.") for file in tmp_path.glob("remit.db.inc-*")}
+    assert left == {*others, "inc-one", "inc-starting"}
+
+    late = Ledger(starting, stream="starting", role="cli", clock=Clock())
+    with late.transaction(durable=False):
+        late.begin_life()
+    with ledger.transaction(durable=True):
+        assert ledger.bury() == []
+    late.close()
+    ledger.close()
+
+
+def test_a_life_makes_its_file_while_nobody_looks_for_those_of_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_database(tmp_path)
+    hold, turn_is_taken = ledger_sqlite._hold_liveness, False  # pyright: ignore[reportPrivateUsage]
+
+    def seen(liveness: Path) -> int:
+        nonlocal turn_is_taken
+        with Path(f"{path}.lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                turn_is_taken = True
+        return hold(liveness)
+
+    monkeypatch.setattr(ledger_sqlite, "_hold_liveness", seen)
+    a_ledger(path, "one", Clock()).close()
+    assert turn_is_taken
 
 
 def test_one_file_by_two_names_is_one_database(tmp_path: Path) -> None:
