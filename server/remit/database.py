@@ -117,7 +117,12 @@ def sealing(at: Location) -> AbstractContextManager[Sealing]:
 def exists(at: Location) -> bool:
     """Whether an audit database has been made there. Raises StoreUnavailable when nobody can tell."""
     if isinstance(at, Path):
-        return at.is_file()
+        try:
+            return at.is_file()
+        except OSError as error:
+            raise StoreUnavailable(
+                f"nobody can tell whether there is an audit database {at}: {error.strerror}"
+            ) from None
     from remit import postgres
 
     return postgres.exists(at)
@@ -165,7 +170,26 @@ def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
             wrong = _file_redo_log(at, db) if newest and _is_logged(db) else ""
             yield SqliteReader(db, wrong, lags=wrong is None)
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"the audit database {at} cannot be read: {error}") from None
+        why = _why_unreadable(at, error)
+        raise StoreUnavailable(f"the audit database {at} cannot be read: {why}") from None
+
+
+def _why_unreadable(at: Path, error: sqlite3.Error) -> str:
+    """What is wrong and the fix, where SQLite only says that it cannot open or write a file."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    log, index = beside(at, "-wal"), beside(at, "-shm")
+    if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return str(error)
+    for file in (at, log, index):
+        if file.exists() and not os.access(file, os.R_OK):
+            return f"you may not read {file}: read it as the server's user, or have a copy made for you"
+    if not log.exists():
+        return str(error)
+    return (
+        f"its last commits are in {log}, which is read by way of {index}, and that file cannot be made there:"
+        " copy both files to a folder that you may write to and read them there, or have a copy made with"
+        " VACUUM INTO (or after PRAGMA wal_checkpoint(TRUNCATE)), which has no such log"
+    )
 
 
 def _is_logged(db: sqlite3.Connection) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from tests.crash import books
 from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
-from remit.database import SqliteReader, reading
+from remit.database import SqliteReader, exists, reading
+from remit.errors import StoreUnavailable
 from remit.journal import open_journal
 from remit.ledger import Account, Ledger
 from remit.ledger_sqlite import SqliteStore
@@ -280,6 +282,40 @@ def test_who_reads_between_two_servers_goes_by_the_write_ahead_log(
     with reading(copy) as db:
         assert db.one("SELECT COUNT(*) AS n FROM events") != before
     assert [file.name for file in copy.parent.iterdir() if file.suffix != ".lock"] == ["remit.db"]
+
+
+def test_a_copy_whose_log_cannot_be_read_where_it_is_says_so_and_what_to_do(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    copy = tmp_path / "copy" / "remit.db"
+    copy.parent.mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    ledger.close()
+    if os.geteuid() == 0:  # root may write everywhere, but not through a link to nowhere
+        Path(f"{copy}-shm").symlink_to("nowhere/else")
+    else:
+        copy.parent.chmod(0o500)
+    fix = r"copy both files to a folder .* VACUUM INTO"
+    with pytest.raises(StoreUnavailable, match=fix) as told, reading(copy) as db:
+        db.all("SELECT * FROM events")
+    copy.parent.chmod(0o700)
+    assert f"{copy}-wal" in str(told.value)
+    assert "unable to open" not in str(told.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    Path(f"{path}-wal").chmod(0)
+    with pytest.raises(StoreUnavailable, match=r"you may not read .*-wal: "), reading(path):
+        pass
+    ledger.close()
+    tmp_path.chmod(0)
+    with pytest.raises(StoreUnavailable, match="nobody can tell whether there is an audit database"):
+        exists(path)
+    tmp_path.chmod(0o700)
 
 
 @pytest.fixture
