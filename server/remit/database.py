@@ -139,6 +139,24 @@ def real_file(at: Path) -> Path:
     return Path(os.path.realpath(at))
 
 
+def has_one_name(at: Path) -> bool:
+    """Whether no hard link gives the file another name. Beside each lie other locks, and another log."""
+    try:
+        return at.stat().st_nlink < 2
+    except FileNotFoundError:
+        return True
+
+
+def must_have_one_name(at: Path) -> None:
+    """Raise StoreUnavailable when who writes under another name of the file could not be kept away."""
+    if not has_one_name(at):
+        raise StoreUnavailable(
+            f"{at} has another name by a hard link, and processes that write to it by different names are not"
+            " kept apart: stop them, and remove every name but one (`find / -xdev -samefile"
+            f" {at}` finds them); VACUUM INTO makes a copy"
+        )
+
+
 def take_turn(lock: int, file: Path) -> None:
     """Lock the open lock file `file`; the end of a process unlocks what it has locked. Raises Held."""
     wait_s = _TURN_S[file.suffix]
@@ -211,6 +229,8 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
     """
     from remit import redo
 
+    if not has_one_name(at):
+        return None  # it would be written under a lock that others do not know
     # Where there is no write-ahead log, as in a copy, nobody can commit while somebody reads.
     reader.execute("ROLLBACK")
     try:
@@ -238,6 +258,7 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
 def _sealing_file(at: Path) -> Generator[Sealing]:
     at = real_file(at)
     try:
+        must_have_one_name(at)
         with locked(at, ".log-lock"):
             db = sqlite3.connect(at, isolation_level=None, timeout=_BUSY_S)
             try:

@@ -721,7 +721,8 @@ class Records:
             raise StoreUnavailable(
                 f"some of {self.at} waits in its table redo until somebody reads it who may also write it:"
                 " verify it as the server's user, or a copy that is yours (VACUUM INTO). If you may, another"
-                " process keeps it to itself: see who has its .lock open (fuser, lsof)"
+                " process keeps it to itself (fuser and lsof tell who has its .lock open), or it has several"
+                " names by hard links, of which all but one must go"
             )
 
     def damage(self) -> Iterator[str]:

@@ -29,12 +29,13 @@ from tests.crash import books
 from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
-from remit.database import SqliteReader, exists, reading
+from remit.database import SqliteReader, exists, reading, sealing
 from remit.errors import StoreUnavailable
 from remit.journal import open_journal
 from remit.ledger import Account, Ledger
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Charge
+from remit.records import open_records
 from remit.schema import upgrade
 from remit.tables import metadata
 
@@ -437,6 +438,53 @@ def test_one_file_by_two_names_is_one_database(tmp_path: Path) -> None:
     with reading(link) as db:
         lives = db.all("SELECT id, state FROM incarnations ORDER BY id = 'one'")
         assert [row["state"] for row in lives] == ["closed", "live"]
+    ledger.close()
+
+
+def test_a_file_with_two_names_is_read_and_not_written_to(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    a_ledger(path, "one", Clock()).close()
+    other = tmp_path / "elsewhere" / "linked.db"
+    other.parent.mkdir()
+    other.hardlink_to(path)
+    before = path.read_bytes()
+
+    async def opened() -> None:
+        journal = await open_journal(path, role="cli", key="ab" * 32)
+        await journal.close()
+
+    def sealed() -> None:
+        with sealing(path):
+            pass
+
+    for writes in (lambda: anyio.run(opened), lambda: upgrade(other), sealed):
+        with pytest.raises(
+            StoreUnavailable, match=r"has another name by a hard link.*find / -xdev -samefile"
+        ):
+            writes()
+    for name in (path, other):
+        with open_records(name) as found:
+            assert found.count("events") == 1
+    assert path.read_bytes() == before
+    assert not list(other.parent.glob("*lock"))
+    other.unlink()
+    anyio.run(opened)
+
+
+def test_who_reads_by_a_second_name_files_nothing_under_a_lock_of_its_own(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    with ledger.transaction(durable=True):
+        ledger.event("switch.on", tenant=None, call_id=None)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other = tmp_path / "linked.db"
+    other.hardlink_to(path)
+    with open_records(other) as found, pytest.raises(StoreUnavailable, match="several names by hard links"):
+        found.must_be_whole()
+    other.unlink()
+    with open_records(path) as found:
+        found.must_be_whole()
     ledger.close()
 
 
