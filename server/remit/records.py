@@ -710,13 +710,19 @@ class Records:
     def count(self, table: Literal["calls", "events", "call_subjects"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
 
+    def is_empty(self) -> bool:
+        """Whether no process has ever written to it: it holds nothing, so it has no master key either."""
+        tables = ("incarnations", "events", "calls", "payloads", "subject_keys")
+        return all(self._one(f"SELECT 1 FROM {table} LIMIT 1") is None for table in tables)  # noqa: S608 - ours
+
     def must_be_whole(self) -> None:
         """Raise StoreUnavailable where less is shown than what was committed: it would look cut off."""
         if self._db.lags:
             raise StoreUnavailable(
                 f"some of {self.at} waits in its table redo until somebody reads it who may also write it:"
                 " verify it as the server's user, or a copy that is yours (VACUUM INTO). If you may, another"
-                " process keeps it to itself: see who has its .lock open (fuser, lsof)"
+                " process keeps it to itself (fuser and lsof tell who has its .lock open), or it has several"
+                " names by hard links, of which all but one must go"
             )
 
     def damage(self) -> Iterator[str]:
