@@ -55,7 +55,7 @@ def revoke(ledger: Ledger, key_id: str, *, by: str) -> None:
     """End a key. Raises UnknownRecord when there is none that is still valid."""
     row = ledger.one("SELECT tenant FROM api_keys WHERE id = ? AND revoked_us IS NULL", (key_id,))
     if row is None:
-        raise UnknownRecord(f"there is no valid key {key_id}")
+        raise UnknownRecord(f"there is no valid key {key_id}: `remit agents key list` shows those there are")
     ledger.execute("UPDATE api_keys SET revoked_us = ? WHERE id = ?", (ledger.now_us, key_id))
     ledger.event("key.revoked", tenant=row["tenant"], call_id=None, key_id=key_id, by=by)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -117,12 +118,7 @@ def sealing(at: Location) -> AbstractContextManager[Sealing]:
 def exists(at: Location) -> bool:
     """Whether an audit database has been made there. Raises StoreUnavailable when nobody can tell."""
     if isinstance(at, Path):
-        try:
-            return at.is_file()
-        except OSError as error:
-            raise StoreUnavailable(
-                f"nobody can tell whether there is an audit database {at}: {error.strerror}"
-            ) from None
+        return _status(at) is not None
     from remit import postgres
 
     return postgres.exists(at)
@@ -141,10 +137,25 @@ def real_file(at: Path) -> Path:
 
 def has_one_name(at: Path) -> bool:
     """Whether no hard link gives the file another name. Beside each lie other locks, and another log."""
+    status = _status(at)
+    return status is None or status.st_nlink < 2
+
+
+def _status(at: Path) -> os.stat_result | None:
+    """What the system knows of the file; None where there is none. Raises StoreUnavailable."""
     try:
-        return at.stat().st_nlink < 2
-    except FileNotFoundError:
-        return True
+        status = at.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with NUL is no file's
+        return None
+    except OSError as error:
+        raise StoreUnavailable(
+            f"nobody can tell whether there is an audit database {at}: {error.strerror}"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreUnavailable(
+            f"the audit database {at} cannot be used: it is not a file; name the file itself"
+        )
+    return status
 
 
 def must_have_one_name(at: Path) -> None:

@@ -108,7 +108,10 @@ def test_results_of_reads_are_not_kept_and_that_is_said(remit: Terminal, story: 
 
 def test_an_unknown_and_an_ambiguous_call_are_told_apart(remit: Terminal, story: Story) -> None:
     unknown = remit("calls", "show", "ffff")
-    assert (unknown.code, unknown.err) == (1, "remit: there is no call ffff\n")
+    assert (unknown.code, unknown.err) == (
+        1,
+        "remit: there is no call ffff: `remit calls list` shows those there are\n",
+    )
     several = remit("calls", "show", story.read[:4])
     assert several.err == f"remit: more than one call begins with {story.read[:4]}: give more of its id\n"
 

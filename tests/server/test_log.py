@@ -223,7 +223,7 @@ CHANGES = [
     ("DELETE FROM log_tiles", "the register of what was sealed"),
     ("DELETE FROM log_checkpoints", "no checkpoint covers it"),
     ("UPDATE log_checkpoints SET root = 'x'", "its columns are not what was signed"),
-    ("UPDATE log_checkpoints SET note = replace(note, '9', '8')", "checkpoint of"),
+    ("UPDATE log_checkpoints SET note = lower(note)", "checkpoint of"),
     ("UPDATE log_checkpoints SET note = x'00'", "checkpoint of"),
     ("DELETE FROM log_keys", "nobody whose key is known has signed it"),
 ]

@@ -50,7 +50,7 @@ _KEYS = click.option(
 @click.option(
     "--db",
     "copy",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Verify this copy instead; needs no configuration.",
 )
 @_CHECKPOINTS
@@ -275,7 +275,7 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
 @click.option(
     "--db",
     "copy",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Export this copy instead; needs no configuration.",
 )
 def export(
