@@ -205,9 +205,9 @@ def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
 
 def _why_unreadable(at: Path, error: sqlite3.Error) -> str:
     """What is wrong and the fix, where SQLite only says that it cannot open or write a file."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     log, index = beside(at, "-wal"), beside(at, "-shm")
-    if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+    if kind not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
         return str(error)
     for file in (at, log, index):
         if file.exists() and not os.access(file, os.R_OK):
