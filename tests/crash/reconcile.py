@@ -26,6 +26,7 @@ from tests.crash.place import UNTOUCHED, Place
 
 from remit.audit import verify_balances, verify_calls, verify_events
 from remit.audit_decisions import verify_approvals, verify_notices, verify_switches
+from remit.audit_keeping import verify_keys, verify_lives, verify_playbooks, verify_trials
 from remit.chain import entry
 from remit.database import Reader, Row, reading
 from remit.proofs import verify_log
@@ -125,6 +126,10 @@ def audited(place: Place) -> list[str]:
                 verify_approvals,
                 verify_switches,
                 verify_notices,
+                verify_keys,
+                verify_lives,
+                verify_playbooks,
+                verify_trials,
                 verify_balances,
                 verify_log,
             )
