@@ -36,6 +36,7 @@ from benchmarks.ledger import postgres
 from benchmarks.targets.launch import ROOT
 from remit.audit import verify_balances, verify_events
 from remit.binding import binding_of
+from remit.calls_told import WORDS
 from remit.chain import GENESIS, canonical, link
 from remit.database import Location
 from remit.errors import StoreUnavailable
@@ -78,6 +79,8 @@ class Shape:
     payloads: list[tuple[str, str]]
     #: Kind, time and body of each event.
     events: list[tuple[str, str, str]]
+    #: Of which its events have a digest: the slot of that, and the words.
+    words: list[tuple[str, str]]
     #: How long after the call was received each time is.
     times: dict[str, int]
     #: Whether it holds on its agent's account, and what it cost there.
@@ -149,8 +152,13 @@ def shape(records: Records, call_id: str) -> Shape:
         return re.sub(r"(?<![\w.])1800\d{12}(?![\w.])", moment, text)
 
     events: list[tuple[str, str, str]] = []
+    words: dict[str, str] = {}
     for row in records.rows("SELECT * FROM events WHERE call_id = ? ORDER BY rowid", (call_id,)):
         facts = orjson.loads(row["body"])
+        for column, slot in WORDS.items():
+            if facts.get(slot) and slot not in words:
+                words[slot] = slotted(call[column])
+                known.append((facts[slot], slot))
         if facts.get("context_commit"):
             known.append((facts["context_commit"], "context_commit"))
         if facts.get("touched"):
@@ -175,7 +183,13 @@ def shape(records: Records, call_id: str) -> Shape:
         rows += [("votes", *cells(list(row), slotted))]
     holds = [row[0] for row in records.rows("SELECT posted FROM holds WHERE call_id = ?", (call_id,))]
     return Shape(
-        rows=rows, payloads=payloads, events=events, times=times, pays=bool(holds), spends=sum(holds)
+        rows=rows,
+        payloads=payloads,
+        events=events,
+        words=list(words.items()),
+        times=times,
+        pays=bool(holds),
+        spends=sum(holds),
     )
 
 
@@ -213,12 +227,12 @@ class Copies:
         self._rng = rng
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._posted: dict[tuple[str, int], int] = defaultdict(int)
-        self._stream, self._seq, self._head = "", 0, GENESIS
+        self._stream, self._seq, self._head, self._began_us = "", 0, GENESIS, 0
         self._heads: list[dict[str, Any]] = []
 
     def begin_life(self, at_us: int) -> None:
         self.end_life(at_us)
-        self._stream, self._seq, self._head = uuid7(at_us), 1, GENESIS
+        self._stream, self._seq, self._head, self._began_us = uuid7(at_us), 1, GENESIS, at_us
         facts = {"stream": self._stream, "seq": 1, "at_us": at_us, "kind": "stream.opened", "tenant": None}
         body = canonical({**facts, "call_id": None, "role": "http", "heads": self._heads[::-1][:8]})
         self._head = link(GENESIS, body)
@@ -227,8 +241,8 @@ class Copies:
     def end_life(self, at_us: int) -> None:
         if self._stream:
             self._heads.append({"stream": self._stream, "seq": self._seq, "hash": self._head})
-            life = (self._stream, "growth", 1, "http", "closed", at_us, at_us, self._seq, self._head, None)
-            self._rows["incarnations"].append(life)
+            life = (self._stream, "growth", 1, "http", "closed", self._began_us, at_us)
+            self._rows["incarnations"].append((*life, self._seq, self._head, None))
 
     def add(self, like: Shape, number: int, at_us: int) -> None:
         rng, user = self._rng, int(self._rng.random() ** 2 * USERS)
@@ -248,6 +262,8 @@ class Copies:
         slots["touched"] = self._name("acme", slots["thing"])
         for slot, offset in like.times.items():
             slots[slot] = at_us + offset
+        for slot, text in like.words:
+            slots[slot] = self._name("acme", text % slots)
         noise = rng.randbytes(28 * len(like.payloads))
         seal, aside = self._seals[user], 0
         for kind, text in like.payloads:

@@ -28,6 +28,7 @@ from remit_rbac.decisions import (
 )
 from remit_rbac.index import Index, Rule
 from remit_rbac.model import Model
+from remit_rbac.other_arguments import could_allow
 from remit_rbac.plans import ANSWERS_MAX, Case, Duties, Plan, climb
 from remit_rbac.problems import Problem
 from remit_rbac.roles import RoleGraph
@@ -146,6 +147,23 @@ class Policy:
             all(plan.hopeless for plan in plans)
             or any(rule.condition is None for rule in self._plan(subject, tenant, tool, "list").denies)
             for subject, plans in ((agent, case.agent), (user, case.user))
+        )
+
+    def could_allow_otherwise(self, q: Question, varying: Collection[str]) -> bool:
+        """Whether other arguments could give a rung above DENY, everything else being as it is.
+
+        `varying` are the names below `r.ctx` of what is made of the arguments.
+        """
+        case = self._case(q.tenant, q.agent, q.user, q.tool)
+        if case.refusal is not None:
+            return False
+        known = {"dom": q.tenant, "tool": q.tool, "ctx": q.ctx}
+        return all(
+            any(
+                could_allow(plan, {**known, "sub": subject, "act": act}, varying)
+                for (_, act), plan in zip(LADDER, plans, strict=True)
+            )
+            for subject, plans in ((q.agent, case.agent), (q.user, case.user))
         )
 
     def approvers(

@@ -2,8 +2,9 @@
 
 `StockPolicy` answers as `Policy` does, asking pycasbin for every yes and no. It exists to check the
 index against, and for those who want Casbin's own code to decide. It reads every row, answers one
-question at a time, and denies a question when any row it reads raises. Delegation, duties and what is
-visible are not Casbin's, so they come from the policy itself. This is the only user of `casbin`.
+question at a time, and denies a question when any row it reads raises. Delegation, duties, what is visible
+and what other arguments could do are not Casbin's, so they come from the policy itself. This is the only user
+of `casbin`.
 
 The two give the same answers on the same files, but where
 - a condition cannot be answered (a missing attribute, a value of another type, NaN, no boolean): pycasbin
@@ -68,6 +69,10 @@ class StockPolicy:
     def visible(self, tenant: str, agent: str, user: str, tool: str) -> bool:
         """As `Policy.visible`."""
         return self._policy.visible(tenant, agent, user, tool)
+
+    def could_allow_otherwise(self, q: Question, varying: Collection[str]) -> bool:
+        """As `Policy.could_allow_otherwise`."""
+        return self._policy.could_allow_otherwise(q, varying)
 
     def reads(self, attribute: str) -> bool:
         """As `Policy.reads`."""

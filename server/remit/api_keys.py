@@ -10,6 +10,7 @@ from remit.database import Location, beside, reading
 from remit.errors import UnknownRecord, WrongState
 from remit.identity import KeyRecord
 from remit.ledger import Ledger
+from remit.vault import Sealer
 
 
 def read(at: Location, key_id: str) -> KeyRecord | None:
@@ -19,7 +20,7 @@ def read(at: Location, key_id: str) -> KeyRecord | None:
     return KeyRecord(**row) if row else None
 
 
-def add(ledger: Ledger, key: KeyRecord, *, by: str) -> None:
+def add(ledger: Ledger, sealer: Sealer, key: KeyRecord, *, by: str) -> None:
     ledger.insert(
         "api_keys",
         (
@@ -41,6 +42,11 @@ def add(ledger: Ledger, key: KeyRecord, *, by: str) -> None:
         key_id=key.id,
         agent=key.agent,
         user=key.user,
+        digest=key.digest,
+        # It may name somebody, and events stay.
+        label=sealer.vault.name(key.tenant, key.label),
+        created_us=key.created_us,
+        expires_us=key.expires_us,
         by=by,
     )
 
@@ -49,7 +55,7 @@ def revoke(ledger: Ledger, key_id: str, *, by: str) -> None:
     """End a key. Raises UnknownRecord when there is none that is still valid."""
     row = ledger.one("SELECT tenant FROM api_keys WHERE id = ? AND revoked_us IS NULL", (key_id,))
     if row is None:
-        raise UnknownRecord(f"there is no valid key {key_id}")
+        raise UnknownRecord(f"there is no valid key {key_id}: `remit agents key list` shows those there are")
     ledger.execute("UPDATE api_keys SET revoked_us = ? WHERE id = ?", (ledger.now_us, key_id))
     ledger.event("key.revoked", tenant=row["tenant"], call_id=None, key_id=key_id, by=by)
 

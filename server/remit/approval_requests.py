@@ -19,6 +19,8 @@ from remit_rbac import Rung
 
 #: An identical request that people refused is not put to them again within this time.
 _REJECTION_HOLDS_US = 600_000_000
+#: How it is proved who votes: people vote at the command line.
+_AUTH = "local"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +200,11 @@ def vote(
     seen = ledger.all('SELECT "user", vote FROM votes WHERE approval_id = ?', (approval_id,))
     if any(voter["user"] == user for voter in seen):
         raise WrongState(f"{user} has voted on this already")
-    ledger.insert("votes", (approval_id, user, vote, "local", now, comment))
+    ledger.insert("votes", (approval_id, user, vote, _AUTH, now, comment))
     agreed = sum(voter["vote"] == "approve" for voter in seen) + (vote == "approve")
     state = "rejected" if vote == "reject" else "approved" if agreed >= row["votes_needed"] else "pending"
+    expires_us = now + use_within_s * 1_000_000 if state == "approved" else row["expires_us"]
     if state != "pending":
-        expires_us = now + use_within_s * 1_000_000 if state == "approved" else row["expires_us"]
         ledger.execute(
             "UPDATE approvals SET state = ?, decided_us = ?, expires_us = ? WHERE id = ?",
             (state, now, expires_us, approval_id),
@@ -215,8 +217,10 @@ def vote(
         call_id=row["call_id"],
         approval_id=approval_id,
         user=user,
+        auth=_AUTH,
         comment=comment,
         state=state,
+        expires_us=expires_us,
         binding=row["binding"],
     )
     return state

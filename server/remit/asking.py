@@ -77,7 +77,7 @@ class Asker:
     def ask(self, supposed: Supposed) -> Answered:
         """Raises NoQuestion."""
         call, estimates = self._call(supposed)
-        answered = answer(call, self._question(supposed, call, estimates), self.policy)
+        answered = answer(self._question(supposed, call, estimates), self.policy)
         if estimates is None:
             answered = replace(answered, rung=Rung.DENY, code="no_price", approvers=())
         return answered
@@ -135,10 +135,10 @@ class Asker:
         return self._tools[name]
 
 
-def answer(call: Call, question: Question, policy: Engine) -> Answered:
-    """What the gateway would do with a call under a policy, budgets, switches and ways back aside."""
+def answer(question: Question, policy: Engine) -> Answered:
+    """What the gateway would do with this call under a policy, budgets, switches and ways back aside."""
     decision = policy.decide(question)
-    verdict = verdict_on(decision, call, policy)
+    verdict = verdict_on(decision, question, policy)
     rung, code = verdict.rung, verdict.code
     approvers: tuple[str, ...] = ()
     if rung is Rung.APPROVE:

@@ -1,17 +1,16 @@
-"""Is the audit database still what was written? Every event, call, approval and balance, compared.
+"""Is the audit database still what was written? Every event, call and balance, compared.
 
-The chain finds what was done to events. What people query are other tables, so each call and each vote is
-compared with its events, each stored argument and result with the commitment in them, and each balance with
-its moves. Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is
-found only by a copy or a checkpoint kept elsewhere.
+The chain finds what was done to events. What people query are other tables, so each call is compared with its
+events, each stored argument and result with the commitment in them, and each balance with its moves; what
+people decided is compared by `audit_decisions.py`, and what is kept beside calls by `audit_keeping.py`.
+Nothing is repaired: a finding is for people. Who rewrites the whole database consistently is found only by a
+copy or a checkpoint kept elsewhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -20,11 +19,11 @@ from typing import Any, TypeVar, cast
 
 import orjson
 
-from remit import chain, ways_back_told
-from remit.binding import binding_of
-from remit.database import Row
-from remit.erasing import ERASED
-from remit.records import Records, open_records
+from remit import calls_told, chain, ways_back_told
+from remit.budgets import tenant_and_unit
+from remit.erasing import digest_of
+from remit.model import USUAL_REASONS
+from remit.records import Records
 from remit.vault import Damaged, KeyUnusable
 from remit.ways_back_told import ended
 
@@ -63,13 +62,6 @@ _LATEST = tuple(reversed(_LEAVES))
 _NO_MORE: tuple[None, tuple[()]] = (None, ())
 _first_of = itemgetter(0)
 _NOTHING: Mapping[str, Any] = {}
-#: Columns of `legal_holds` that its event seals, and under which name.
-_HOLD = (
-    *((name, name) for name in ("tenant", "scope", "from_us", "to_us", "reason")),
-    ("set_by", "by"),
-    ("set_us", "at_us"),
-)
-_VOTES = ("approval.approve", "approval.reject")
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
 #: Columns of `calls` that the opening event seals, and under which name.
 _SEALED = (
@@ -94,14 +86,22 @@ _SEALED = (
         )
     ),
     ("kind", "purpose"),
+    ("operation", "operation"),
+    ("created_us", "received_us"),
 )
+#: The last of them are not in events of schema 0001, nor is `calls_told.first`.
+_LATER = 2
 _sealed = itemgetter(*(name for _, name in _SEALED))
 #: What is read of each call, and of its way back.
 _COMPARED = (
     *("id", "policy_rows", "confirmation", "state", "result_commit", "resolution", "claim"),
+    *calls_told.WORDS,
+    *calls_told.COLUMNS,
     *(name for name, _ in _SEALED),
 )
-_CLAIM, _KIND, _TENANT = map(_COMPARED.index, ("claim", "kind", "tenant"))
+_CLAIM, _KIND, _TENANT, _CODE = map(_COMPARED.index, ("claim", "kind", "tenant", "code"))
+_WORDS = slice(_CLAIM + 1, _CLAIM + 1 + len(calls_told.WORDS))
+_TOLD = slice(_WORDS.stop, _WORDS.stop + len(calls_told.COLUMNS))
 _WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
 
 _HOLDS = "call_id, account, window_start_us, unit, amount, state, posted, held_us, resolved_us"
@@ -110,6 +110,15 @@ _MISREFUNDED = (
     "SELECT h.call_id, h.account FROM holds AS h WHERE h.refunded <> COALESCE((SELECT SUM(a.amount)"
     " FROM budget_adjustments AS a WHERE a.call_id = h.call_id AND a.account = h.account"
     " AND a.window_start_us = h.window_start_us AND a.kind = 'refund'), 0)"
+)
+#: What was adjusted when nothing happened to its call. An overrun of no call is of a limit that was changed;
+#: what a call cost is given back by its undo.
+_MISTIMED = (
+    "SELECT a.call_id, a.account FROM budget_adjustments AS a WHERE a.call_id <> ''"
+    " AND NOT EXISTS (SELECT 1 FROM events AS e"
+    " WHERE e.call_id = a.call_id AND e.at_us = a.at_us AND a.kind = 'overrun')"
+    " AND NOT EXISTS (SELECT 1 FROM calls AS u JOIN events AS e ON e.call_id = u.id"
+    " WHERE u.of_call = a.call_id AND u.kind = 'undo' AND e.at_us = a.at_us) ORDER BY a.call_id, a.account"
 )
 #: Is told how many rows were verified just now.
 Progress = Callable[[int], object]
@@ -133,6 +142,10 @@ class Followed:
     loose: list[Place] = field(default_factory=list[Place])
     #: Those that say what their call established about its run.
     establishing: list[Place] = field(default_factory=list[Place])
+    #: Keys of whom a call is about beside its user, and the call, that `call_subjects` does not have.
+    unlisted: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    #: How many such keys and calls it has.
+    listed: int = 0
     #: Of how many calls the arguments, and of how many the ways back, are not kept any more.
     gone: Counter[str] = field(default_factory=Counter[str])
 
@@ -141,19 +154,27 @@ class Followed:
         # An event is mostly read near the one before it.
         while some := list(islice(rows, _NEAR)):
             near = {(row[0], row[1]): row[7] for row in some}
+            about: list[tuple[str, str]] = []
             for row in some:
-                facts = _facts(row[6])
+                facts = facts_of(row[6])
                 if not (chain.follows(row, facts, near) or chain.follows(row, facts, _before(records, row))):
                     self.loose.append((row[0], row[1]))
                 if "established" in facts and isinstance(facts["established"], dict):
                     self.establishing.append((row[0], row[1]))
+                if facts.get("subjects"):
+                    about += [(key_id, row[5]) for key_id in _texts(facts["subjects"])]
                 yield row[5], row[3], facts
             self.events += len(some)
+            unlisted = _unlisted(records, about)
+            self.unlisted += unlisted
+            self.listed += len(about) - len(unlisted)
 
     def add(self, other: Followed) -> None:
         self.events += other.events
         self.loose += other.loose
         self.establishing += other.establishing
+        self.unlisted += other.unlisted
+        self.listed += other.listed
         self.gone += other.gone
 
 
@@ -179,7 +200,7 @@ def verify_events(records: Records, progress: Progress = ignored) -> Iterator[Fi
             progress,
         ):
             if row[3] == "stream.opened":
-                opened.append(_facts(row[6]))
+                opened.append(facts_of(row[6]))
             yield row
 
     heads = {
@@ -266,7 +287,7 @@ def verify_calls(
         history = next(events, None)
         undo: dict[str, Any] | None = dict(zip(_WAY_BACK, undos[0], strict=True)) if undos else None
         wrong = [
-            *_disagreements(call, happened),
+            *_disagreements(records, call, happened),
             *_led_astray(records, undo, kept, happened),
             *_misheld(holds, happened),
         ]
@@ -276,6 +297,7 @@ def verify_calls(
             wrong += ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened)
             if not _claimed(records, call, kept, begun):
                 wrong.append("its claim is not what its event says")
+            wrong += _misquoted(records, call, kept, begun, happened)
             if call[_KIND] == "call":
                 wrong += ways_back_told.missing(kept, happened, begun, followed.gone)
         for what in wrong:
@@ -283,37 +305,6 @@ def verify_calls(
     while history is not None:
         yield _no_call(history[0])
         history = next(events, None)
-
-
-def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
-    """Every request that is gone, or whose text (with `payloads`) or votes are not what its events say."""
-    for request in records.rows("SELECT * FROM approvals"):
-        where = f"approval {request['id']}"
-        events = [
-            (row["kind"], _facts(row["body"]))
-            for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (request["call_id"],))
-        ]
-        asked = next((facts for kind, facts in events if kind == "call.awaiting_approval"), None)
-        # What was struck out of the stored arguments was not struck out of what the binding covers.
-        if (
-            asked is None
-            or asked.get("binding") != request["binding"]
-            or not (asked.get("redacted") or not payloads or _bound(records, request))
-        ):
-            yield Finding(where=where, what="what it shows is not what people were asked")
-        heard = {(kind, facts.get("user"), facts.get("comment")) for kind, facts in events if kind in _VOTES}
-        votes = records.rows("SELECT * FROM votes WHERE approval_id = ?", (request["id"],))
-        if {(f"approval.{vote['vote']}", vote["user"], vote["comment"]) for vote in votes} != heard:
-            yield Finding(where=where, what="its votes are not those that its events tell")
-    # An index holds the calls whose verdict is not to execute.
-    for call in records.rows(
-        "SELECT id FROM calls WHERE verdict = 'approve' AND verdict <> 'execute'"
-        " AND id NOT IN (SELECT call_id FROM approvals)"
-    ):
-        where = f"call {call['id']}"
-        asked = "SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.awaiting_approval'"
-        if list(records.rows(asked, (call["id"],))):
-            yield Finding(where=where, what="people were asked about it, and the request is gone")
 
 
 def verify_undos(records: Records) -> Iterator[Finding]:
@@ -337,136 +328,6 @@ def verify_undos(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"call {row['call_id']}", what="its way back is not as its undos have left it")
     for call_id in brought:
         yield Finding(where=f"call {call_id}", what="it was taken back, and its way back does not say so")
-
-
-def verify_kept(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Whether retention removed as much as is gone of what the `followed` calls carried."""
-    if (told := _retained(records)) == followed.gone:
-        return
-    with open_records(records.at) if records.at else nullcontext(records) as newest:
-        told_since = _retained(newest)
-    for what in sorted(told_since.keys() | followed.gone.keys()):
-        gone = followed.gone[what]
-        # What was followed by other processes may have been removed since these records were opened.
-        if not told[what] <= gone <= told_since[what]:
-            yield Finding(
-                where="payloads",
-                what=f"the {what.replace('_', ' ')} of {gone} calls are gone, and retention removed those of"
-                f" {told[what]}",
-            )
-
-
-def verify_keys(records: Records) -> Iterator[Finding]:
-    """Every key of payloads that is destroyed, or gone, without an event that says who erased it and why."""
-    told = {
-        key_id
-        for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.erased'")
-        for key_id in _facts(row["body"]).get("keys", ())
-    }
-    for row in records.rows("SELECT id, wrapped FROM subject_keys"):
-        if (row["wrapped"] is None) != (row["id"] in told):
-            what = "it is destroyed, and no event says so" if row["wrapped"] is None else "it was destroyed"
-            yield Finding(where=f"key {row['id']}", what=what)
-
-
-def verify_holds(records: Records) -> Iterator[Finding]:
-    """Every legal hold that is not what its event says, or is gone without one that says who released it."""
-    held: dict[Any, Mapping[str, Any]] = {}
-    released: set[Any] = set()
-    for row in records.rows(
-        "SELECT kind, body FROM events"
-        " WHERE call_id IS NULL AND (kind = 'audit.held' OR kind = 'audit.released')"
-    ):
-        facts = _facts(row["body"])
-        if row["kind"] == "audit.held":
-            held[facts.get("hold")] = facts
-        else:
-            released.add(facts.get("hold"))
-    for row in records.rows("SELECT * FROM legal_holds"):
-        where, facts = f"legal hold {row['id']}", held.pop(row["id"], None)
-        if facts is None or row["id"] in released:
-            yield Finding(where=where, what="no event says that it stands")
-            continue
-        for name, sealed_as in _HOLD:
-            if (row[name] or None) != (facts.get(sealed_as) or None):
-                yield Finding(where=where, what=f"its {name} is not what its event says")
-        # Of another subject than a user, the event has a keyed digest.
-        named = row["scope"] != "subject" or str(row["target"]).startswith("user:")
-        if named and row["target"] != facts.get("target"):
-            yield Finding(where=where, what="its target is not what its event says")
-    for hold in sorted(str(each) for each in held.keys() - released):
-        yield Finding(where=f"legal hold {hold}", what="it is gone, and no event says who released it")
-
-
-def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
-    """Every fact of a run that its call did not establish, or not so, and every one that is gone.
-
-    All events were `followed`, perhaps some that are newer than these records.
-    """
-    told: dict[tuple[str, str], str] = {}
-    conflicts: set[tuple[str, str]] = set()
-    for place in followed.establishing:
-        for row in records.rows(
-            "SELECT call_id, body FROM events WHERE stream = ? AND seq = ? AND kind = 'call.succeeded'", place
-        ):
-            facts = _facts(row["body"])
-            told |= {(row["call_id"], name): commit for name, commit in facts.get("established", {}).items()}
-            named: Any = facts.get("conflicts")  # whoever edited it made a flaw of the event
-            names = cast("list[Any]", named) if isinstance(named, list) else []
-            conflicts |= {(row["call_id"], str(name)) for name in names}
-    for row in records.rows(
-        "SELECT run_facts.*, calls.id AS found FROM run_facts LEFT JOIN calls ON calls.id = call_id"
-        " AND calls.tenant = run_facts.tenant AND calls.agent = run_facts.agent"
-        ' AND calls."user" = run_facts."user" AND calls.run = run_facts.run'
-    ):
-        where = f"run {row['run']} of {row['agent']}, {row['name']}"
-        commit = told.pop((row["call_id"], row["name"]), None)
-        erased = row["value"] == ERASED and commit is not None
-        kept = hashlib.sha256(row["salt"] + row["value"].encode()).hexdigest() == commit
-        if row["found"] is None or not (kept or erased):
-            yield Finding(where=where, what="no call established it so")
-        if row["conflict_call"] is not None:
-            if (row["conflict_call"], row["name"]) not in conflicts:
-                yield Finding(where=where, what="its conflict is not what the events tell")
-            conflicts.discard((row["conflict_call"], row["name"]))
-    for call_id, name in [*told, *sorted(conflicts)]:
-        yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
-
-
-def verify_policies(records: Records) -> Iterator[Finding]:
-    """Every policy version whose text, and every activation, that is not what its events say."""
-    told: dict[str, dict[str, Any]] = {}
-    activated: dict[Any, tuple[Any, ...]] = {}
-    for row in records.rows(
-        "SELECT kind, at_us, body FROM events WHERE call_id IS NULL"
-        " AND kind IN ('policy.stored', 'policy.pushed', 'policy.activated') ORDER BY rowid"
-    ):
-        facts = _facts(row["body"])
-        if row["kind"] == "policy.activated":
-            named = (facts.get(name) for name in ("version", "how", "by", "note", "at_us"))
-            activated[facts.get("number")] = tuple(named)
-            continue
-        version = told.setdefault(str(facts.get("version")), {"since": facts.get("at_us")})
-        version["text"] = facts.get("text_sha256")
-        version["pushed"] = (facts.get("by"), facts.get("note", ""))
-    for row in records.rows("SELECT * FROM policy_versions"):
-        where = f"policy version {row['id']}"
-        version = told.pop(row["id"], None)
-        if version is None:
-            yield Finding(where=where, what="it has no event")
-        elif hashlib.sha256(str(row["text"]).encode()).hexdigest() != version["text"]:
-            yield Finding(where=where, what="its text is not the one that was stored")
-        elif ((row["pushed_by"], row["note"]), row["created_us"]) != (version["pushed"], version["since"]):
-            yield Finding(where=where, what="who pushed it, when or why is not what its event says")
-    for row in records.rows("SELECT * FROM policy_activations"):
-        where = f"activation {row['number']}"
-        stated = (row["version"], row["kind"], row["activated_by"], row["note"], row["at_us"])
-        if activated.pop(row["number"], None) != stated:
-            yield Finding(where=where, what="no event says that this version came into force so")
-    for version_id in told:
-        yield Finding(where=f"policy version {version_id}", what="it has events, and its text is gone")
-    for number in activated:
-        yield Finding(where=f"activation {number}", what="it has an event, and no row")
 
 
 def verify_balances(records: Records) -> Iterator[Finding]:
@@ -500,6 +361,15 @@ def verify_balances(records: Records) -> Iterator[Finding]:
             for part, sum_ in sums.get(key, dict.fromkeys(told, 0)).items():
                 if (balance := accounts[key][part]) != sum_:
                     yield Finding(where=where, what=f"{part} is {balance}, and its {source} make {sum_}")
+    for row in records.rows(
+        "SELECT id, window_start_us, tenant, unit FROM accounts ORDER BY id, window_start_us"
+    ):
+        if (row["tenant"], row["unit"]) != tenant_and_unit(row["id"]):
+            where = f"account {row['id']}, window {row['window_start_us']}"
+            yield Finding(where=where, what="its tenant and unit are not those of its id")
+    for row in records.rows(_MISTIMED):
+        what = f"what was adjusted of {row['account']} has the time of no event that did it"
+        yield Finding(where=f"call {row['call_id']}", what=what)
     for row in records.rows(_MISREFUNDED):
         what = f"what came back to {row['account']} is not what was adjusted"
         yield Finding(where=f"call {row['call_id']}", what=what)
@@ -535,6 +405,28 @@ def _unseen(records: Records, facts: Mapping[str, Any]) -> Iterator[Place]:
             yield stream, seq
 
 
+def _unlisted(records: Records, about: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of these keys and calls that are not in `call_subjects`."""
+    listed: set[tuple[Any, ...]] = set()
+    for first in range(0, len(about), _NEAR):
+        some = about[first : first + _NEAR]
+        marks = ", ".join(["(?, ?)"] * len(some))
+        listed |= set(
+            records.tuples(
+                # In this order: SQLite has no index for what is IN a list of pairs.
+                f"WITH told(key_id, call_id) AS (VALUES {marks}) SELECT s.key_id, s.call_id FROM told"  # noqa: S608 - only marks are inserted
+                " CROSS JOIN call_subjects AS s WHERE s.key_id = told.key_id AND s.call_id = told.call_id",
+                [value for pair in some for value in pair],
+            )
+        )
+    return [pair for pair in about if pair not in listed]
+
+
+def _texts(value: Any) -> list[str]:
+    """A list of texts; an empty one when somebody made it something else, which is a flaw of its event."""
+    return [str(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
+
+
 def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
     """The hash of the one before it, as `chain.follows` finds it; none when none is there."""
     return {
@@ -547,7 +439,7 @@ def _before(records: Records, event: tuple[Any, ...]) -> dict[Place, Any]:
     }
 
 
-def _facts(body: str) -> dict[str, Any]:
+def facts_of(body: str) -> dict[str, Any]:
     """A JSON object; an empty one, which agrees with nothing, when somebody made it something else."""
     try:
         value = orjson.loads(body)
@@ -563,7 +455,7 @@ def _no_call(call_id: str) -> Finding:
 def _happened(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
     """By kind, what the events of a call tell."""
     return {
-        row["kind"]: _facts(row["body"])
+        row["kind"]: facts_of(row["body"])
         for row in records.rows("SELECT kind, body FROM events WHERE call_id = ?", (call_id,))
     }
 
@@ -572,14 +464,6 @@ def _of_one(records: Records, call_id: str) -> tuple[list[tuple[Any, ...]], dict
     """What is kept of what a call carried, and what its events tell."""
     kept = records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,))
     return list(kept), _happened(records, call_id)
-
-
-def _retained(records: Records) -> Counter[str]:
-    """What retention says that it removed."""
-    found: Counter[str] = Counter()
-    for row in records.rows("SELECT body FROM events WHERE call_id IS NULL AND kind = 'audit.retained'"):
-        found.update(_facts(row["body"]).get("removed", {}))
-    return found
 
 
 def _histories(followed: Iterator[Told]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
@@ -603,16 +487,20 @@ def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[A
     return of
 
 
-def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    _, policy_rows, confirmation, stands, committed_to, resolved = call[:6]
+def _disagreements(
+    records: Records, call: tuple[Any, ...], happened: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    call_id, policy_rows, confirmation, stands, committed_to, resolved = call[:6]
     opening = _first(_OPENINGS, happened)
     if opening is None:
         yield "no event says how it began"
         return
     begun = happened[opening]
+    says_more = "received_us" in begun
     stated = call[-len(_SEALED) :]
     if not _agree(stated, begun):
-        for (name, sealed_as), value in zip(_SEALED, stated, strict=True):
+        sealed = _SEALED if says_more else _SEALED[:-_LATER]
+        for (name, sealed_as), value in zip(sealed, stated, strict=False):
             if value != begun.get(sealed_as):
                 yield f"{name} is {value!r}, and its event says {begun.get(sealed_as)!r}"
     if policy_rows != orjson.dumps(begun.get("rows")).decode():
@@ -624,10 +512,52 @@ def _disagreements(call: tuple[Any, ...], happened: Mapping[str, Mapping[str, An
     state = _LEAVES[last] or happened[last].get("state")
     if stands != state:
         yield f"state is {stands!r}, and its events end in {state!r}"
+    if says_more and call[_TOLD] != (told := calls_told.row(happened, begun, last)):
+        if "call.postponed" in happened:  # perhaps more than once
+            told = calls_told.row({**happened, "call.postponed": _postponed(records, call_id)}, begun, last)
+        for name, value, says in zip(calls_told.COLUMNS, call[_TOLD], told, strict=True):
+            if value != says:
+                yield f"{name} is {value!r}, and its events say {says!r}"
     if committed_to != ended(happened).get("result_commit"):
         yield "result_commit is not what its event says"
     if (resolved or "call.in_doubt" in happened) and resolved != ways_back_told.resolution(happened):
         yield "resolution is not what its event says"
+
+
+def _postponed(records: Records, call_id: str) -> Mapping[str, Any]:
+    """What was said last of a call that waits for a budget."""
+    told = [
+        facts_of(row["body"])
+        for row in records.rows(
+            "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY at_us, seq",
+            (call_id,),
+        )
+    ]
+    return told[-1] if told else _NOTHING
+
+
+def _misquoted(
+    records: Records,
+    call: tuple[Any, ...],
+    kept: Sequence[tuple[Any, ...]],
+    begun: Mapping[str, Any],
+    happened: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """Which words of a call are not those of which its events have the digest."""
+    if "received_us" not in begun:
+        return
+    last = _first(_LATEST, happened) or ""
+    of_error = calls_told.error(happened, last)
+    sealed = (begun.get("reason_digest"), of_error.get("error_digest"), calls_told.key(happened))
+    usual = (USUAL_REASONS.get(call[_CODE]), calls_told.INTERRUPTED if "left_by" in of_error else None, None)
+    for name, words, digest, otherwise in zip(calls_told.WORDS, call[_WORDS], sealed, usual, strict=True):
+        if words == otherwise and digest is None:
+            continue
+        if None not in (digest, words) and digest == digest_of(records.vault, call[_TENANT], words):
+            continue
+        # An idempotency key says nothing of anybody: it stays.
+        if name == "client_key" or words or not is_cleared(records, kept):
+            yield f"{name} is not what its events say"
 
 
 def _agree(stated: tuple[Any, ...], begun: Mapping[str, Any]) -> bool:
@@ -695,12 +625,10 @@ def _led_astray(
 def _is_closed(records: Records, kept: Sequence[tuple[Any, ...]], happened: ways_back_told.Happened) -> bool:
     """Whether what a call could be taken back by is erased, or removed with its age."""
     was_bound = ended(happened).get("undo") == "ready"
-    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or _is_cleared(
-        records, kept
-    )
+    return (was_bound and not any(row[1] in ("undo", "restore") for row in kept)) or is_cleared(records, kept)
 
 
-def _is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
+def is_cleared(records: Records, kept: Sequence[tuple[Any, ...]]) -> bool:
     """Whether what a call said in words is erased, or removed with its age."""
     keys: str | None = next((keys for _, kind, keys, *_ in kept if kind == "arguments"), None)
     if keys is None:
@@ -742,14 +670,5 @@ def _claimed(
     """Whether what a call claimed is what its first event seals of it."""
     claim, sealed = call[_CLAIM], begun.get("claim")
     if claim is None:
-        return sealed is None or _is_cleared(records, kept)
+        return sealed is None or is_cleared(records, kept)
     return sealed == records.vault.name(call[_TENANT], claim)
-
-
-def _bound(records: Records, request: Row) -> bool:
-    """Whether what a request shows is what its binding covers; what is erased cannot be told from it."""
-    try:
-        shown = records.opened(request["call_id"], "shown")
-    except (Damaged, KeyUnusable):
-        return False
-    return shown is None or binding_of(_facts(shown.decode())) == request["binding"]

@@ -1,6 +1,6 @@
 """What the answer of people binds: exactly what they were shown, but for the agent's own words.
 
-Asking them is `approvals.py`; that it still is what they were shown, `audit.py`.
+Asking them is `approvals.py`; that it still is what they were shown, `audit_decisions.py`.
 """
 
 from __future__ import annotations

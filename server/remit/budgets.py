@@ -92,6 +92,12 @@ def in_words(amounts: Mapping[str, int]) -> str:
     return ", ".join(f"{amount} {unit}" for unit, amount in amounts.items())
 
 
+def tenant_and_unit(account: str) -> tuple[str, str]:
+    """Whose an account is, and what it counts."""
+    tenant = account.partition(":")[2].partition("/")[0]
+    return tenant, account.rpartition(":")[0].rpartition(":")[2]
+
+
 def label_of(account: str) -> str:
     """What an account is, as agents are told."""
     scope, _, rest = account.partition(":")

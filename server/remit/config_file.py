@@ -145,6 +145,9 @@ def _text(path: Path) -> str:
             raise ConfigError((Problem(file=shown, message="is not a file; name the file itself"),))
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        message = "there is no such file; write it, or name another with --config (or REMIT_CONFIG)"
+        raise ConfigError((Problem(file=shown, message=message),)) from None
     except (OSError, ValueError) as error:
         raise ConfigError((Problem(file=shown, message=_unreadable(error)),)) from None
     if len(raw) > MAX_FILE_BYTES:

@@ -28,6 +28,8 @@ NOT_THERE = {
     "undo": ("facts", "parsed", "derived", "in_chain"),
     **dict.fromkeys(("execute", "recommend", "advise"), ("in_chain",)),
 }
+#: What is made of the arguments, or looked up by them: another thing for other arguments.
+OF_ARGUMENTS = frozenset({"price", "facts", "parsed", "derived"})
 #: What is another thing by the time that somebody votes, or is no concern of theirs.
 _PASSING = frozenset({"hour", "weekday", "run", "claim", "confirmed"})
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def sealing(at: Location) -> AbstractContextManager[Sealing]:
 def exists(at: Location) -> bool:
     """Whether an audit database has been made there. Raises StoreUnavailable when nobody can tell."""
     if isinstance(at, Path):
-        return at.is_file()
+        return _status(at) is not None
     from remit import postgres
 
     return postgres.exists(at)
@@ -132,6 +133,39 @@ def beside(at: Location, suffix: str) -> Path:
 def real_file(at: Path) -> Path:
     """The file itself, where `at` is a link to it: its write-ahead log and its locks lie beside that one."""
     return Path(os.path.realpath(at))
+
+
+def has_one_name(at: Path) -> bool:
+    """Whether no hard link gives the file another name. Beside each lie other locks, and another log."""
+    status = _status(at)
+    return status is None or status.st_nlink < 2
+
+
+def _status(at: Path) -> os.stat_result | None:
+    """What the system knows of the file; None where there is none. Raises StoreUnavailable."""
+    try:
+        status = at.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with NUL is no file's
+        return None
+    except OSError as error:
+        raise StoreUnavailable(
+            f"nobody can tell whether there is an audit database {at}: {error.strerror}"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreUnavailable(
+            f"the audit database {at} cannot be used: it is not a file; name the file itself"
+        )
+    return status
+
+
+def must_have_one_name(at: Path) -> None:
+    """Raise StoreUnavailable when who writes under another name of the file could not be kept away."""
+    if not has_one_name(at):
+        raise StoreUnavailable(
+            f"{at} has another name by a hard link, and processes that write to it by different names are not"
+            " kept apart: stop them, and remove every name but one (`find / -xdev -samefile"
+            f" {at}` finds them); VACUUM INTO makes a copy"
+        )
 
 
 def take_turn(lock: int, file: Path) -> None:
@@ -165,7 +199,26 @@ def _reading_file(at: Path, newest: bool) -> Generator[Reader]:
             wrong = _file_redo_log(at, db) if newest and _is_logged(db) else ""
             yield SqliteReader(db, wrong, lags=wrong is None)
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"the audit database {at} cannot be read: {error}") from None
+        why = _why_unreadable(at, error)
+        raise StoreUnavailable(f"the audit database {at} cannot be read: {why}") from None
+
+
+def _why_unreadable(at: Path, error: sqlite3.Error) -> str:
+    """What is wrong and the fix, where SQLite only says that it cannot open or write a file."""
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    log, index = beside(at, "-wal"), beside(at, "-shm")
+    if kind not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return str(error)
+    for file in (at, log, index):
+        if file.exists() and not os.access(file, os.R_OK):
+            return f"you may not read {file}: read it as the server's user, or have a copy made for you"
+    if not log.exists():
+        return str(error)
+    return (
+        f"its last commits are in {log}, which is read by way of {index}, and that file cannot be made there:"
+        " copy both files to a folder that you may write to and read them there, or have a copy made with"
+        " VACUUM INTO (or after PRAGMA wal_checkpoint(TRUNCATE)), which has no such log"
+    )
 
 
 def _is_logged(db: sqlite3.Connection) -> bool:
@@ -187,6 +240,8 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
     """
     from remit import redo
 
+    if not has_one_name(at):
+        return None  # it would be written under a lock that others do not know
     # Where there is no write-ahead log, as in a copy, nobody can commit while somebody reads.
     reader.execute("ROLLBACK")
     try:
@@ -214,6 +269,7 @@ def _file_redo_log(at: Path, reader: sqlite3.Connection) -> str | None:
 def _sealing_file(at: Path) -> Generator[Sealing]:
     at = real_file(at)
     try:
+        must_have_one_name(at)
         with locked(at, ".log-lock"):
             db = sqlite3.connect(at, isolation_level=None, timeout=_BUSY_S)
             try:

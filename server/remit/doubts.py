@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from remit import balances, ways_back
+from remit.calls_told import INTERRUPTED
 from remit.config import Effect
 from remit.database import Row
 from remit.errors import UnknownRecord, WrongState
@@ -61,7 +62,7 @@ def leave(ledger: Ledger, call: Row, stream: str) -> None:
         (
             "failed" if harmless else "in_doubt",
             ledger.now_us,
-            "The gateway stopped while this call was under way.",
+            INTERRUPTED,
             call["id"],
         ),
     )

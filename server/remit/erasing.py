@@ -124,10 +124,13 @@ def clear(ledger: Ledger, sealer: Sealer, call_ids: Sequence[str]) -> None:
 
 
 def cleared(ledger: Ledger, key_id: str) -> None:
-    """Note that nothing is left to be cleared for this destroyed key."""
-    ledger.execute(
-        "UPDATE subject_keys SET cleared_us = ? WHERE id = ? AND wrapped IS NULL", (ledger.now_us, key_id)
+    """Note that nothing is left to be cleared for this destroyed key; who notes it first has it."""
+    row = ledger.one(
+        "SELECT tenant FROM subject_keys WHERE id = ? AND wrapped IS NULL AND cleared_us IS NULL", (key_id,)
     )
+    if row is not None:
+        ledger.execute("UPDATE subject_keys SET cleared_us = ? WHERE id = ?", (ledger.now_us, key_id))
+        ledger.event("audit.cleared", tenant=row["tenant"], call_id=None, key=key_id)
 
 
 async def finish(journal: Journal, key_id: str, *, tenant: str, subject: str) -> int:

@@ -27,6 +27,7 @@ from remit import (
     api_keys,
     approval_requests,
     balances,
+    calls_told,
     deferred,
     doubts,
     earlier_calls,
@@ -156,7 +157,8 @@ class Journal:
             if call.scheduled_us is not None:
                 if deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
                     notices.leave_called_off(self._ledger, call.id)
-                    self._event("call.cancelled", call, **_decision(verdict))
+                    told = self._digest("error_digest", call, verdict.reason)
+                    self._event("call.cancelled", call, **told, **_decision(verdict))
                 return
             sealed = self._insert_call(call, verdict, saw, state="denied", finished=True)
             self._event("call.denied", call, **sealed, **_decision(verdict))
@@ -302,6 +304,7 @@ class Journal:
                 call_id=call_id,
                 approval_id=approved.approval_id if approved else None,
                 confirmation=call.confirmation.id if call.confirmation else None,
+                **self._digest("key_digest", call, earlier_calls.key_of(call)),
                 **({"due_us": waits.due_us} if waits else {"deadline_us": deadline_us}),
                 **({"waits_for": late.account} if late else {}),
                 holds=_held(to_hold),
@@ -402,12 +405,14 @@ class Journal:
                 return refusal
             why = f"{call.principal.user} took it back, call {call_id}"
             deferred.call_off(ledger, call.of_call or "", ("cancelled", why), undo_call=call_id)
-            self._event("call.cancelled", call, call_id=call.of_call, by_call=call_id)
+            told = self._digest("error_digest", call, why)
+            self._event("call.cancelled", call, call_id=call.of_call, by_call=call_id, **told)
             self._event(
                 "call.dispatched",
                 call,
                 call_id=call_id,
                 approval_id=approved.approval_id if approved else None,
+                **self._digest("key_digest", call, earlier_calls.key_of(call)),
                 **sealed,
                 **_decision(verdict),
             )
@@ -505,6 +510,8 @@ class Journal:
                 call_id=call_id,
                 result_commit=commit,
                 error_code=error[0] if error else None,
+                **self._digest("error_digest", call, error[1] if error else None),
+                **({"key_freed": True} if frees_key else {}),
                 spent=spent,
                 **({"refunded": refunded} if refunded else {}),
                 **({"resolution": resolution} if resolution else {}),
@@ -521,7 +528,8 @@ class Journal:
 
         def change() -> None:
             if doubts.put_in_doubt(self._ledger, call, call_id, code, message):
-                self._event("call.in_doubt", call, call_id=call_id, error_code=code)
+                told = self._digest("error_digest", call, message)
+                self._event("call.in_doubt", call, call_id=call_id, error_code=code, **told)
 
         await self._write_or_owe(change)
 
@@ -813,7 +821,7 @@ class Journal:
         await self._writer.write(lambda: api_keys.know_pepper(self._ledger, self.at, check))
 
     async def add_key(self, key: KeyRecord, *, by: str) -> None:
-        await self._writer.write(lambda: api_keys.add(self._ledger, key, by=by))
+        await self._writer.write(lambda: api_keys.add(self._ledger, self._sealer, key, by=by))
 
     async def revoke_key(self, key_id: str, *, by: str) -> None:
         """Raises UnknownRecord when there is no such key that is still valid."""
@@ -850,6 +858,7 @@ class Journal:
                 tenant=tenant,
                 by=by,
                 anew=anew,
+                vault=self._sealer.vault,
             )
         )
 
@@ -878,6 +887,7 @@ class Journal:
                 trigger=trigger,
                 cause=cause,
                 every_us=every_us,
+                vault=self._sealer.vault,
             )
         )
 
@@ -986,7 +996,7 @@ class Journal:
         def change() -> None:
             self._ledger.write_out()  # calls may have been let out in this very transaction
             doubts.leave_open_calls(self._ledger, self._ledger.stream)
-            self._ledger.event("stream.closed", tenant=None, call_id=None)
+            self._ledger.end_life()
 
         await self._writer.stop(change)
 
@@ -1102,14 +1112,20 @@ class Journal:
             "of_call": call.of_call,
             "auth": who.auth,
             "source": call.tool.source,
+            **calls_told.first(self._sealer.vault, call, verdict),
+            "subjects": list(seal.others) if seal else [],
             **seen,
         }
 
     def _touched(self, call: Call, resource: str | None) -> Json:
-        """What a call touched, as its event seals it: no word of it, for events stay."""
-        if resource is None:
+        """What a call touched, as its event seals it."""
+        return self._digest("touched", call, resource)
+
+    def _digest(self, name: str, call: Call, words: str | None) -> Json:
+        """What an event seals of words under this name: no word of them, for events stay."""
+        if words is None:
             return {}
-        return {"touched": erasing.digest_of(self._sealer.vault, call.principal.tenant, resource)}
+        return {name: erasing.digest_of(self._sealer.vault, call.principal.tenant, words)}
 
     def _event(self, kind: str, call: Call, *, call_id: str | None = None, **facts: Any) -> None:
         self._ledger.event(

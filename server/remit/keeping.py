@@ -122,7 +122,9 @@ def release(ledger: Ledger, hold_id: str, *, reason: str, by: str) -> None:
     """Let go of what a hold covered. Raises UnknownRecord."""
     row = ledger.one("SELECT tenant FROM legal_holds WHERE id = ?", (hold_id,))
     if row is None:
-        raise UnknownRecord(f"there is no legal hold {hold_id}")
+        raise UnknownRecord(
+            f"there is no legal hold {hold_id}: `remit audit hold list` shows those there are"
+        )
     ledger.execute("DELETE FROM legal_holds WHERE id = ?", (hold_id,))
     ledger.event(
         "audit.released", tenant=row["tenant"] or None, call_id=None, hold=hold_id, reason=reason, by=by

@@ -18,13 +18,14 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remit import __version__
+from remit.budgets import tenant_and_unit
 from remit.chain import GENESIS, canonical, link
 from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
 from remit.ids import Clock
 from remit.proven import Proof
 from remit.redo import Change, Gathered, NotThere, Pile, read_pile
-from remit.writer import OthersWrite, Overtaken
+from remit.writer import OthersWrite
 
 if TYPE_CHECKING:
     from remit.runs import Run, RunKey
@@ -150,10 +151,8 @@ class Account:
         ):
             raise ValueError(f"the balance of {self.key[0]} would be wrong: {self}")
         name, start_us = self.key
-        tenant = name.partition(":")[2].partition("/")[0]
-        unit = name.rsplit(":", 2)[1]
         amounts = (self.limit_amount, self.held, self.posted, self.refunded, self.overrun)
-        return (name, start_us, tenant, unit, *amounts)
+        return (name, start_us, *tenant_and_unit(name), *amounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +175,8 @@ class Ledger:
         self._seq = 0
         self._head = GENESIS
         self._taken_for_dead = False
+        #: The running transaction is the last one of this life.
+        self._ends = False
         #: What the running transaction writes and nobody in it has asked about, and what transactions before
         #: it wrote that is only in the redo log.
         self._gathered = Gathered()
@@ -262,14 +263,8 @@ class Ledger:
         self._file(_FILED_ROWS)
 
     def close(self) -> None:
-        """Mark this process life as ended in order, and let go of the database."""
-        try:
-            try:
-                self._end_life()
-            except Overtaken:
-                self._end_life()
-        finally:
-            self._store.close()
+        """Let go of the database; a life that was not ended is for others to conclude."""
+        self._store.close()
 
     # Changes use these.
 
@@ -282,6 +277,7 @@ class Ledger:
         heads = self.all(
             "SELECT id, last_seq, head FROM incarnations WHERE last_seq > 0 ORDER BY id DESC LIMIT 8"
         )
+        host, pid = socket.gethostname(), os.getpid()
         # Not gathered: at commit, it must be there to be moved on.
         self.execute(
             "INSERT INTO incarnations"
@@ -289,8 +285,8 @@ class Ledger:
             " VALUES (?, ?, ?, ?, 'live', ?, NULL, 0, ?, ?)",
             (
                 self.stream,
-                socket.gethostname(),
-                os.getpid(),
+                host,
+                pid,
                 self._role,
                 self.now_us,
                 GENESIS,
@@ -302,6 +298,8 @@ class Ledger:
             tenant=None,
             call_id=None,
             role=self._role,
+            host=host,
+            pid=pid,
             software=f"remit {__version__}",
             config=self._config,
             # Seals the streams before this one: whoever truncates them must also rewrite this.
@@ -315,7 +313,14 @@ class Ledger:
             self.execute(
                 "UPDATE incarnations SET state = 'dead', ended_us = ? WHERE id = ?", (self.now_us, stream)
             )
+            self.event("stream.dead", tenant=None, call_id=None, dead=stream)
         return dead
+
+    def end_life(self) -> None:
+        """Say that this process life ends in order: nothing is written after this transaction."""
+        self._go_straight()
+        self.event("stream.closed", tenant=None, call_id=None)
+        self._ends = True
 
     def insert(self, table: str, row: Values) -> None:
         """Add a row at commit; a query of the same transaction sees it only after `write_out`."""
@@ -425,13 +430,6 @@ class Ledger:
 
     # The rest is its own.
 
-    def _end_life(self) -> None:
-        with self.transaction(durable=True):
-            self.execute(
-                "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ? AND state = 'live'",
-                (self.now_us, self.stream),
-            )
-
     def _not_there(self, error: NotThere) -> Exception:
         if error.change == "position":
             self._taken_for_dead = True
@@ -506,6 +504,14 @@ class Ledger:
             gathered.accounts = balances
             if self._seq != seq_before:
                 gathered.update("position", (self._seq, self._head, self.stream, seq_before))
+            if self._ends:
+                # Only the stream of one that lives moves on, so it does before it is said to have ended.
+                self._store.write(gathered)
+                self._store.execute(
+                    "UPDATE incarnations SET state = 'closed', ended_us = ? WHERE id = ?",
+                    (self.now_us, self.stream),
+                )
+                return Gathered()
             return gathered
         if self._gathered or balances:
             self._gathered.accounts = balances
@@ -516,6 +522,7 @@ class Ledger:
 
     def _roll_back(self, seq: int, head: str) -> None:
         self._seq, self._head = seq, head
+        self._ends = False
         self._gathered = Gathered()
         self._mine.clear()
         self.held.clear()

@@ -73,11 +73,18 @@ class SqliteStore(redo.Statements):
         self._path = path
         self._relaxed = relaxed
         self._liveness_file = _liveness_path(path, stream)
-        self._liveness = _hold_liveness(self._liveness_file)
         self._wal = path.with_name(path.name + "-wal")
         self._lock_file = path.with_name(path.name + ".lock")
         self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        super().__init__(self._connected())
+        lives = _liveness_files(path)
+        self._lock_out_others(wait=True)
+        try:
+            self._liveness = _hold_liveness(self._liveness_file)
+            _remove_dead(lives)
+            super().__init__(_connect(path))
+            _make_room(self._db, self._wal)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._name = str(path)
         #: Which file it is that is open.
         self._inode = os.stat(path).st_ino
@@ -187,15 +194,6 @@ class SqliteStore(redo.Statements):
             _remove(self._liveness_file)
             os.close(self._liveness)
 
-    def _connected(self) -> sqlite3.Connection:
-        self._lock_out_others(wait=True)
-        try:
-            db = _connect(self._path)
-            _make_room(db, self._wal)
-            return db
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-
     def _lock_out_others(self, wait: bool) -> None:
         if wait:
             take_turn(self._lock, self._lock_file)
@@ -296,6 +294,37 @@ def _make_room(db: sqlite3.Connection, wal: Path) -> None:
                 file.truncate(0)  # the rest of a disk is for the other files, too
             os.fsync(file.fileno())
     db.execute("ROLLBACK")
+
+
+def _liveness_files(path: Path) -> list[Path]:
+    """The files of all lives, of this database and of none that is named like one of them."""
+    begin = f"{path.name}.inc-"
+    with os.scandir(path.parent) as entries:
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.startswith(begin) and "." not in entry.name.removeprefix(begin)
+        ]
+
+
+def _remove_dead(lives: Sequence[Path]) -> None:
+    """Remove the files that a process left behind when it was killed, also one that never had a row.
+
+    Within a turn at the database's lock. A file that nobody has locked belongs to nobody then: a life makes
+    its file and locks it within one turn, before it has a row, and lets go of it only when it ends. Where
+    there is still a row that says `live`, `dead` takes a file that is gone as it takes one that nobody holds.
+    What is not empty is no file of ours.
+    """
+    for each in lives:
+        if _is_dead(each) and _is_empty(each):
+            _remove(each)
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:  # it is gone, or nobody can tell
+        return False
 
 
 def _liveness_path(path: Path, incarnation: str) -> Path:

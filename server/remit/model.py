@@ -258,6 +258,13 @@ class Recorded:
     waits_for: str | None
 
 
+#: By code, the reason that is always the same.
+USUAL_REASONS: Mapping[str, str] = {
+    "allowed": "Allowed by policy.",
+    "own_read": "A read that the gateway makes for its own plan.",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """How far one call may go, and why. `reason` is for the agent, `rows` for people."""

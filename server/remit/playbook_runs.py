@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from remit.ledger import Ledger
+from remit.vault import Vault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ def begin(
     tenant: str,
     by: str,
     anew: bool,
+    vault: Vault,
 ) -> tuple[str, int]:
     """Begin a run, or carry on an equal one that has not ended well; return its id, and when it began."""
     told = _told(inputs)
@@ -45,7 +47,17 @@ def begin(
     )
     if found is None or anew:
         _insert(ledger, run, name=name, digest=digest, inputs=told, tenant=tenant, by=by, cause=None)
-        _started(ledger, run, name=name, digest=digest, tenant=tenant, by=by, carried_on=False)
+        _started(
+            ledger,
+            run,
+            name=name,
+            digest=digest,
+            tenant=tenant,
+            by=by,
+            carried_on=False,
+            inputs=vault.name(tenant, told),
+            cause=None,
+        )
         return run, ledger.now_us
     ledger.execute(
         "UPDATE playbook_runs SET state = 'running', incarnation = ?, ended_us = NULL WHERE id = ?",
@@ -66,6 +78,7 @@ def trigger(
     trigger: Mapping[str, str],
     cause: str,
     every_us: int,
+    vault: Vault,
 ) -> bool:
     """Begin a run that nobody asked for. False when its cause had one, or the last such run is too new."""
     ledger.write_out()  # the cause may have had its run in this very transaction
@@ -85,6 +98,9 @@ def trigger(
         tenant=tenant,
         by="trigger",
         carried_on=False,
+        # Events stay, so they do not have the inputs, which may name a customer.
+        inputs=vault.name(tenant, told),
+        cause=cause,
         trigger=trigger,
     )
     return True

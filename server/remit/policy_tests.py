@@ -288,6 +288,8 @@ def _text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         message = "is not UTF-8 text; save it as UTF-8"
+    except IsADirectoryError:
+        message = "is a folder; name the files in it"
     except OSError as error:
         message = f"cannot be read: {(error.strerror or 'it is no file').lower()}"
     raise ConfigError([Problem(file=str(path), message=message)])

@@ -13,7 +13,15 @@ from typing import Any
 from remit import merkle
 from remit.audit import Finding, Progress, ignored
 from remit.chain import GENESIS, EventRow, entry
-from remit.checkpoint import BadNote, Checkpoint, Verifier, open_checkpoint, read_verifier, split_notes
+from remit.checkpoint import (
+    BadNote,
+    Checkpoint,
+    Verifier,
+    open_checkpoint,
+    read_note,
+    read_verifier,
+    split_notes,
+)
 from remit.errors import RemitError
 from remit.records import Records, as_event
 
@@ -169,6 +177,12 @@ def verify_log(
     yield from log.flush()
     yield from log.end()
     yield from _stored_checkpoints(records, log, verifiers or known_keys(records))
+    yield from _stored_keys(records)
+    for row in records.rows(
+        "SELECT anchor, size FROM log_anchors WHERE size NOT IN (SELECT size FROM log_checkpoints)"
+    ):
+        what = f"there was no checkpoint of {row['size']} entries to be put there"
+        yield Finding(where=f"anchor {row['anchor']}", what=what)
 
 
 class _Rehashed:
@@ -294,6 +308,32 @@ def _stored_checkpoints(records: Records, log: _Rehashed, verifiers: Sequence[Ve
         last = checkpoint.size
     if last < log.size:
         yield Finding(where=f"log, entry {last}", what="no checkpoint covers it and those after it")
+
+
+def _stored_keys(records: Records) -> Iterator[Finding]:
+    """The keys in the database that did not sign first what they are said to, or not when."""
+    for row in records.rows("SELECT verifier, from_size, at_us FROM log_keys"):
+        newest = list(
+            records.rows(
+                "SELECT size, note, at_us FROM log_checkpoints WHERE size <= ? ORDER BY size DESC LIMIT 2",
+                (row["from_size"],),
+            )
+        )
+        signed = [_has_signed(row["verifier"], checkpoint["note"]) for checkpoint in newest]
+        if signed not in ([True], [True, False]) or (newest[0]["size"], newest[0]["at_us"]) != (
+            row["from_size"],
+            row["at_us"],
+        ):
+            what = "it did not sign the first time at the checkpoint, or the time, that its row says"
+            yield Finding(where=f"log key {row['verifier']}", what=what)
+
+
+def _has_signed(verifier: Any, note: Any) -> bool:
+    try:
+        read_note(note, [read_verifier(verifier)])
+    except (BadNote, TypeError, AttributeError):
+        return False
+    return True
 
 
 def tiles_of(records: Records) -> merkle.ReadTile:

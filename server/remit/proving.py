@@ -58,7 +58,7 @@ def staged(config: Config, tool: str, source: str) -> tuple[Config, str]:
     if home is None:
         raise UnknownRecord(f"no source offers {tool}")
     if source not in config.sources:
-        raise UnknownRecord(f"no source is called {source}: {', '.join(config.sources)}")
+        raise UnknownRecord(f"no source is called {source}: there is {', '.join(config.sources)}")
     if not config.sources[source].staging:
         raise WrongState(f"source {source} is not marked staging: true, and a trial really changes things")
     if source == home[0]:

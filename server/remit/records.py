@@ -420,7 +420,7 @@ class Records:
 
     def call(self, start: str) -> CallRecord:
         """The one call whose id begins so. Raises UnknownRecord."""
-        found = self._only("calls", start, "call")
+        found = self._only("calls", start, "call", "remit calls list")
         return next(self._calls("SELECT * FROM calls WHERE id = ?", (found["id"],), order="c.id"))
 
     def story(self, start: str) -> Story:
@@ -599,7 +599,7 @@ class Records:
 
     def approval(self, start: str) -> ApprovalRecord:
         """The one request whose id begins so. Raises UnknownRecord."""
-        return self._approval(self._only("approvals", start, "approval"))
+        return self._approval(self._only("approvals", start, "approval", "remit approvals list --all"))
 
     def _approval(self, row: Row) -> ApprovalRecord:
         votes = self._all(
@@ -673,7 +673,9 @@ class Records:
 
     def policy_version(self, start: str) -> PolicyVersion:
         """The version whose id begins so. Raises UnknownRecord when none does, or several do."""
-        return PolicyVersion(**self._only("policy_versions", start, "policy version"))
+        return PolicyVersion(
+            **self._only("policy_versions", start, "policy version", "remit policy versions")
+        )
 
     def activations(self) -> list[Activation]:
         """What was in force and since when, the oldest first."""
@@ -707,8 +709,13 @@ class Records:
         )
         return [as_event(row) for row in rows], rows[-1]["place"] if rows else after
 
-    def count(self, table: Literal["calls", "events"]) -> int:
+    def count(self, table: Literal["calls", "events", "call_subjects"]) -> int:
         return self._all(f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 - the tables are ours
+
+    def is_empty(self) -> bool:
+        """Whether no process has ever written to it: it holds nothing, so it has no master key either."""
+        tables = ("incarnations", "events", "calls", "payloads", "subject_keys")
+        return all(self._one(f"SELECT 1 FROM {table} LIMIT 1") is None for table in tables)  # noqa: S608 - ours
 
     def must_be_whole(self) -> None:
         """Raise StoreUnavailable where less is shown than what was committed: it would look cut off."""
@@ -716,7 +723,8 @@ class Records:
             raise StoreUnavailable(
                 f"some of {self.at} waits in its table redo until somebody reads it who may also write it:"
                 " verify it as the server's user, or a copy that is yours (VACUUM INTO). If you may, another"
-                " process keeps it to itself: see who has its .lock open (fuser, lsof)"
+                " process keeps it to itself (fuser and lsof tell who has its .lock open), or it has several"
+                " names by hard links, of which all but one must go"
             )
 
     def damage(self) -> Iterator[str]:
@@ -743,15 +751,17 @@ class Records:
     def _one(self, sql: str, values: Sequence[Any] = ()) -> Row | None:
         return self._db.one(sql, values)
 
-    def _only(self, table: str, start: str, noun: str) -> Row:
-        """The row whose id is, or is the only one to begin with, `start`."""
+    def _only(self, table: str, start: str, noun: str, listed: str) -> Row:
+        """The row whose id is, or is the only one to begin with, `start`; `listed` is what shows them all."""
         # Ids are hexadecimal and `-`, so everything that begins with `start` lies before `start` + "g".
         rows = self._all(
             f"SELECT * FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 2",  # noqa: S608 - the tables are ours
             (start, start + "g"),
         )
         if not rows or not start:
-            raise UnknownRecord(f"there is no {noun} {start}")
+            raise UnknownRecord(
+                f"there is no {noun} {start or 'without an id'}: `{listed}` shows those there are"
+            )
         if len(rows) > 1:
             raise UnknownRecord(f"more than one {noun} begins with {start}: give more of its id")
         return rows[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from remit.database import Location, Postgres, locked, reading, real_file
+from remit.database import Location, Postgres, locked, must_have_one_name, reading, real_file
 from remit.errors import RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def upgrade(at: Location) -> None:
         _upgrade_postgres(at)
         return
     at = real_file(at)
+    must_have_one_name(at)
     with locked(at, ".lock"):
         _make(at)
         version = _version(at)

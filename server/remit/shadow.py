@@ -127,7 +127,7 @@ class Shadow:
             began_s = time.perf_counter()
             call, context, policy = self._waiting.popleft()
             question = question_of(call, context)
-            found = difference(answer(call, question, policy), answer(call, question, candidate))
+            found = difference(answer(question, policy), answer(question, candidate))
             if found is not None:
                 add(groups, call.id, found)
             # The event loop has the interpreter most of the time: a live call rarely waits for a decision,

@@ -6,6 +6,7 @@ by `shadow.py`, in every process that serves; each adds what it has found.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import orjson
@@ -22,7 +23,14 @@ def start(ledger: Ledger, *, version: str, text: str, by: str) -> None:
         "INSERT INTO shadows (version, text, started_by, started_us) VALUES (?, ?, ?, ?)",
         (version, text, by, ledger.now_us),
     )
-    ledger.event("shadow.started", tenant=None, call_id=None, version=version, by=by)
+    ledger.event(
+        "shadow.started",
+        tenant=None,
+        call_id=None,
+        version=version,
+        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        by=by,
+    )
 
 
 def stop(ledger: Ledger, *, by: str) -> bool:

@@ -207,6 +207,7 @@ class Sealer:
                 self._ledger.now_us,
             ),
         )
+        self._ledger.event("audit.keyed", tenant=tenant, call_id=None, key=key_id, name=name)
         return key_id
 
 

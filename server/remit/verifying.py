@@ -1,11 +1,12 @@
 """The whole verification of an audit database, by as many processes as it may use.
 
-What is verified, and how, is `audit.py` and `proofs.py`. Here the calls are cut into parts that can be
-verified apart: all that belongs to a call is found by its id, and what each of its events follows on stands
-in the event before it. So every event is read and decoded once, and only a record in which one does not
-follow is read again, in the order of its streams, to name what is wrong. The process that asks verifies the
-log and what is not of calls, and then takes parts, too; each that helps it has one snapshot for all of its
-parts, so what is written meanwhile troubles nobody. What is small is verified by one process.
+What is verified, and how, is `audit.py`, `audit_decisions.py`, `audit_keeping.py` and `proofs.py`. Here the
+calls are cut into parts that can be verified apart: all that belongs to a call is found by its id, and what
+each of its events follows on stands in the event before it. So every event is read and decoded once, and only
+a record in which one does not follow is read again, in the order of its streams, to name what is wrong. The
+process that asks verifies the log and what is not of calls, and then takes parts, too; each that helps it has
+one snapshot for all of its parts, so what is written meanwhile troubles nobody. What is small is verified by
+one process.
 """
 
 from __future__ import annotations
@@ -25,16 +26,29 @@ from remit.audit import (
     Followed,
     Progress,
     ignored,
-    verify_approvals,
     verify_calls,
     verify_ends,
     verify_events,
+    verify_undos,
+)
+from remit.audit_decisions import (
+    verify_api_keys,
+    verify_approvals,
     verify_holds,
+    verify_notices,
+    verify_policies,
+    verify_switches,
+    verify_trial,
+)
+from remit.audit_keeping import (
     verify_kept,
     verify_keys,
-    verify_policies,
+    verify_listed,
+    verify_lives,
+    verify_playbooks,
     verify_runs,
-    verify_undos,
+    verify_trials,
+    verify_unlisted,
 )
 from remit.checkpoint import Checkpoint, Verifier
 from remit.database import Location
@@ -60,7 +74,7 @@ def verify(
     processes: int | None = None,
     part: int = _PART,
 ) -> Iterator[Finding]:
-    """Everything that is not as it was written; see `audit.py`, and `verify_log` for `kept` and `verifiers`.
+    """Everything that is not as it was written; see `verify_log` for `kept` and `verifiers`.
 
     Without `payloads`, those stay sealed. `progress` is told of events, calls, and sealed events. By so many
     `processes`, this one among them; None: what the size of the record and the processors make worth it.
@@ -85,6 +99,8 @@ def verify(
     if payloads:
         yield from verify_kept(records, followed)
     yield from verify_runs(records, followed)
+    yield from verify_unlisted(followed)
+    yield from verify_listed(records, followed)
     yield from verify_policies(records)
 
 
@@ -143,7 +159,14 @@ def _beside_calls(
     yield from verify_log(records, kept, verifiers, progress)
     yield from verify_approvals(records, payloads=payloads)
     yield from verify_keys(records)
+    yield from verify_lives(records)
+    yield from verify_playbooks(records, payloads=payloads)
+    yield from verify_trials(records)
     yield from verify_holds(records)
+    yield from verify_switches(records)
+    yield from verify_api_keys(records, payloads=payloads)
+    yield from verify_trial(records)
+    yield from verify_notices(records)
     yield from verify_undos(records)
 
 

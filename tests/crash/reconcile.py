@@ -24,7 +24,9 @@ from anyio.to_thread import run_sync
 from tests.crash import books
 from tests.crash.place import UNTOUCHED, Place
 
-from remit.audit import verify_approvals, verify_balances, verify_calls, verify_events
+from remit.audit import verify_balances, verify_calls, verify_events
+from remit.audit_decisions import verify_approvals, verify_notices, verify_switches
+from remit.audit_keeping import verify_keys, verify_lives, verify_playbooks, verify_trials
 from remit.chain import entry
 from remit.database import Reader, Row, reading
 from remit.proofs import verify_log
@@ -118,7 +120,19 @@ def audited(place: Place) -> list[str]:
     with open_records(place.records) as records:
         return [
             f"verify: {finding}"
-            for verify in (verify_events, verify_calls, verify_approvals, verify_balances, verify_log)
+            for verify in (
+                verify_events,
+                verify_calls,
+                verify_approvals,
+                verify_switches,
+                verify_notices,
+                verify_keys,
+                verify_lives,
+                verify_playbooks,
+                verify_trials,
+                verify_balances,
+                verify_log,
+            )
             for finding in verify(records)
         ]
 

@@ -13,32 +13,66 @@ from pathlib import Path
 
 import anyio
 import pytest
+import yaml
 from tests.docs.test_reference import rows, section
-from tests.server.acme import Terminal, a_place, a_story
+from tests.server.acme import Terminal, a_story, made, refund_of, serving
+from tests.server.test_proving import PROVE, a_rehearsal
 
 from remit import tables
 from remit.audit import verify_balances
+from remit.model import Pending
 from remit.records import open_records
 from remit.vault import key_file
 from remit.verifying import verify
 
+#: A playbook of one step.
+LOOK = {
+    "as": {"tenant": "acme", "agent": "agent:support-bot", "user": "user:alice"},
+    "inputs": ["order"],
+    "steps": [{"id": "look", "call": "acme.get_order", "args": {"order_id": "inputs.order"}}],
+}
+
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An audit database in which somebody refunded, asked, agreed, stopped and undid."""
-    config = a_place(tmp_path_factory.mktemp("record"))
-    text = config.read_text("utf-8")
-    config.write_text(text.replace("within: 24h\n", "within: 24h\n      refund: 100\n", 1), "utf-8")
+    """An audit database in which somebody refunded, asked, answered, stopped, undid, tried and erased."""
+    config = a_rehearsal(tmp_path_factory.mktemp("record")).config
+    settings = yaml.safe_load(config.read_text("utf-8"))
+    settings["tools"]["acme.refund"]["undo"]["refund"] = 100
+    settings["tools"]["acme.refund"]["subject"] = "'customer:' + args.order_id"
+    settings["tools"]["acme.get_order"] = {"effect": "read", "establishes": {"order": "args.order_id"}}
+    settings["playbooks"] = {"look": LOOK}
+    settings["audit"] = {"anchors": [{"file": str(config.with_name("checkpoints"))}]}
+    config.write_text(yaml.safe_dump(settings), "utf-8")
     story = anyio.run(a_story, config)
     remit = Terminal(config)
     remit.json("approvals", "approve", story.approval, "--comment", "fine")
+    remit.json("approvals", "deny", anyio.run(asked, config), "--comment", "not fine")
     remit.json("undo", story.refund)
     remit.json("doubt", "resolve", story.in_doubt, "--happened", "--reason", "looked")
+    remit.json(*PROVE)
+    remit.json("playbook", "run", "look", "--input", "order=ord-1001")
+    remit.json("switch", "on", "tool", "acme.refund", "--reason", "a test")
+    remit.json("switch", "off", "tool", "acme.refund", "--reason", "tested")
     remit.json("switch", "on", "all", "--reason", "a test")
-    remit.json("agents", "key", "create", "--agent", "agent:support-bot", "--user", "user:alice")
+    key = ("agents", "key", "create", "--agent", "agent:support-bot", "--user", "user:alice")
+    remit.json("agents", "key", "revoke", remit.json(*key)["id"])
+    remit.json(*key, "--label", "desk")
+    remit.json("policy", "shadow", "start", str(config.with_name("policy.csv")))
+    remit.json("policy", "shadow", "stop")
+    remit.json("audit", "erase", "--subject", "customer:ord-1001", "--yes", "--reason", "asked for")
+    remit.json("audit", "checkpoint")
     remit.json("audit", "hold", "add", "--tool", "acme.refund", "--reason", "a case")
     remit.json("audit", "hold", "add", "--from", "2026-01-01", "--to", "2026-02-01", "--reason", "a case")
     return config.with_name("remit.db")
+
+
+async def asked(config: Path) -> str:
+    """A request to people."""
+    async with serving(config) as on:
+        pending = await made(on, "acme.refund", refund_of("ord-1003", 30000))
+    assert isinstance(pending, Pending)
+    return pending.approval_id
 
 
 def found(database: Path) -> bool:
@@ -62,7 +96,7 @@ def tampered(record: Path, copy: Path, table: str, column: str) -> None:
             "BIGINT": f'COALESCE("{column}", 0) + 1000',
             "INTEGER": f'COALESCE("{column}", 0) + 1000',
         }.get(kind, f"COALESCE(\"{column}\", '') || 'x'")
-        db.execute(f'UPDATE {table} SET "{column}" = {changed}')  # noqa: S608 - the names are the product's
+        db.execute(f'UPDATE OR IGNORE {table} SET "{column}" = {changed}')  # noqa: S608 - the names are the product's
         db.commit()
 
 

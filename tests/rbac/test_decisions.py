@@ -9,6 +9,7 @@ import pytest
 from tests.rbac.build import a_policy, ask, both
 
 from remit_rbac import Question, Rung, load_text
+from remit_rbac.stock import StockPolicy
 
 LADDER = [
     ("execute", Rung.EXECUTE, "allowed"),
@@ -415,3 +416,60 @@ def test_rows_are_told_in_the_order_of_the_policy_whatever_they_match_by():
     request = {"sub": "agent:bot", "dom": "acme", "tool": "pay.refund", "act": "execute"}
     found = [rule.values[4] for rule in policy.rows_for(request)]
     assert found == [f"{n} == {n}" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "helps"),
+    [
+        (["execute, r.args.amount < 10, allow"], True),
+        (["execute, r.ctx.facts.order.open, allow"], True),
+        (["execute, r.ctx.hour < 6, allow"], False),
+        (["execute, r.args.amount < 10 && r.ctx.hour < 6, allow"], False),
+        (["execute, r.args.amount < 10 && r.ctx.hour > 6, allow"], True),
+        (["execute, r.args.amount < 10 || r.ctx.hour < 6, allow"], True),
+        (["execute, !(r.args.amount > 9 || r.ctx.hour > 6), allow"], False),
+        (["execute, !(r.args.amount > 9), allow"], True),
+        (["execute, r.args.amount < 10 && r.sub == 'user:bob', allow"], False),
+        # One rung that can be reached is enough, and one row.
+        (["execute, r.ctx.hour < 6, allow", "advise, r.args.amount < 10, allow"], True),
+        (["execute, r.ctx.hour < 6, allow", "execute, r.args.amount < 10, allow"], True),
+        # What forbids it with any arguments forbids it with others.
+        (["execute, r.args.amount < 10, allow", "execute, r.ctx.hour > 6, deny"], False),
+        (["execute, r.args.amount < 10, allow", "execute, r.ctx.hour < 6, deny"], True),
+        (["execute, r.args.amount < 10, allow", "execute, r.args.amount > 90, deny"], True),
+        (["execute, r.args.amount < 10, allow", "*, 1 == 1, deny"], False),
+        # What cannot be known now may be so.
+        (["execute, r.args.amount < 10 && r.ctx.run.customer == 'a', allow"], True),
+    ],
+)
+def test_other_arguments_help_where_nothing_else_stands_in_the_way(rows: list[str], helps: bool):
+    policy = a_policy(*(f"p, *, acme, pay.refund, {row}" for row in rows))
+    q = Question(
+        tenant="acme",
+        agent="agent:bot",
+        user="user:ann",
+        tool="pay.refund",
+        args={"amount": 50},
+        ctx={"hour": 9, "run": {}, "facts": {"order": {"open": False}}},
+    )
+    assert policy.decide(q).rung is Rung.DENY
+    assert policy.could_allow_otherwise(q, {"facts"}) is helps
+    assert StockPolicy(policy).could_allow_otherwise(q, {"facts"}) is helps
+
+
+def test_other_arguments_must_help_the_agent_and_its_user():
+    policy = a_policy(
+        "p, agent:bot, acme, pay.refund, execute, r.args.amount < 10, allow",
+        "p, user:ann, acme, pay.refund, execute, r.ctx.hour < 6, allow",
+        "p, agent:bot, acme, pay.payout, execute, r.args.amount < 10, allow",
+        "p, user:ann, acme, pay.payout, execute, 1 == 1, allow",
+    )
+
+    def helps(tool: str, user: str = "user:ann") -> bool:
+        args, ctx = {"amount": 50}, {"hour": 9}
+        q = Question(tenant="acme", agent="agent:bot", user=user, tool=tool, args=args, ctx=ctx)
+        return policy.could_allow_otherwise(q, ())
+
+    assert helps("pay.payout")
+    assert not helps("pay.refund")
+    assert not helps("pay.payout", user="user:bob")

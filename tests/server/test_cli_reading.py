@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -106,7 +108,10 @@ def test_results_of_reads_are_not_kept_and_that_is_said(remit: Terminal, story: 
 
 def test_an_unknown_and_an_ambiguous_call_are_told_apart(remit: Terminal, story: Story) -> None:
     unknown = remit("calls", "show", "ffff")
-    assert (unknown.code, unknown.err) == (1, "remit: there is no call ffff\n")
+    assert (unknown.code, unknown.err) == (
+        1,
+        "remit: there is no call ffff: `remit calls list` shows those there are\n",
+    )
     several = remit("calls", "show", story.read[:4])
     assert several.err == f"remit: more than one call begins with {story.read[:4]}: give more of its id\n"
 
@@ -182,6 +187,30 @@ def test_untouched_records_verify(remit: Terminal) -> None:
     assert remit("audit", "verify").out == f"{events} events and {calls} calls are as they were written.\n"
     assert remit("budget", "verify").out == "2 balances are the sums of their holds and adjustments.\n"
     assert remit("db", "check").code == 0
+
+
+def test_a_database_that_no_server_has_run_on_is_an_empty_record(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    assert remit("db", "upgrade").code == 0
+    verified = remit("audit", "verify")
+    assert (verified.code, verified.out) == (0, "The record is empty: no server has run on it yet.\n")
+    assert remit.json("audit", "verify")["findings"] == []
+    assert remit("audit", "verify", "--db", str(tmp_path / "remit.db")).out == verified.out
+    assert not (tmp_path / "remit.db.master-key").exists()
+
+
+@pytest.mark.parametrize(
+    "emptied", ["", "DELETE FROM calls; DELETE FROM events; DELETE FROM incarnations"], ids=["", "emptied"]
+)
+def test_a_master_key_that_is_gone_is_told_whatever_else_is_gone(remit: Terminal, emptied: str) -> None:
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        db.executescript(emptied)
+    (remit.folder / "remit.db.master-key").unlink()
+    verified = remit("audit", "verify")
+    assert verified.code == 1
+    assert "master-key is gone, and what calls carried cannot be opened without it" in verified.out
 
 
 def test_a_record_is_verified_by_as_many_processes_as_are_asked_for(remit: Terminal) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from tests.server.acme import REPOSITORY, Story, Terminal, a_place
 
 from remit.cli import SECTIONS, cli, reference
@@ -114,10 +117,84 @@ def test_a_policy_with_mistakes_is_told_with_file_and_line(tmp_path: Path) -> No
 
 def test_no_configuration_is_told_in_one_sentence(tmp_path: Path) -> None:
     ran = Terminal(tmp_path / "remit.yaml")("calls", "list")
-    assert (ran.code, ran.err) == (
-        1,
-        f"remit: {tmp_path}/remit.yaml: there is no such file; write it, or name another\n",
-    )
+    there = f"{tmp_path}/remit.yaml: there is no such file"
+    fix = "write it, or name another with --config (or REMIT_CONFIG)"
+    assert (ran.code, ran.err) == (1, f"remit: {there}; {fix}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("call list", 64, "No such command 'call'. Did you mean `remit calls`?"),
+        ("frobnicate", 64, "No such command 'frobnicate'.\n"),
+        ("calls list --stat denied", 64, "'--state'"),
+        ("calls list --since yesterday", 64, "say 30s, 15m, 24h or 7d for so long ago, or a time as 2026-"),
+        ("calls list --until 2026-13-40", 64, "or a time as 2026-01-31T09:00"),
+        ("calls list --agent bot", 64, "'bot' is not of the form agent:ID; write agent:bot"),
+        ("calls list --user agent:bot", 64, "'agent:bot' is not of the form user:ID\n"),
+        ("calls list --cost-over 5", 64, "--cost-over takes UNIT=AMOUNT, not '5'"),
+        ("calls list --arg foo", 64, "--arg takes NAME=VALUE, not 'foo'"),
+        ("calls list --config {place}", 1, "is not a file; name the file itself"),
+        ("calls show ffff", 1, "there is no call ffff: `remit calls list` shows those there are"),
+        ("calls show ''", 1, "there is no call without an id: `remit calls list` shows"),
+        ("approvals show ffff", 1, "there is no approval ffff: `remit approvals list --all` shows"),
+        ("policy show ffff", 1, "there is no policy version ffff: `remit policy versions` shows"),
+        ("policy test {place}", 1, "is a folder; name the files in it"),
+        ("audit hold release ffff --reason x", 1, "no legal hold ffff: `remit audit hold list` shows"),
+        ("agents key revoke ffff", 1, "there is no valid key ffff: `remit agents key list` shows"),
+        ("audit verify --db {place}", 64, "is a directory"),
+        ("audit verify --db nothing.db", 64, "File 'nothing.db' does not exist"),
+        ("audit export --db nothing.db", 64, "File 'nothing.db' does not exist"),
+        ("tools suggest nowhere", 64, "no source is called nowhere: there is acme"),
+        ("tools prove nothing", 64, "no source offers nothing: `remit tools list` shows every tool"),
+    ],
+)
+def test_what_is_misspelt_or_not_there_is_told_with_what_to_do(
+    remit: Terminal, words: str, code: int, told: str
+) -> None:
+    ran = remit(*shlex.split(words.format(place=remit.folder)))
+    assert (ran.code, told in ran.err) == (code, True), ran.err
+
+
+def test_a_shell_that_completes_what_is_no_command_yet_is_not_refused() -> None:
+    completion = ShellComplete(cli, {}, "remit", "_REMIT_COMPLETE")
+    assert "calls" in {each.value for each in completion.get_completions([], "cal")}
+    assert "--help" in {each.value for each in completion.get_completions(["frobnicate"], "--")}
+
+
+def test_a_demonstration_whose_example_cannot_be_copied_names_the_file(tmp_path: Path) -> None:
+    example = tmp_path / "example"
+    example.mkdir()
+    (example / "remit.yaml").write_text("version: 1\n")
+    (example / "policy.csv").symlink_to(tmp_path / "nothing")
+    ran = started("demo", "--once", "--dir", str(tmp_path / "new"), "--example", str(example))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert f"{example}/policy.csv cannot be copied: " in ran.stderr
+
+
+def test_a_demonstration_that_has_no_place_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = started("demo", "--once", "--dir", str(tmp_path / "file" / "folder"))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "not a directory; name another folder with --dir" in ran.stderr
+
+
+def test_a_folder_in_the_place_of_the_database_is_told_of_what_it_is(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    (tmp_path / "remit.db").mkdir()
+    for words in ("calls list", "db upgrade", "audit verify", "switch on all --reason x"):
+        ran = remit(*words.split())
+        assert ran.code == 1
+        assert f"{tmp_path}/remit.db cannot be used: it is not a file; name the file itself" in ran.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which nobody can make a file")
+def test_where_nobody_may_write_is_told_in_one_sentence(tmp_path: Path) -> None:
+    config = a_place(tmp_path)
+    config.write_text(config.read_text().replace("path: remit.db", "path: /sys/remit.db"))
+    ran = started("db", "upgrade", "--config", str(config))
+    assert ran.returncode == 1
+    assert re.fullmatch(r"remit: /sys/remit\.db\.lock: [a-z -]+: run this as the user .*\n", ran.stderr)
 
 
 def test_the_environment_may_name_the_configuration(remit: Terminal) -> None:

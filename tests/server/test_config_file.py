@@ -424,7 +424,7 @@ def test_problems_come_as_data_too() -> None:
 
 def test_a_file_that_is_not_there_says_so() -> None:
     with pytest.raises(
-        ConfigError, match=r"^absent\.yaml: there is no such file; write it, or name another$"
+        ConfigError, match=r"^absent\.yaml: there is no such file; write it, or name another with --config"
     ):
         load(Path("absent.yaml"))
 

@@ -294,7 +294,10 @@ def test_a_hold_says_what_it_covers_or_is_none(tmp_path: Path) -> None:
     for words in ((), ("--run", "a", "--tool", "b"), ("--from", "1d"), ("--from", "1d", "--to", "2d")):
         assert shell("audit", "hold", "add", *words, "--reason", "x").code == 64
     unknown = shell("audit", "hold", "release", "ffff", "--reason", "x")
-    assert (unknown.code, unknown.err) == (1, "remit: there is no legal hold ffff\n")
+    assert (unknown.code, unknown.err) == (
+        1,
+        "remit: there is no legal hold ffff: `remit audit hold list` shows those there are\n",
+    )
 
 
 @pytest.mark.usefixtures("every_database")

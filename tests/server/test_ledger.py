@@ -6,8 +6,10 @@ the moves and the holds in the file.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -27,11 +29,13 @@ from tests.crash import books
 from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
-from remit.database import SqliteReader, reading
+from remit.database import SqliteReader, exists, reading, sealing
+from remit.errors import StoreUnavailable
 from remit.journal import open_journal
 from remit.ledger import Account, Ledger
 from remit.ledger_sqlite import SqliteStore
 from remit.model import Charge
+from remit.records import open_records
 from remit.schema import upgrade
 from remit.tables import metadata
 
@@ -281,6 +285,40 @@ def test_who_reads_between_two_servers_goes_by_the_write_ahead_log(
     assert [file.name for file in copy.parent.iterdir() if file.suffix != ".lock"] == ["remit.db"]
 
 
+def test_a_copy_whose_log_cannot_be_read_where_it_is_says_so_and_what_to_do(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    copy = tmp_path / "copy" / "remit.db"
+    copy.parent.mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    ledger.close()
+    if os.geteuid() == 0:  # root may write everywhere, but not through a link to nowhere
+        Path(f"{copy}-shm").symlink_to("nowhere/else")
+    else:
+        copy.parent.chmod(0o500)
+    fix = r"copy both files to a folder .* VACUUM INTO"
+    with pytest.raises(StoreUnavailable, match=fix) as told, reading(copy) as db:
+        db.all("SELECT * FROM events")
+    copy.parent.chmod(0o700)
+    assert f"{copy}-wal" in str(told.value)
+    assert "unable to open" not in str(told.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    Path(f"{path}-wal").chmod(0)
+    with pytest.raises(StoreUnavailable, match=r"you may not read .*-wal: "), reading(path):
+        pass
+    ledger.close()
+    tmp_path.chmod(0)
+    with pytest.raises(StoreUnavailable, match="nobody can tell whether there is an audit database"):
+        exists(path)
+    tmp_path.chmod(0o700)
+
+
 @pytest.fixture
 def a_checkpoint_after_each_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_sqlite, "_WAL_MAX_BYTES", 0)
@@ -330,10 +368,60 @@ def test_a_folder_that_takes_no_changes_keeps_nobody_from_ending(tmp_path: Path)
         Path(f"{path}.inc-{name}").mkdir()
     with other.transaction(durable=True):
         assert other.bury() == [], "nobody can tell whether it is dead"
-    ledger.close()
-    other.close()
+    for each in (ledger, other):
+        with each.transaction(durable=True):
+            each.end_life()
+        each.close()
     with reading(path) as db:
         assert {row["state"] for row in db.all("SELECT state FROM incarnations")} == {"closed"}
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from remit.ledger_sqlite import SqliteStore\n"
+        "store = SqliteStore(Path(sys.argv[1]), stream='killed', relaxed=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
+    assert Path(f"{path}.inc-killed").exists(), "it had no row yet"
+    starting = SqliteStore(path, stream="starting", relaxed=True)
+    assert not Path(f"{path}.inc-killed").exists()
+
+    others = {"inc-notes": "mine", "inc-.db": "", "inc-one.db": ""}
+    for suffix, text in others.items():
+        Path(f"{path}.{suffix}").write_text(text)
+    ledger = a_ledger(path, "one", Clock())
+    left = {file.name.removeprefix("remit.db.") for file in tmp_path.glob("remit.db.inc-*")}
+    assert left == {*others, "inc-one", "inc-starting"}
+
+    late = Ledger(starting, stream="starting", role="cli", clock=Clock())
+    with late.transaction(durable=False):
+        late.begin_life()
+    with ledger.transaction(durable=True):
+        assert ledger.bury() == []
+    late.close()
+    ledger.close()
+
+
+def test_a_life_makes_its_file_while_nobody_looks_for_those_of_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_database(tmp_path)
+    hold, turn_is_taken = ledger_sqlite._hold_liveness, False  # pyright: ignore[reportPrivateUsage]
+
+    def seen(liveness: Path) -> int:
+        nonlocal turn_is_taken
+        with Path(f"{path}.lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                turn_is_taken = True
+        return hold(liveness)
+
+    monkeypatch.setattr(ledger_sqlite, "_hold_liveness", seen)
+    a_ledger(path, "one", Clock()).close()
+    assert turn_is_taken
 
 
 def test_one_file_by_two_names_is_one_database(tmp_path: Path) -> None:
@@ -352,6 +440,53 @@ def test_one_file_by_two_names_is_one_database(tmp_path: Path) -> None:
     with reading(link) as db:
         lives = db.all("SELECT id, state FROM incarnations ORDER BY id = 'one'")
         assert [row["state"] for row in lives] == ["closed", "live"]
+    ledger.close()
+
+
+def test_a_file_with_two_names_is_read_and_not_written_to(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    a_ledger(path, "one", Clock()).close()
+    other = tmp_path / "elsewhere" / "linked.db"
+    other.parent.mkdir()
+    other.hardlink_to(path)
+    before = path.read_bytes()
+
+    async def opened() -> None:
+        journal = await open_journal(path, role="cli", key="ab" * 32)
+        await journal.close()
+
+    def sealed() -> None:
+        with sealing(path):
+            pass
+
+    for writes in (lambda: anyio.run(opened), lambda: upgrade(other), sealed):
+        with pytest.raises(
+            StoreUnavailable, match=r"has another name by a hard link.*find / -xdev -samefile"
+        ):
+            writes()
+    for name in (path, other):
+        with open_records(name) as found:
+            assert found.count("events") == 1
+    assert path.read_bytes() == before
+    assert not list(other.parent.glob("*lock"))
+    other.unlink()
+    anyio.run(opened)
+
+
+def test_who_reads_by_a_second_name_files_nothing_under_a_lock_of_its_own(tmp_path: Path) -> None:
+    path = a_database(tmp_path)
+    ledger = a_ledger(path, "one", Clock())
+    with ledger.transaction(durable=True):
+        ledger.event("switch.on", tenant=None, call_id=None)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other = tmp_path / "linked.db"
+    other.hardlink_to(path)
+    with open_records(other) as found, pytest.raises(StoreUnavailable, match="several names by hard links"):
+        found.must_be_whole()
+    other.unlink()
+    with open_records(path) as found:
+        found.must_be_whole()
     ledger.close()
 
 

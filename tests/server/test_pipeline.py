@@ -73,6 +73,27 @@ async def test_a_denied_call_reaches_nothing_and_costs_nothing(tmp_path: Path) -
         assert remit.rows("SELECT * FROM holds") == []
 
 
+@pytest.mark.parametrize(
+    ("rule", "remedy"),
+    [
+        ("execute, r.args.price < 5, allow", Remedy.CHANGE),
+        ("execute, r.ctx.price.calls < 1, allow", Remedy.CHANGE),
+        ("execute, r.ctx.undo_proven, allow", Remedy.ASK),
+        ("execute, r.args.price < 5 && r.ctx.undo_proven, allow", Remedy.ASK),
+        ("approve, 1 == 1, allow", Remedy.STOP),
+    ],
+)
+async def test_an_agent_is_told_to_change_arguments_only_where_others_could_help(
+    tmp_path: Path, rule: str, remedy: Remedy
+) -> None:
+    policy = "g3, agent:bot, user:ann, acme\n" + f"p, *, acme, shop.buy, {rule}\n"
+    async with a_remit(tmp_path, policy=policy) as remit:
+        verdict = (await remit.refused("shop.buy", {"thing": "pen", "price": 5})).verdict
+        assert (verdict.code, verdict.remedy) == ("no_rule", remedy)
+        assert ("Change them" in verdict.reason) == (remedy is Remedy.CHANGE)
+        assert "undo_proven" not in verdict.reason
+
+
 async def test_an_agent_without_delegation_is_denied(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         outcome = await remit.refused("shop.look", {"thing": "pen"}, principal=a_principal(user="user:bea"))

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.builders import a_config, a_database, rows
 
-from remit.audit import verify_events, verify_policies
+from remit.audit import verify_events
+from remit.audit_decisions import verify_policies
 from remit.config import Config
 from remit.errors import RemitError, UnknownRecord, WrongState
 from remit.journal import open_journal

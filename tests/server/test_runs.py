@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from tests.server.builders import Gate, Remit, a_config, a_principal, a_remit, a_reply, kept_anywhere, tools
 from tests.server.test_facts import PEN, ROLES, rule
 
-from remit import audit, verifying
+from remit import audit, audit_keeping, verifying
 from remit.model import Done, Refused
 from remit.records import open_records
 from remit.vault import key_file
@@ -42,7 +42,7 @@ def findings(remit: Remit) -> list[str]:
     with open_records(remit.path) as records:
         followed = audit.Followed()
         calls = list(audit.verify_calls(records, followed=followed))
-        return [str(it) for it in (*audit.verify_runs(records, followed), *calls, *followed.loose)]
+        return [str(it) for it in (*audit_keeping.verify_runs(records, followed), *calls, *followed.loose)]
 
 
 async def test_a_rule_sees_what_an_earlier_call_of_the_run_established(tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import anyio
-from tests.server.builders import a_remit
+from tests.server.builders import Remit, a_principal, a_remit
 
 from remit import merkle, proofs, verifier, verifying
 from remit.chain import GENESIS, entry, link
 from remit.checkpoint import Checkpoint, Signer, open_checkpoint, sign
 from remit.database import SqliteReader
+from remit.identity import mint_key
 from remit.model import Pending
 from remit.records import Records, open_records
 from remit.sealer import read_keys, seal
@@ -42,12 +43,16 @@ from remit.verifier import NotProven
 #: What verification answers for in the tables that people query, beside the events.
 COLUMNS = {
     "calls": "kind tenant agent user run auth source tool tool_digest effect fingerprint arguments_commit"
-    " verdict code policy_version policy_rows state result_commit resolution claim",
+    " verdict code policy_version policy_rows state result_commit resolution claim operation created_us"
+    " dispatched_us deadline_us due_us waits_for finished_us incarnation approval_id trace_id error_code"
+    " reason error client_key confirmation",
     "undos": "state tool refund resource expires_us undo_call residue best_effort",
     "touches": "resource",
     "payloads": "keys body",
-    "approvals": "call_id binding",
-    "votes": "user vote comment",
+    "approvals": "id call_id tenant state binding fingerprint votes_needed created_us expires_us decided_us",
+    "votes": "user vote auth at_us comment",
+    "switches": "kind scope target tenant reason set_by set_us",
+    "api_keys": "id tenant agent user digest label created_us expires_us revoked_us",
 }
 MODES = ("plain", "rechained", "resealed")
 
@@ -89,6 +94,8 @@ async def a_record(folder: Path) -> Record:
             await remit.vote(waiting.approval_id)
             await remit.done("shop.buy", {"thing": f"car-{life}", "price": 900})
             await remit.refused("shop.buy", {"thing": "house", "price": 9000 + life})
+            await remit.switch("kill", "run", f"run-{life + 2}")
+            await add_key(remit, f"desk {life}")
         sealed = seal(remit.path)
     assert sealed
     (signer,) = read_keys(remit.path)
@@ -107,6 +114,20 @@ async def a_record(folder: Path) -> Record:
             signer=signer,
             export=export(db),
         )
+
+
+async def add_key(remit: Remit, label: str) -> None:
+    who = a_principal()
+    key, _ = mint_key(
+        tenant=who.tenant,
+        agent=who.agent,
+        user=who.user,
+        label=label,
+        pepper=b"p" * 32,
+        at_us=remit.clock(),
+        lifetime_s=86_400,
+    )
+    await remit.on.journal.add_key(key, by="local")
 
 
 def opened(database: bytes) -> sqlite3.Connection:
@@ -321,6 +342,7 @@ def reseal(db: sqlite3.Connection, signer: Signer) -> None:
     db.execute(
         "INSERT INTO log_checkpoints VALUES (?, ?, ?, 0)", (len(leaves), root.hex(), sign(text, [signer]))
     )
+    db.execute("UPDATE log_keys SET from_size = ?, at_us = 0", (len(leaves),))
 
 
 # Whether it is found.

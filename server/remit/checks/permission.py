@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from remit.model import OWN_READS, Call, Remedy, Verdict
+from remit.context import OF_ARGUMENTS
+from remit.model import OWN_READS, USUAL_REASONS, Call, Remedy, Verdict
 from remit_rbac import Decision, Engine, Question, Row, RowError, Rung, is_duty
 
-_ALLOWED = "Allowed by policy."
+_ALLOWED = USUAL_REASONS["allowed"]
 _REASONS: Mapping[str, tuple[str, Remedy]] = {
     "needs_approval": ("A person must approve this call first.", Remedy.WAIT),
     "advise_only": (
@@ -42,6 +43,11 @@ _NO_RULE_OTHER = (
     "may be allowed. Change them, or ask your user for someone with more authority.",
     Remedy.CHANGE,
 )
+_NO_RULE_NOW = (
+    "No rule allows you this as things are, and other arguments would not change that. Do not try it again "
+    "with others; ask your user.",
+    Remedy.ASK,
+)
 _NO_RULE = ("No rule allows you this. Stop and tell your user what you would need.", Remedy.STOP)
 
 
@@ -50,13 +56,14 @@ def permission(call: Call, policy: Engine, context: Mapping[str, Any]) -> Verdic
         return Verdict(
             rung=Rung.EXECUTE,
             code="own_read",
-            reason="A read that the gateway makes for its own plan.",
+            reason=USUAL_REASONS["own_read"],
             remedy=Remedy.STOP,
             policy_version=policy.version,
         )
     if call.undoing is not None:
         return _may_undo(question_of(call, context), policy, alone=call.principal.auth == "local")
-    return verdict_on(policy.decide(question_of(call, context)), call, policy)
+    question = question_of(call, context)
+    return verdict_on(policy.decide(question), question, policy)
 
 
 def question_of(call: Call, context: Mapping[str, Any]) -> Question:
@@ -72,9 +79,8 @@ def question_of(call: Call, context: Mapping[str, Any]) -> Question:
     )
 
 
-def verdict_on(decision: Decision, call: Call, policy: Engine) -> Verdict:
+def verdict_on(decision: Decision, q: Question, policy: Engine) -> Verdict:
     """What the gateway makes of what policy said: a duty that it does not know is not left undone."""
-    who = call.principal
     rung, code = decision.rung, decision.code
     if rung is not Rung.DENY and not all(is_duty(str(duty)) for duty in decision.duties):
         rung, code = Rung.DENY, "unknown_duty"
@@ -83,10 +89,12 @@ def verdict_on(decision: Decision, call: Call, policy: Engine) -> Verdict:
         reason, remedy = _ALLOWED, Remedy.STOP
     elif decision.code in _REASONS:
         reason, remedy = _REASONS[decision.code]
-    elif policy.visible(who.tenant, who.agent, who.user, call.tool.name):
+    elif not policy.visible(q.tenant, q.agent, q.user, q.tool):
+        reason, remedy = _NO_RULE
+    elif policy.could_allow_otherwise(q, OF_ARGUMENTS):
         reason, remedy = _NO_RULE_OTHER
     else:
-        reason, remedy = _NO_RULE
+        reason, remedy = _NO_RULE_NOW
     return Verdict(
         rung=rung,
         code=code,

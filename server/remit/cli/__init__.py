@@ -98,6 +98,18 @@ class _Lazy(click.Group):
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
         return getattr(importlib.import_module(module), name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from difflib import get_close_matches
+
+        asked = args[0]
+        # A shell that completes words asks with some that are no command yet.
+        if asked not in _COMMANDS and not asked.startswith("-") and not ctx.resilient_parsing:
+            near = " or ".join(f"`remit {name}`" for name in get_close_matches(asked, _COMMANDS))
+            ctx.fail(f"No such command {asked!r}." + (f" Did you mean {near}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, commands in SECTIONS.items():
             with formatter.section(section):
@@ -156,6 +168,11 @@ def _tell(error: Exception) -> int:
             case OSError(errno=errno.EPIPE):
                 # The reader has seen enough, as `head` does; what is still buffered has nowhere to go.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            case OSError(
+                errno=errno.EACCES | errno.EPERM | errno.EROFS, filename=str(file), strerror=str(why)
+            ):
+                fix = "run this as the user whose file it is, or where you may read and write"
+                click.echo(f"remit: {file}: {why.lower()}: {fix}", err=True)
             case _:
                 raise error
     return code

@@ -50,7 +50,7 @@ _KEYS = click.option(
 @click.option(
     "--db",
     "copy",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Verify this copy instead; needs no configuration.",
 )
 @_CHECKPOINTS
@@ -81,13 +81,17 @@ def verify(
     from remit.proofs import size_of
 
     with _records(config_path, copy) as found:
-        shut = locked(found)
+        empty = found.is_empty()
+        # What was never written was never sealed: its master key is made with the first life of a server.
+        shut = None if empty else locked(found)
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
         with progress("Verifying", events + sealed + calls, every=200) as advance:
             findings = list(
-                verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance, processes=jobs)
+                verifying.verify(
+                    found, kept, verifiers, payloads=not (shut or empty), progress=advance, processes=jobs
+                )
             )
     if shut and copy is None:
         findings.append(Finding(where="master key", what=shut))
@@ -104,6 +108,8 @@ def verify(
         )
     else:
         fine = f"{events} events and {calls} calls are as they were written."
+        if empty:
+            fine = "The record is empty: no server has run on it yet."
         if kept:
             fine += f"\nThe first {max(each.size for each in kept)} events are those of the checkpoint."
         if shut:
@@ -269,7 +275,7 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
 @click.option(
     "--db",
     "copy",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Export this copy instead; needs no configuration.",
 )
 def export(

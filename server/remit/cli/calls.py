@@ -85,9 +85,11 @@ def list_(
     from remit.config_file import load
     from remit.records import CallQuery
 
-    wanted["args"] = _pairs("--arg", args)
+    wanted["args"] = _pairs("--arg", args, "NAME=VALUE")
     try:
-        wanted["cost_over"] = {unit: int(amount) for unit, amount in _pairs("--cost-over", cost_over).items()}
+        wanted["cost_over"] = {
+            unit: int(amount) for unit, amount in _pairs("--cost-over", cost_over, "UNIT=AMOUNT").items()
+        }
     except ValueError:
         raise click.UsageError(
             "--cost-over: an amount is a whole number, in the unit's smallest part"
@@ -117,9 +119,9 @@ def list_(
     )
 
 
-def _pairs(option: str, said: tuple[str, ...]) -> dict[str, str]:
+def _pairs(option: str, said: tuple[str, ...], form: str) -> dict[str, str]:
     if wrong := [each for each in said if "=" not in each]:
-        raise click.UsageError(f"{option}: write {wrong[0]} as NAME=VALUE")
+        raise click.UsageError(f"{option} takes {form}, not {wrong[0]!r}")
     return {name: value for name, _, value in (each.partition("=") for each in said)}
 
 

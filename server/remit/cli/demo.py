@@ -95,6 +95,12 @@ def _prepared(folder: Path | None, example: Path) -> Path:
         )
     try:
         config = (example / "remit.yaml").read_text("utf-8")
+    except OSError as error:
+        raise DemoError(
+            f"{error.filename}: {_why(error)}; run the demonstration in a checkout of Remit, or name the"
+            " files with --example"
+        ) from None
+    try:
         place = folder or Path(tempfile.mkdtemp(prefix="remit-demo-"))
         if place.is_dir() and any(place.iterdir()):
             raise DemoError(f"{place} is not empty: name a new folder with --dir")
@@ -104,12 +110,18 @@ def _prepared(folder: Path | None, example: Path) -> Path:
         # Clients that start this Remit later share neither our PATH nor our virtual environment.
         python = f"command: [{json.dumps(sys.executable)},"
         (place / "remit.yaml").write_text(config.replace("command: [python,", python), "utf-8")
+    except shutil.Error as error:  # of some files of the example, not of all
+        file, _, why = error.args[0][0]
+        raise DemoError(f"{file} cannot be copied: {why}") from None
     except OSError as error:
         raise DemoError(
-            f"{error.filename}: {(error.strerror or 'it cannot be used').lower()}; run the demonstration in "
-            "a checkout of Remit, or name the files with --example"
+            f"{error.filename or 'a temporary folder'}: {_why(error)}; name another folder with --dir"
         ) from None
     return place.absolute()
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or "it cannot be used").lower()
 
 
 async def _demonstrate(place: Path, once: bool, as_json: bool) -> int:

@@ -45,11 +45,14 @@ class _Name(click.ParamType[str]):
 
     def __init__(self, kind: str) -> None:
         self.name = f"{kind}:ID"
+        self._kind = kind
         self._form = re.compile(rf"{kind}:[A-Za-z0-9_.@-]{{1,128}}")
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not self._form.fullmatch(value):
-            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+            meant = f"{self._kind}:{value}"
+            hint = f"; write {meant}" if self._form.fullmatch(meant) else ""
+            self.fail(f"{value!r} is not of the form {self.name}{hint}", param, ctx)
         return value
 
 

@@ -93,7 +93,7 @@ def suggest(config_path: Path, as_json: bool, source: str | None) -> int:
 
     loaded = load(config_path)
     if source is not None and source not in loaded.config.sources:
-        raise click.UsageError(f"no source is called {source}: {', '.join(loaded.config.sources)}")
+        raise click.UsageError(f"no source is called {source}: there is {', '.join(loaded.config.sources)}")
     catalog = _answered(anyio.run(ask, loaded, [source] if source else None))
     found = propose(loaded.config, catalog, source)
     if as_json:

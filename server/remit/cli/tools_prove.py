@@ -63,8 +63,10 @@ def prove(
 
 
 def _arguments(loaded: Loaded, tool: str, given: str | None) -> Mapping[str, Any]:
-    from remit.catalog import rules_for
+    from remit.catalog import rules_for, source_of
 
+    if source_of(loaded.config, tool) is None:
+        raise click.UsageError(f"no source offers {tool}: `remit tools list` shows every tool")
     if given is not None:
         try:
             value = json.loads(given)
