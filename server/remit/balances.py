@@ -33,16 +33,6 @@ def left(ledger: Ledger, charge: Charge) -> int:
     return _account(ledger, charge).left
 
 
-def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
-    """A sentence for each limit that comes near, with what is held counted as spent."""
-    return tuple(
-        f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}."
-        for charge in charges
-        if charge.warn_from is not None
-        and (account := _account(ledger, charge)).limit_amount - account.left >= charge.warn_from
-    )
-
-
 def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
     """What each account can still take, for the agent that it pays for."""
     return [
@@ -57,20 +47,25 @@ def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
     ]
 
 
-def hold(ledger: Ledger, call_id: str, charge: Charge) -> None:
-    account = _account(ledger, charge)
-    account.held += charge.amount
-    ledger.changes(account)
-    ledger.insert(
-        "holds",
-        (
-            *(call_id, charge.account, charge.window_start_us, charge.unit, charge.amount),
-            *("held", 0, 0, ledger.now_us, None),
-        ),
+def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> tuple[str, ...]:
+    """Reserve what the call may cost; return a sentence for each limit that comes near by it."""
+    if not charges:
+        return ()
+    paying = [(charge, _account(ledger, charge)) for charge in charges]
+    held = ledger.held.setdefault(call_id, [])
+    for charge, account in paying:
+        name, start_us, unit, amount = charge.account, charge.window_start_us, charge.unit, charge.amount
+        account.held += amount
+        ledger.changes(account)
+        row = (call_id, name, start_us, unit, amount, "held", 0, 0, ledger.now_us, None)
+        ledger.insert("holds", row)
+        held.append(Held(name, start_us, unit, amount))
+        _track_overrun(ledger, call_id, name, start_us, account)
+    return tuple(
+        f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}."
+        for charge, account in paying
+        if charge.warn_from is not None and account.limit_amount - account.left >= charge.warn_from
     )
-    held = Held(charge.account, charge.window_start_us, charge.unit, charge.amount)
-    ledger.held.setdefault(call_id, []).append(held)
-    _track_overrun(ledger, call_id, charge.account, charge.window_start_us, account)
 
 
 def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json]:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -100,6 +100,19 @@ class Saw:
     reads: Mapping[str, str]
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """How many calls are governed just now: those that are within."""
+
+    calls: int = 0
+
+    def __enter__(self) -> None:
+        self.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
+
+
 class Journal:
     def __init__(self, ledger: Ledger, sealer: Sealer, writer: Writer, at: Location) -> None:
         self._ledger = ledger
@@ -107,7 +120,7 @@ class Journal:
         self._writer = writer
         self._owed: deque[Callable[[], object]] = deque()
         self._gap: Gap | None = None
-        self._under_way = 0
+        self._under_way = _UnderWay()
         self.at = at
 
     @property
@@ -139,14 +152,9 @@ class Journal:
         """As `Writer.waited`."""
         return self._writer.waited
 
-    @contextmanager
-    def under_way(self) -> Generator[None]:
+    def under_way(self) -> AbstractContextManager[None]:
         """A call is governed within: what one alone writes needs no company."""
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
+        return self._under_way
 
     # The life of a call.
 
@@ -286,8 +294,7 @@ class Journal:
             if call.kind == "call" and not waits:
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
-            for charge in to_hold:
-                balances.hold(self._ledger, call_id, charge)
+            warnings = balances.hold(self._ledger, call_id, to_hold)
             if way_back:
                 ways_back.register(self._ledger, call_id, way_back, "ready" if waits else "registered")
             if touches is not None and not waits:
@@ -314,7 +321,6 @@ class Journal:
                 **sealed,
                 **_decision(verdict),
             )
-            warnings = balances.near(self._ledger, to_hold)
             if waits:
                 return replace(waits, warnings=warnings)
             assert deadline_us is not None  # noqa: S101 - it waits, or it has a deadline
@@ -365,9 +371,7 @@ class Journal:
             warnings: tuple[str, ...] = ()
             more: Json = {}
             if call.waited:
-                for charge in charges:
-                    balances.hold(self._ledger, call.id, charge)
-                warnings = balances.near(self._ledger, charges)
+                warnings = balances.hold(self._ledger, call.id, charges)
                 way_back = plan if call.tool.effect is not Effect.DEFERRED else None
                 if way_back:
                     self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
@@ -570,7 +574,7 @@ class Journal:
 
     async def _write(self, change: Callable[[], T], *, durable: bool = True, must: bool = False) -> T:
         """Write a step of a call: with those of other calls, or at once where there is no other call."""
-        return await self._writer.write(change, durable=durable, must=must, alone=self._under_way == 1)
+        return await self._writer.write(change, durable=durable, must=must, alone=self._under_way.calls == 1)
 
     async def _write_or_owe(self, change: Callable[[], T], *, durable: bool = True) -> T:
         """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
@@ -1128,19 +1132,15 @@ class Journal:
         return {name: erasing.digest_of(self._sealer.vault, call.principal.tenant, words)}
 
     def _event(self, kind: str, call: Call, *, call_id: str | None = None, **facts: Any) -> None:
-        self._ledger.event(
-            kind,
-            tenant=call.principal.tenant,
-            call_id=call_id or call.id,
-            agent=call.principal.agent,
-            user=call.principal.user,
-            run=call.run,
-            tool=call.tool.name,
-            tool_digest=call.tool.digest,
-            effect=call.tool.effect.value,
-            fingerprint=call.fingerprint,
-            **facts,
-        )
+        who, tool = call.principal, call.tool
+        facts["agent"] = who.agent
+        facts["user"] = who.user
+        facts["run"] = call.run
+        facts["tool"] = tool.name
+        facts["tool_digest"] = tool.digest
+        facts["effect"] = tool.effect.value
+        facts["fingerprint"] = call.fingerprint
+        self._ledger.append(kind, who.tenant, call_id or call.id, facts)
 
 
 async def open_journal(

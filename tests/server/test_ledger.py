@@ -126,8 +126,7 @@ class Balances(RuleBasedStateMachine):
         with suppress(InterruptedError), ledger.transaction(durable=False):
             short = balances.too_small(ledger, charges)
             if short is None:
-                for charge in charges:
-                    balances.hold(ledger, call_id, charge)
+                balances.hold(ledger, call_id, charges)
                 ledger.event("call.dispatched", tenant="acme", call_id=call_id)
             if fails:
                 raise InterruptedError
@@ -188,7 +187,7 @@ class Balances(RuleBasedStateMachine):
             (charge,) = self.charges([account], 0)
             if balances.too_small(ledger, [charge]) is None:
                 self.made += 1
-                balances.hold(ledger, f"call-{self.made}", charge)
+                balances.hold(ledger, f"call-{self.made}", [charge])
                 self.calls[f"call-{self.made}"] = Held({account: 0})
         self.seen(account)
 
