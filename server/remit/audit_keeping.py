@@ -20,6 +20,7 @@ from remit.audit import Finding, Followed, facts_of, is_cleared
 from remit.database import Row
 from remit.erasing import ERASED
 from remit.records import Records, open_records
+from remit.vault import KeyUnusable
 
 #: Keys that are looked up together.
 _AT_ONCE = 200
@@ -50,8 +51,11 @@ def verify_kept(records: Records, followed: Followed) -> Iterator[Finding]:
             )
 
 
-def verify_keys(records: Records) -> Iterator[Finding]:
-    """Every key of payloads that is gone, or is not as the events say that made, destroyed and cleared it."""
+def verify_keys(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
+    """Every key of payloads that is gone, or is not as the events say that made, destroyed and cleared it.
+
+    With `payloads`, also every one that is not wrapped under the master key, whoever put it there.
+    """
     made = _events(records, "audit.keyed")
     while some := list(islice(made, _AT_ONCE)):
         told = {
@@ -73,6 +77,12 @@ def verify_keys(records: Records) -> Iterator[Finding]:
         for key_id, stated in told.items():
             yield from _unlike(f"key {key_id}", found.get(key_id), stated)
     yield from _destroyed(records)
+    if payloads:
+        for row in records.rows("SELECT id, wrapped FROM subject_keys WHERE wrapped IS NOT NULL ORDER BY id"):
+            try:
+                records.vault.unwrapped(row["id"], row["wrapped"])
+            except KeyUnusable:
+                yield Finding(where=f"key {row['id']}", what="it is not wrapped under the master key")
 
 
 def _destroyed(records: Records) -> Iterator[Finding]:
@@ -276,7 +286,10 @@ def _retained(records: Records) -> Counter[str]:
 
 
 def _commits(fact: Row, commit: Any) -> bool:
-    return hashlib.sha256(fact["salt"] + fact["value"].encode()).hexdigest() == commit
+    salt, value = fact["salt"], fact["value"]
+    if not (isinstance(salt, bytes) and isinstance(value, str)):  # SQLite takes anything
+        return False
+    return hashlib.sha256(salt + value.encode()).hexdigest() == commit
 
 
 def _is_erased(records: Records, fact: Row) -> bool:
