@@ -18,6 +18,7 @@ from remit import verifying
 from remit.audit import verify_balances
 from remit.chain import GENESIS, canonical, link
 from remit.database import Location
+from remit.erasing import finish
 from remit.ids import uuid7
 from remit.records import open_records
 from remit.sealer import rotate, seal
@@ -378,3 +379,34 @@ async def test_whom_a_legal_hold_is_about_is_what_its_event_says(tmp_path: Path)
         moved = f"UPDATE legal_holds SET target = 'customer:cup' WHERE target = '{target}'"  # noqa: S608 - one of the above
         told = found(changed(remit.path, tmp_path / "copy.db", moved))
         assert [each.partition(": ")[2] for each in told] == ["its target is not what its event says"]
+
+
+@everywhere
+async def test_what_a_run_had_established_and_was_erased_is_established_anew(tmp_path: Path) -> None:
+    once = tools(buy={"establishes": {"item": "args.thing"}, "subject": "'customer:' + args.thing"})
+    async with a_remit(tmp_path, policy=ROLES, tools=once) as remit:
+        first = await remit.done("shop.buy", {"thing": "cup", "price": 5})
+        other = await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        assert remit.one("SELECT conflict_call FROM run_facts") == {"conflict_call": other.call_id}
+        journal = remit.on.journal
+        erased = await journal.erase(tenant="acme", subject="customer:cup", reason="asked", by="user:bea")
+        await finish(journal, erased.uncleared[0], tenant="acme", subject="customer:cup")
+        assert found(remit.path) == []
+        again = await remit.done("shop.buy", {"thing": "pen", "price": 6})
+        stands = remit.one("SELECT value, call_id, conflict_call FROM run_facts")
+        assert stands == {"value": '"pen"', "call_id": again.call_id, "conflict_call": None}
+        assert found(remit.path) == []
+    change(remit.path, "DELETE FROM run_facts")
+    assert set(found(remit.path)) == {
+        f"call {call_id}: what it said about item of its run is not kept"
+        for call_id in (first.call_id, again.call_id, other.call_id)
+    }
+
+
+@everywhere
+async def test_what_is_about_nothing_in_particular_is_touched_once(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", {"thing": "", "price": 5})
+        assert remit.rows("SELECT resource FROM touches") == [{"resource": ""}]
+    assert found(remit.path) == []
