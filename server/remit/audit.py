@@ -59,7 +59,7 @@ _LEAVES: Mapping[str, str | None] = {
     "call.resolved": None,
 }
 _LATEST = tuple(reversed(_LEAVES))
-_NO_MORE: tuple[None, tuple[()]] = (None, ())
+_NO_MORE: tuple[str | None, Iterable[tuple[Any, ...]]] = (None, ())
 _first_of = itemgetter(0)
 _NOTHING: Mapping[str, Any] = {}
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
@@ -99,7 +99,7 @@ _COMPARED = (
     *calls_told.COLUMNS,
     *(name for name, _ in _SEALED),
 )
-_CLAIM, _KIND, _TENANT, _CODE = map(_COMPARED.index, ("claim", "kind", "tenant", "code"))
+_CLAIM, _KIND, _TENANT, _USER, _CODE = map(_COMPARED.index, ("claim", "kind", "tenant", "user", "code"))
 _WORDS = slice(_CLAIM + 1, _CLAIM + 1 + len(calls_told.WORDS))
 _TOLD = slice(_WORDS.stop, _WORDS.stop + len(calls_told.COLUMNS))
 _WAY_BACK = ("call_id", *ways_back_told.SEALED, "state", "resource", "undo_call")
@@ -224,8 +224,12 @@ def verify_ends(records: Records, followed: Followed) -> None:
     stream has gaps, and one that goes on after its recorded end, or is not registered, makes more events than
     there should be.
     """
-    of_no_call = records.tuples(f"SELECT {chain.COLUMNS} FROM events WHERE call_id IS NULL")  # noqa: S608 - the columns are ours
+    of_no_call = records.tuples(
+        f"SELECT {chain.COLUMNS} FROM events WHERE call_id IS NULL ORDER BY rowid"  # noqa: S608 - the columns are ours
+    )
+    passed: dict[Any, int] = {}
     for _, kind, facts in followed.follow(records, of_no_call):
+        followed.loose += _disordered(passed, facts)
         if kind == "stream.opened":
             followed.loose += _unseen(records, facts)
     for row in records.rows(
@@ -266,20 +270,26 @@ def verify_calls(
         )
 
     followed = followed or Followed()
+    astray: list[str] = []
     rows = counted(of_calls(chain.COLUMNS, "events", "call_id"), progress)
     events = _histories(followed.follow(records, rows))
-    carried = _beside(of_calls("call_id, kind, keys, body", "payloads", "call_id") if payloads else iter(()))
-    undos_of = _beside(of_calls(", ".join(_WAY_BACK), "undos", "call_id"))
-    touched_by = _beside(of_calls("call_id, resource", "touches", "call_id"))
-    held_by = _beside(of_calls(_HOLDS, "holds", "call_id"))
+    payload = "call_id, kind, keys, body" if payloads else "call_id, kind, keys"
+    beside = [
+        _beside(of_calls(columns, table, "call_id"), astray)
+        for table, columns in (
+            ("payloads", payload),
+            ("undos", ", ".join(_WAY_BACK)),
+            ("touches", "call_id, resource"),
+            ("holds", _HOLDS),
+        )
+    ]
     history = next(events, None)
     for call in counted(of_calls(", ".join(f'"{name}"' for name in _COMPARED), "calls", "id"), progress):
         call_id = call[0]
         while history is not None and history[0] < call_id:
             yield _no_call(history[0])
             history = next(events, None)
-        kept, undos = carried(call_id), undos_of(call_id)
-        touched, holds = touched_by(call_id), held_by(call_id)
+        kept, undos, touched, holds = (of(call_id) for of in beside)
         if history is None or history[0] != call_id:
             yield Finding(where=f"call {call_id}", what="it has no event")
             continue
@@ -293,7 +303,7 @@ def verify_calls(
         ]
         if payloads:
             begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
-            wrong += _miscarried(records, kept, begun, happened)
+            wrong += _miscarried(records, call, kept, begun, happened)
             wrong += ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened)
             if not _claimed(records, call, kept, begun):
                 wrong.append("its claim is not what its event says")
@@ -305,14 +315,31 @@ def verify_calls(
     while history is not None:
         yield _no_call(history[0])
         history = next(events, None)
+    for of in beside:
+        of(None)
+    for call_id in dict.fromkeys(astray):
+        yield Finding(where=f"call {call_id}", what="something is kept of it, and it has no row in calls")
 
 
 def verify_undos(records: Records) -> Iterator[Finding]:
-    """Every way back that undos have brought to another state than `undos` says, or not at all."""
+    """Every way back that undos have brought to another state than `undos` says, or not at all.
+
+    And whatever came back of what a call cost, and its undos do not say so.
+    """
     brought: dict[str, dict[str, str]] = defaultdict(dict)
+    came_back: Counter[tuple[str, str]] = Counter()
     for row in records.rows("SELECT id, of_call FROM calls WHERE of_call IS NOT NULL AND kind = 'undo'"):
-        if end := ways_back_told.taken_to(_happened(records, row["id"])):
+        happened = _happened(records, row["id"])
+        if end := ways_back_told.taken_to(happened):
             brought[row["of_call"]][row["id"]] = end
+        for account, amount in ways_back_told.refunded(happened):
+            came_back[row["of_call"], account] += amount
+    for row in records.rows("SELECT call_id, account, refunded FROM holds WHERE refunded <> 0"):
+        came_back[row["call_id"], row["account"]] -= row["refunded"]
+    for (call_id, account), differs in came_back.items():
+        if differs:
+            what = f"what came back to {account} is not what its undos say"
+            yield Finding(where=f"call {call_id}", what=what)
     for row in records.rows("SELECT call_id, state, undo_call FROM undos WHERE undo_call IS NOT NULL"):
         ends = brought.pop(row["call_id"], {})
         end = ends.pop(row["undo_call"], None)
@@ -391,13 +418,35 @@ def _sums(records: Records, sql: str, parts: Sequence[str]) -> dict[tuple[str, i
     }
 
 
+def _disordered(passed: dict[Any, int], facts: Mapping[str, Any]) -> Iterator[Place]:
+    """An event that stands after what was written later, and so decides what it did not.
+
+    `passed` is how far each stream had come at the events before it: by its own, and by what other streams
+    saw of it when they were opened.
+    """
+    stream, seq = facts.get("stream"), facts.get("seq")
+    if not isinstance(stream, str) or not isinstance(seq, int):
+        return  # the chain tells that this event was changed
+    if seq <= passed.get(stream, 0):
+        yield stream, seq
+    passed[stream] = max(seq, passed.get(stream, 0))
+    for other, seen, _ in _heads(facts):
+        if seen < passed.get(other, 0):
+            yield stream, seq
+        passed[other] = max(seen, passed.get(other, 0))
+
+
+def _heads(facts: Mapping[str, Any]) -> list[tuple[str, int, Any]]:
+    """How far a stream saw others when it was opened."""
+    try:
+        return [(str(head["stream"]), int(head["seq"]), head["hash"]) for head in facts.get("heads") or ()]
+    except (KeyError, TypeError, ValueError, IndexError):
+        return []  # the chain tells that this event was changed
+
+
 def _unseen(records: Records, facts: Mapping[str, Any]) -> Iterator[Place]:
     """What a stream saw of others when it was opened, and is not there so."""
-    try:
-        heads = [(str(head["stream"]), int(head["seq"]), head["hash"]) for head in facts.get("heads") or ()]
-    except (KeyError, TypeError, ValueError, IndexError):
-        return  # the chain tells that this event was changed
-    for stream, seq, digest in heads:
+    for stream, seq, digest in _heads(facts):
         found = next(
             records.rows("SELECT hash FROM events WHERE stream = ? AND seq = ?", (stream, seq)), None
         )
@@ -472,17 +521,26 @@ def _histories(followed: Iterator[Told]) -> Iterator[tuple[str, dict[str, dict[s
         yield call_id, {kind: facts for _, kind, facts in some}
 
 
-def _beside(rows: Iterator[tuple[Any, ...]]) -> Callable[[str], Sequence[tuple[Any, ...]]]:
-    """What gives those of the rows, in order of their calls, that are of a call, when asked in that order."""
-    groups = groupby(rows, _first_of)
-    at: str | None = ""
-    some: Iterable[tuple[Any, ...]] = ()
+def _beside(
+    rows: Iterator[tuple[Any, ...]], astray: list[str]
+) -> Callable[[str | None], Sequence[tuple[Any, ...]]]:
+    """What gives those of the rows, in order of their calls, that are of a call, when asked in that order.
 
-    def of(call_id: str) -> Sequence[tuple[Any, ...]]:
+    Asked about none, it ends. Calls that have rows, and were not asked about, are noted as `astray`.
+    """
+    groups = groupby(rows, _first_of)
+    at, some = next(groups, _NO_MORE)
+
+    def of(call_id: str | None) -> Sequence[tuple[Any, ...]]:
         nonlocal at, some
-        while at is not None and at < call_id:
+        while at is not None and (call_id is None or at < call_id):
+            astray.append(at)
             at, some = next(groups, _NO_MORE)
-        return list(some) if at == call_id else ()
+        if at is None or at != call_id:
+            return ()
+        found = list(some)
+        at, some = next(groups, _NO_MORE)
+        return found
 
     return of
 
@@ -576,6 +634,7 @@ def _first(kinds: Sequence[str], happened: Mapping[str, Mapping[str, Any]]) -> s
 
 def _miscarried(
     records: Records,
+    call: tuple[Any, ...],
     kept: Sequence[tuple[Any, ...]],
     begun: Mapping[str, Any],
     happened: Mapping[str, Mapping[str, Any]],
@@ -593,8 +652,24 @@ def _miscarried(
         except (Damaged, KeyUnusable) as error:
             yield f"its stored {kind} cannot be opened: {error}"
             continue
-        if commitment is not None and kind in commits and commitment != commits[kind]:
+        if commitment is None:
+            # Nobody can open it any more: at least, whoever was erased is somebody whom it is about.
+            if not _is_about(records, call, keys.split()):
+                yield f"its stored {kind} is erased with the key of somebody whom it is not about"
+        elif kind in commits and commitment != commits[kind]:
             yield f"its stored {kind} is not what was committed to"
+
+
+def _is_about(records: Records, call: tuple[Any, ...], key_ids: Sequence[str]) -> bool:
+    """Whether each of these keys is of a call's user, or of somebody else whom the call is about."""
+    marks = ", ".join("?" * len(key_ids))
+    (found,) = records.rows(
+        f"SELECT COUNT(*) AS keys FROM subject_keys AS k WHERE k.id IN ({marks}) AND (k.name = ?"  # noqa: S608 - only marks are inserted
+        " OR EXISTS (SELECT 1 FROM call_subjects AS s JOIN subject_keys AS o ON o.id = s.key_id"
+        " WHERE s.call_id = ? AND o.name = k.name))",
+        (*key_ids, records.vault.name(call[_TENANT], call[_USER]), call[0]),
+    )
+    return found["keys"] == len(key_ids)
 
 
 def _led_astray(

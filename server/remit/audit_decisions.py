@@ -67,6 +67,11 @@ def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Fin
             heard[vote] not in (None, auth) for vote, auth in given.items()
         ):
             yield Finding(where=where, what="its votes are not those that its events tell")
+    for row in records.rows(
+        "SELECT DISTINCT approval_id FROM votes WHERE approval_id NOT IN (SELECT id FROM approvals)"
+        " ORDER BY approval_id"
+    ):
+        yield Finding(where=f"approval {row['approval_id']}", what="it has votes, and no request")
     # An index holds the calls whose verdict is not to execute.
     for call in records.rows(
         "SELECT id FROM calls WHERE verdict = 'approve' AND verdict <> 'execute'"
@@ -183,14 +188,19 @@ def verify_notices(records: Records) -> Iterator[Finding]:
         begun = _opening(records, row["call_id"])
         if any(row[name] != begun.get(name) for name in ("tenant", "agent", "user", "run", "tool")):
             yield Finding(where=where, what="whose call it is, or of which tool, is not what its event says")
+        elif not _was_taken_back(records, row["call_id"]):
+            yield Finding(where=where, what="its call was neither taken back nor called off")
         if row["told_us"] != told.pop(str(row["call_id"]), None):
             yield Finding(where=where, what="whether and when its run was told is not what the events say")
     for call_id in told:
         yield Finding(where=f"notice of call {call_id}", what="its run was told, and it is gone")
 
 
-def verify_holds(records: Records) -> Iterator[Finding]:
-    """Every legal hold that is not what its event says, or is gone without one that says who released it."""
+def verify_holds(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
+    """Every legal hold that is not what its event says, or is gone without one that says who released it.
+
+    Of another subject than a user, the event has a keyed digest, which is compared with `payloads`.
+    """
     held: dict[Any, Mapping[str, Any]] = {}
     released: set[Any] = set()
     for kind, facts in _events(records, "audit.held", "audit.released"):
@@ -206,9 +216,10 @@ def verify_holds(records: Records) -> Iterator[Finding]:
         for name, sealed_as in _HOLD:
             if (row[name] or None) != (facts.get(sealed_as) or None):
                 yield Finding(where=where, what=f"its {name} is not what its event says")
-        # Of another subject than a user, the event has a keyed digest.
-        named = row["scope"] != "subject" or str(row["target"]).startswith("user:")
-        if named and row["target"] != facts.get("target"):
+        target = row["target"]
+        if facts.get("scope") == "subject" and not str(facts.get("target")).startswith("user:"):
+            target = records.vault.name(row["tenant"], target) if payloads else facts.get("target")
+        if target != facts.get("target"):
             yield Finding(where=where, what="its target is not what its event says")
     for hold in sorted(str(each) for each in held.keys() - released):
         yield Finding(where=f"legal hold {hold}", what="it is gone, and no event says who released it")
@@ -270,6 +281,18 @@ def _opening(records: Records, call_id: str) -> Mapping[str, Any]:
         if kind in found:
             return found[kind]
     return {}
+
+
+def _was_taken_back(records: Records, call_id: str) -> bool:
+    """Whether a call was taken back, or was held back and called off."""
+    return any(
+        True
+        for _ in records.rows(
+            "SELECT 1 FROM undos WHERE call_id = ? AND state = 'done' UNION ALL"
+            " SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.cancelled'",
+            (call_id, call_id),
+        )
+    )
 
 
 def _as_told(asked: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:

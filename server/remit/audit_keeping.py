@@ -20,6 +20,7 @@ from remit.audit import Finding, Followed, facts_of, is_cleared
 from remit.database import Row
 from remit.erasing import ERASED
 from remit.records import Records, open_records
+from remit.vault import KeyUnusable
 
 #: Keys that are looked up together.
 _AT_ONCE = 200
@@ -50,8 +51,11 @@ def verify_kept(records: Records, followed: Followed) -> Iterator[Finding]:
             )
 
 
-def verify_keys(records: Records) -> Iterator[Finding]:
-    """Every key of payloads that is gone, or is not as the events say that made, destroyed and cleared it."""
+def verify_keys(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
+    """Every key of payloads that is gone, or is not as the events say that made, destroyed and cleared it.
+
+    With `payloads`, also every one that is not wrapped under the master key, whoever put it there.
+    """
     made = _events(records, "audit.keyed")
     while some := list(islice(made, _AT_ONCE)):
         told = {
@@ -73,6 +77,12 @@ def verify_keys(records: Records) -> Iterator[Finding]:
         for key_id, stated in told.items():
             yield from _unlike(f"key {key_id}", found.get(key_id), stated)
     yield from _destroyed(records)
+    if payloads:
+        for row in records.rows("SELECT id, wrapped FROM subject_keys WHERE wrapped IS NOT NULL ORDER BY id"):
+            try:
+                records.vault.unwrapped(row["id"], row["wrapped"])
+            except KeyUnusable:
+                yield Finding(where=f"key {row['id']}", what="it is not wrapped under the master key")
 
 
 def _destroyed(records: Records) -> Iterator[Finding]:
@@ -157,7 +167,17 @@ def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
             if (row["conflict_call"], row["name"]) not in conflicts:
                 yield Finding(where=where, what="its conflict is not what the events tell")
             conflicts.discard((row["conflict_call"], row["name"]))
-    for call_id, name in [*told, *sorted(conflicts)]:
+    gone: list[tuple[str, str]] = []
+    anew: set[tuple[Any, ...]] = set()
+    for call_id, name in told:
+        stands = _established_by_another(records, call_id, name)
+        if stands and is_cleared(records, _carried(records, call_id)):
+            anew.add(stands)
+        else:
+            gone.append((call_id, name))
+    # With what was erased, what was said against it is gone.
+    gone += [each for each in sorted(conflicts) if _established_by_another(records, *each) not in anew]
+    for call_id, name in gone:
         yield Finding(where=f"call {call_id}", what=f"what it said about {name} of its run is not kept")
 
 
@@ -276,10 +296,27 @@ def _retained(records: Records) -> Counter[str]:
 
 
 def _commits(fact: Row, commit: Any) -> bool:
-    return hashlib.sha256(fact["salt"] + fact["value"].encode()).hexdigest() == commit
+    salt, value = fact["salt"], fact["value"]
+    if not (isinstance(salt, bytes) and isinstance(value, str)):  # SQLite takes anything
+        return False
+    return hashlib.sha256(salt + value.encode()).hexdigest() == commit
 
 
 def _is_erased(records: Records, fact: Row) -> bool:
     """Whether a fact is one that was erased with its call, or removed with its age."""
-    kept = records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (fact["call_id"],))
-    return fact["value"] == ERASED and is_cleared(records, list(kept))
+    return fact["value"] == ERASED and is_cleared(records, _carried(records, fact["call_id"]))
+
+
+def _established_by_another(records: Records, call_id: str, name: str) -> tuple[Any, ...] | None:
+    """The run of a call and the name, where another call has established what stands under it there."""
+    found = records.tuples(
+        'SELECT f.tenant, f.agent, f."user", f.run, f.name FROM calls AS c JOIN run_facts AS f'
+        ' ON f.tenant = c.tenant AND f.agent = c.agent AND f."user" = c."user" AND f.run = c.run'
+        " WHERE c.id = ? AND f.name = ? AND f.call_id <> c.id",
+        (call_id, name),
+    )
+    return next(iter(found), None)
+
+
+def _carried(records: Records, call_id: str) -> list[tuple[Any, ...]]:
+    return list(records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,)))

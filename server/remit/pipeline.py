@@ -571,7 +571,7 @@ async def _settle(
         error=error,
         plan=plan,
         undo_state=undo_state,
-        touches=None if decision.touches else _touched(call, roots),
+        touches=_touched(call, roots) if decision.touches is None else None,
         after=left.after(before) if left else None,
         resolution=late,
         frees_key=reply.kind == "input_required",
@@ -685,7 +685,8 @@ def _bound(call: Call, plan: UndoPlan, roots: Mapping[str, Any]) -> UndoPlan:
         arguments = {name: expression(**roots) for name, expression in call.tool.undo.arguments.items()}
     except EvaluationError:
         return plan
-    return plan.bound(arguments, plan.resource or _touched(call, roots))
+    resource = _touched(call, roots) if plan.resource is None else plan.resource
+    return plan.bound(arguments, resource)
 
 
 def _touched(call: Call, roots: Mapping[str, Any]) -> str | None:

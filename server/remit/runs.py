@@ -96,10 +96,13 @@ def establish(ledger: Ledger, call: Call, call_id: str, values: Mapping[str, Sca
     for name, value in values.items():
         if name not in run.established:
             salt, text = os.urandom(16), orjson.dumps(value)
-            # At once: a later call of this very transaction must find it.
+            # At once: a later call of this very transaction must find it. What was erased is no obstacle.
             ledger.execute(
                 'INSERT INTO run_facts (tenant, agent, "user", run, name, value, salt, call_id, at_us)'
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                ' ON CONFLICT (tenant, agent, "user", run, name) DO UPDATE SET value = excluded.value,'
+                " salt = excluded.salt, call_id = excluded.call_id, at_us = excluded.at_us,"
+                " conflict_call = NULL",
                 (*key, name, text.decode(), salt, call_id, ledger.now_us),
             )
             sealed[name] = hashlib.sha256(salt + text).hexdigest()

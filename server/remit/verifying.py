@@ -158,11 +158,11 @@ def _beside_calls(
 ) -> Iterator[Finding]:
     yield from verify_log(records, kept, verifiers, progress)
     yield from verify_approvals(records, payloads=payloads)
-    yield from verify_keys(records)
+    yield from verify_keys(records, payloads=payloads)
     yield from verify_lives(records)
     yield from verify_playbooks(records, payloads=payloads)
     yield from verify_trials(records)
-    yield from verify_holds(records)
+    yield from verify_holds(records, payloads=payloads)
     yield from verify_switches(records)
     yield from verify_api_keys(records, payloads=payloads)
     yield from verify_trial(records)

@@ -55,6 +55,15 @@ def taken_to(undo: Happened) -> str | None:
     return "indeterminate" if "call.in_doubt" in undo else "running"
 
 
+def refunded(undo: Happened) -> list[tuple[str, int]]:
+    """What an undo, by its own events, has given back of what its call cost, by account."""
+    told = ended(undo) or undo.get("call.resolved", _NOTHING)
+    try:
+        return [(each["account"], int(each["amount"])) for each in told.get("refunded", ())]
+    except (TypeError, KeyError, ValueError):
+        return []  # the chain tells that this event was changed
+
+
 def ended(happened: Happened) -> Mapping[str, Any]:
     """The event that says how a call ended."""
     return happened.get("call.succeeded") or happened.get("call.failed") or _NOTHING

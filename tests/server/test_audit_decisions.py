@@ -41,6 +41,11 @@ A_SWITCH = (
     "INSERT INTO switches (kind, scope, target, tenant, reason, set_by, set_us)"
     " VALUES ('kill', 'all', '', '', 'a test', 'user:bea', 1)"
 )
+A_NOTICE = (
+    "INSERT INTO notices (call_id, tool, tenant, agent, user, run, by, at_us, told_us)"
+    " SELECT id, tool, tenant, agent, user, run, 'operator', finished_us, NULL FROM calls"
+    " WHERE kind = 'call' AND state = 'succeeded' AND id NOT IN (SELECT call_id FROM notices) LIMIT 1"
+)
 #: The events of the switch that was turned on, off and on, written in another order: off comes last.
 REORDERED = (
     "UPDATE events SET rowid = rowid + 1000 WHERE rowid ="
@@ -153,6 +158,11 @@ async def test_decisions_are_sound_until_a_switch_is_taken_away_by_hand(tmp_path
         ("UPDATE notices SET told_us = NULL", "whether and when its run was told"),
         ("UPDATE notices SET run = 'run-2'", "whose call it is, or of which tool, is not what its event"),
         ("DELETE FROM notices", "its run was told, and it is gone"),
+        (A_NOTICE, "its call was neither taken back nor called off"),
+        (
+            "INSERT INTO votes SELECT 'no request', user, vote, auth, at_us, comment FROM votes LIMIT 1",
+            "approval no request: it has votes, and no request",
+        ),
     ],
 )
 def test_what_people_decided_and_somebody_changed_is_named(
@@ -165,7 +175,21 @@ def test_a_switch_taken_away_is_found_however_its_events_are_put_in_order(
     record: Path, tmp_path: Path
 ) -> None:
     copy = changed(record, tmp_path / "copy.db", "DELETE FROM switches", REORDERED)
-    assert found(copy) == [f"{KILL}: it is off, and no event says who turned it off"]
+    disordered, off = found(copy)
+    assert disordered.endswith("it does not follow the event before it")
+    assert off == f"{KILL}: it is off, and no event says who turned it off"
+
+
+def test_a_trial_that_ended_does_not_go_on_because_its_events_change_places(
+    record: Path, tmp_path: Path
+) -> None:
+    copy = changed(
+        record,
+        tmp_path / "copy.db",
+        "UPDATE events SET rowid = rowid + 1000 WHERE kind = 'shadow.started'",
+        "UPDATE shadows SET stopped_us = NULL",
+    )
+    assert any("it does not follow the event before it" in each for each in found(copy))
 
 
 async def test_a_switch_that_is_turned_on_again_does_not_hide_that_it_was_taken_away(tmp_path: Path) -> None:

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.server.builders import Clock, Remit, a_remit, at_once, rows
+from tests.server.builders import TOOLS, Clock, Remit, a_remit, at_once, rows, tools
 from tests.server.test_erasing import ABOUT, ROLES
+from tests.server.test_notices import BOSS
 
 from remit import verifying
 from remit.audit import verify_balances
 from remit.chain import GENESIS, canonical, link
 from remit.database import Location
+from remit.erasing import finish
 from remit.ids import uuid7
 from remit.records import open_records
 from remit.sealer import rotate, seal
+from remit.undo import undo
 from remit.vault import key_file
 
 #: On SQLite, and on PostgreSQL.
@@ -30,7 +33,8 @@ NEW_FACTS = ("host", "pid", "subjects", "inputs", "cause")
 
 async def a_history(folder: Path) -> Remit:
     """Two customers, one of whom is erased; a playbook and a trial that ended badly; a life cut short."""
-    async with a_remit(folder, policy=ROLES, tools=ABOUT) as remit:
+    limits = [{"scope": "agent", "unit": "calls", "window": "day", "limit": 100}]
+    async with a_remit(folder, policy=ROLES, tools=ABOUT, budgets=limits) as remit:
         remit.source.on["buy"] = {"order": "o-1"}
         journal = remit.on.journal
         await remit.done("shop.buy", {"thing": "pen", "price": 5}, run="run-pen")
@@ -93,6 +97,20 @@ ATTACKS = [
     ('UPDATE playbook_runs SET inputs = \'{"thing":"cup"}\'', "its inputs are not"),
     ("UPDATE playbook_runs SET incarnation = 'x'", "its incarnation is not"),
     ("DELETE FROM playbook_runs", "it is gone"),
+    # What is about somebody who is still there passes for erased.
+    (
+        "UPDATE payloads SET keys = (SELECT id FROM subject_keys WHERE wrapped IS NULL)"
+        " WHERE call_id IN (SELECT id FROM calls WHERE run = 'run-pen')",
+        "is erased with the key of somebody whom it is not about",
+    ),
+    # A key that nothing opens is taken for the living one of somebody.
+    (
+        "INSERT INTO subject_keys (id, name, tenant, wrapped, created_us)"
+        " SELECT 'f', 'f' || SUBSTR(name, 2), tenant, wrapped, created_us FROM subject_keys"
+        " WHERE wrapped IS NOT NULL LIMIT 1",
+        "key f: it is not wrapped under the master key",
+    ),
+    ("UPDATE run_facts SET salt = 0", "no call established it so"),
     # What a process did that died, or did not.
     ("UPDATE incarnations SET state = 'closed' WHERE state = 'dead'", "its state is not"),
     ("UPDATE incarnations SET state = 'live', ended_us = NULL WHERE state = 'closed'", "its state is not"),
@@ -133,6 +151,24 @@ def test_whom_a_call_is_about_is_told_by_however_many_processes(
 
 #: SQLite cannot tell this ON from that of a join.
 _ON = "FROM call_subjects WHERE true ON"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("call_id", ["00000000-0000-7000-8000-000000000000", "zzz"])
+@pytest.mark.parametrize("table", ["payloads", "undos", "touches", "holds"])
+def test_what_is_kept_of_no_call_is_told(
+    history: Path, tmp_path: Path, table: str, call_id: str, processes: int
+) -> None:
+    copy = changed(
+        history,
+        tmp_path / "copy.db",
+        f"CREATE TABLE another AS SELECT * FROM {table} LIMIT 1",  # noqa: S608 - one of the above
+        f"UPDATE another SET call_id = '{call_id}'",  # noqa: S608 - as above
+        f"INSERT INTO {table} SELECT * FROM another",  # noqa: S608 - as above
+        "DROP TABLE another",
+    )
+    told = f"call {call_id}: something is kept of it, and it has no row in calls"
+    assert told in found(copy, processes=processes)
 
 
 @everywhere
@@ -215,13 +251,14 @@ def test_what_older_events_do_not_say_is_no_finding_and_what_they_say_is_compare
     for statement in (
         "UPDATE incarnations SET host = 'elsewhere', pid = 1, state = 'dead' WHERE state = 'closed'",
         "UPDATE subject_keys SET cleared_us = 1 WHERE wrapped IS NULL",
-        "UPDATE subject_keys SET name = 'f' || SUBSTR(name, 2), created_us = 1 WHERE wrapped IS NOT NULL",
+        "UPDATE subject_keys SET created_us = 1 WHERE wrapped IS NOT NULL",
         "UPDATE playbook_runs SET inputs = '{}', cause = 'x'",
         "DELETE FROM call_subjects WHERE key_id IN (SELECT id FROM subject_keys WHERE wrapped IS NOT NULL)",
     ):
         assert found(changed(copy, tmp_path / "other.db", statement)) == [], statement
     for statement, told in (
         ("UPDATE incarnations SET role = 'x'", "its role is not"),
+        ("UPDATE subject_keys SET name = 'f' || SUBSTR(name, 2)", "of somebody whom it is not about"),
         ("UPDATE incarnations SET started_us = 1", "its started_us is not"),
         ("UPDATE subject_keys SET erased_us = 1 WHERE wrapped IS NULL", "its erased_us is not"),
         ("UPDATE playbook_runs SET ended_us = 1", "its ended_us is not"),
@@ -299,3 +336,77 @@ async def test_an_account_is_of_the_tenant_and_unit_that_its_id_says(tmp_path: P
         ("UPDATE budget_adjustments SET at_us = at_us + 1", "has the time of no event that did it"),
     ):
         assert any(told in each for each in found(changed(remit.path, tmp_path / "copy.db", statement)))
+
+
+async def test_no_more_comes_back_of_what_a_call_cost_than_its_undo_says(tmp_path: Path) -> None:
+    limits = [{"scope": "agent", "unit": "eur", "window": "day", "limit": 100}]
+    shop = tools(buy={"price": {"eur": "args.price"}, "undo": {**TOOLS["shop.buy"]["undo"], "refund": 50}})
+    async with a_remit(tmp_path, policy=ROLES, tools=shop, budgets=limits) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        bought = await remit.done("shop.buy", {"thing": "pen", "price": 60})
+        await undo(bought.call_id, BOSS, "cli-1", remit.on)
+    assert isinstance(remit.path, Path)
+    assert found(remit.path) == []
+    told = found(
+        changed(
+            remit.path,
+            tmp_path / "copy.db",
+            "UPDATE budget_adjustments SET amount = amount + 20 WHERE kind = 'refund'",
+            "UPDATE holds SET refunded = refunded + 20 WHERE refunded > 0",
+            "UPDATE accounts SET refunded = refunded + 20 WHERE refunded > 0",
+        )
+    )
+    assert [each.partition(": ")[2] for each in told] == [
+        "what came back to agent:acme/agent:bot:eur:day is not what its undos say"
+    ]
+
+
+async def test_whom_a_legal_hold_is_about_is_what_its_event_says(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
+        for target in ("customer:pen", "user:ann"):
+            await remit.on.journal.hold(
+                tenant="acme",
+                scope="subject",
+                target=target,
+                from_us=None,
+                to_us=None,
+                reason="a case",
+                by="user:bea",
+            )
+    assert isinstance(remit.path, Path)
+    assert found(remit.path) == []
+    for target in ("customer:pen", "user:ann"):
+        moved = f"UPDATE legal_holds SET target = 'customer:cup' WHERE target = '{target}'"  # noqa: S608 - one of the above
+        told = found(changed(remit.path, tmp_path / "copy.db", moved))
+        assert [each.partition(": ")[2] for each in told] == ["its target is not what its event says"]
+
+
+@everywhere
+async def test_what_a_run_had_established_and_was_erased_is_established_anew(tmp_path: Path) -> None:
+    once = tools(buy={"establishes": {"item": "args.thing"}, "subject": "'customer:' + args.thing"})
+    async with a_remit(tmp_path, policy=ROLES, tools=once) as remit:
+        first = await remit.done("shop.buy", {"thing": "cup", "price": 5})
+        other = await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        assert remit.one("SELECT conflict_call FROM run_facts") == {"conflict_call": other.call_id}
+        journal = remit.on.journal
+        erased = await journal.erase(tenant="acme", subject="customer:cup", reason="asked", by="user:bea")
+        await finish(journal, erased.uncleared[0], tenant="acme", subject="customer:cup")
+        assert found(remit.path) == []
+        again = await remit.done("shop.buy", {"thing": "pen", "price": 6})
+        stands = remit.one("SELECT value, call_id, conflict_call FROM run_facts")
+        assert stands == {"value": '"pen"', "call_id": again.call_id, "conflict_call": None}
+        assert found(remit.path) == []
+    change(remit.path, "DELETE FROM run_facts")
+    assert set(found(remit.path)) == {
+        f"call {call_id}: what it said about item of its run is not kept"
+        for call_id in (first.call_id, again.call_id, other.call_id)
+    }
+
+
+@everywhere
+async def test_what_is_about_nothing_in_particular_is_touched_once(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", {"thing": "", "price": 5})
+        assert remit.rows("SELECT resource FROM touches") == [{"resource": ""}]
+    assert found(remit.path) == []
