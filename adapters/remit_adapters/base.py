@@ -128,7 +128,8 @@ class AdapterError(Exception):
         self, message: str, *, no_effect: bool, code: str = "source_error", rpc: Json | None = None
     ) -> None:
         super().__init__(message)
-        self.message = message
+        #: Without NUL, which no text of PostgreSQL can hold.
+        self.message = message.replace("\0", "\ufffd")
         self.no_effect = no_effect
         self.code = code
         self.rpc = rpc

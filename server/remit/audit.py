@@ -587,7 +587,7 @@ def _postponed(records: Records, call_id: str) -> Mapping[str, Any]:
     told = [
         facts_of(row["body"])
         for row in records.rows(
-            "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY at_us, seq",
+            "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY rowid",
             (call_id,),
         )
     ]

@@ -29,7 +29,7 @@ COLUMNS = (
 )
 #: The columns of `calls` that are words, and under which name an event has the digest of each.
 WORDS = {"reason": "reason_digest", "error": "error_digest", "client_key": "key_digest"}
-#: Why a call ended that was under way when its process died.
+#: Why a call ended that was under way when its process died. No event has a digest of it: it stays as it is.
 INTERRUPTED = "The gateway stopped while this call was under way."
 _NOTHING: Mapping[str, Any] = {}
 _GOES_ON = ("call.awaiting_approval", "call.scheduled", "call.dispatched")

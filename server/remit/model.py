@@ -258,7 +258,8 @@ class Recorded:
     waits_for: str | None
 
 
-#: By code, the reason that is always the same.
+#: By code, the reason that is always the same, so that no event has a digest of it. It stays as it is:
+#: verification holds calls of earlier years against it.
 USUAL_REASONS: Mapping[str, str] = {
     "allowed": "Allowed by policy.",
     "own_read": "A read that the gateway makes for its own plan.",

@@ -24,13 +24,11 @@ from anyio.to_thread import run_sync
 from tests.crash import books
 from tests.crash.place import UNTOUCHED, Place
 
-from remit.audit import verify_balances, verify_calls, verify_events
-from remit.audit_decisions import verify_approvals, verify_notices, verify_switches
-from remit.audit_keeping import verify_keys, verify_lives, verify_playbooks, verify_trials
+from remit.audit import verify_balances
 from remit.chain import entry
 from remit.database import Reader, Row, reading
-from remit.proofs import verify_log
 from remit.records import open_records
+from remit.verifying import verify
 
 if TYPE_CHECKING:
     from tests.crash.clients import Told
@@ -118,23 +116,8 @@ def effects_of(place: Place) -> list[sqlite3.Row]:
 def audited(place: Place) -> list[str]:
     """What the product's own verification says."""
     with open_records(place.records) as records:
-        return [
-            f"verify: {finding}"
-            for verify in (
-                verify_events,
-                verify_calls,
-                verify_approvals,
-                verify_switches,
-                verify_notices,
-                verify_keys,
-                verify_lives,
-                verify_playbooks,
-                verify_trials,
-                verify_balances,
-                verify_log,
-            )
-            for finding in verify(records)
-        ]
+        found = (*verify(records, payloads=True, processes=1), *verify_balances(records))
+    return [f"verify: {finding}" for finding in found]
 
 
 def effects_are_on_record(on: Evidence) -> Iterator[str]:

@@ -16,10 +16,11 @@ from tests.server.builders import Remit, a_remit, at_once, rows
 from tests.server.test_notices import BOSS
 from tests.server.test_verifying import changed
 
+from remit.calls_told import INTERRUPTED
 from remit.database import Location, Postgres
 from remit.identity import mint_key
 from remit.ledger import Ledger
-from remit.model import Pending
+from remit.model import USUAL_REASONS, Pending
 from remit.records import open_records
 from remit.runs import key_of
 from remit.undo import undo
@@ -222,3 +223,12 @@ async def test_events_from_before_they_said_all_of_it_are_held_against_nobody(
     assert found(at) == []
     by_hand(at, "UPDATE api_keys SET user = 'user:cyd', digest = '00'")
     assert {each.partition(": ")[2] for each in found(at)} == {"its user is not what its event says"}
+
+
+def test_words_of_which_no_event_has_a_digest_stay_as_they_are() -> None:
+    """Whoever rewords one has verification suspect every call that was recorded with it before."""
+    assert USUAL_REASONS == {
+        "allowed": "Allowed by policy.",
+        "own_read": "A read that the gateway makes for its own plan.",
+    }
+    assert INTERRUPTED == "The gateway stopped while this call was under way."

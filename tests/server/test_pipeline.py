@@ -174,6 +174,9 @@ async def test_whatever_text_a_source_says_its_error_in_is_recorded(tmp_path: Pa
         assert record["state"] == "failed"
         assert record["error"].replace("\ufffd", "\0") == "broken:\0\0 \\u0000 \\\0"
         assert orjson.loads(record["claim"]) == {"why": "c\0d"}
+        remit.source.on["send"] = AdapterError("The line\0 broke.", no_effect=False)
+        outcome = await remit.call("shop.send", {"text": "c"})
+        assert remit.record(outcome.call_id)["state"] == "in_doubt"
         with open_records(remit.path) as records:
             assert [*verifying.verify(records, payloads=True)] == []
 
