@@ -94,7 +94,7 @@ def verify(
                 )
             )
     if shut and copy is None:
-        findings.append(Finding(where="master key", what=shut))
+        findings.insert(0, Finding(where="master key", what=shut))  # it explains what else cannot be
     if as_json:
         print_json(
             {
