@@ -21,6 +21,7 @@ import orjson
 
 from remit import calls_told, chain, ways_back_told
 from remit.budgets import tenant_and_unit
+from remit.database import Row
 from remit.erasing import digest_of
 from remit.model import USUAL_REASONS
 from remit.records import Records
@@ -348,7 +349,7 @@ def verify_undos(records: Records) -> Iterator[Finding]:
             row["state"] == end
             or (
                 (row["state"], end) == ("void", "ready")
-                and _is_closed(records, *_of_one(records, row["call_id"]))
+                and _is_closed(records, kept_of(records, row["call_id"]), _happened(records, row["call_id"]))
             )
         ):
             continue
@@ -509,10 +510,20 @@ def _happened(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _of_one(records: Records, call_id: str) -> tuple[list[tuple[Any, ...]], dict[str, dict[str, Any]]]:
-    """What is kept of what a call carried, and what its events tell."""
-    kept = records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,))
-    return list(kept), _happened(records, call_id)
+def beside_calls(records: Records, *kinds: str) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """The events of these kinds that are of no call, in the order of writing, and what each tells."""
+    marks = ", ".join("?" * len(kinds))
+    for row in records.rows(
+        f"SELECT stream, kind, tenant, at_us, body FROM events WHERE call_id IS NULL AND kind IN ({marks})"  # noqa: S608 - only marks are inserted
+        " ORDER BY rowid",
+        kinds,
+    ):
+        yield row, facts_of(row["body"])
+
+
+def kept_of(records: Records, call_id: str) -> list[tuple[Any, ...]]:
+    """What is kept of what a call carried: call, kind, and the keys that it is sealed with."""
+    return list(records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,)))
 
 
 def _histories(followed: Iterator[Told]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
@@ -584,14 +595,11 @@ def _disagreements(
 
 def _postponed(records: Records, call_id: str) -> Mapping[str, Any]:
     """What was said last of a call that waits for a budget."""
-    told = [
-        facts_of(row["body"])
-        for row in records.rows(
-            "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY rowid",
-            (call_id,),
-        )
-    ]
-    return told[-1] if told else _NOTHING
+    (newest,) = records.rows(
+        "SELECT body FROM events WHERE call_id = ? AND kind = 'call.postponed' ORDER BY rowid DESC LIMIT 1",
+        (call_id,),
+    )
+    return facts_of(newest["body"])
 
 
 def _misquoted(

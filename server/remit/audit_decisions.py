@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from remit.audit import Finding, facts_of
+from remit.audit import Finding, beside_calls, facts_of
 from remit.binding import binding_of
 from remit.database import Row
 from remit.records import Records
@@ -91,10 +91,10 @@ def verify_switches(records: Records) -> Iterator[Finding]:
     """
     stands: Counter[tuple[str, ...]] = Counter()
     said: dict[tuple[str, ...], tuple[Any, ...]] = {}
-    for kind, facts in _events(records, "switch.on", "switch.off"):
+    for event, facts in beside_calls(records, "switch.on", "switch.off"):
         key = tuple(str(facts.get(name) or "") for name in ("switch", "scope", "target", "tenant"))
-        stands[key] += 1 if kind == "switch.on" else -1
-        if kind == "switch.on":
+        stands[key] += 1 if event["kind"] == "switch.on" else -1
+        if event["kind"] == "switch.on":
             said[key] = (facts.get("reason"), facts.get("by"), facts.get("at_us"))
     for row in records.rows("SELECT * FROM switches ORDER BY kind, scope, target, tenant"):
         key = tuple(str(row[name]) for name in ("kind", "scope", "target", "tenant"))
@@ -121,8 +121,8 @@ def verify_api_keys(records: Records, *, payloads: bool = True) -> Iterator[Find
     """
     made: dict[str, Mapping[str, Any]] = {}
     revoked: dict[str, Any] = {}
-    for kind, facts in _events(records, "key.created", "key.revoked"):
-        if kind == "key.created":
+    for event, facts in beside_calls(records, "key.created", "key.revoked"):
+        if event["kind"] == "key.created":
             made[str(facts.get("key_id"))] = facts
         else:
             revoked[str(facts.get("key_id"))] = facts.get("at_us")
@@ -151,8 +151,8 @@ def verify_trial(records: Records) -> Iterator[Finding]:
     """Whether the policy on trial, or the last that was, is the one that was put on it, so and till then."""
     begun: Mapping[str, Any] | None = None
     ended_us: Any = None
-    for kind, facts in _events(records, "shadow.started", "shadow.stopped"):
-        if kind == "shadow.started":
+    for event, facts in beside_calls(records, "shadow.started", "shadow.stopped"):
+        if event["kind"] == "shadow.started":
             begun, ended_us = facts, None
         else:
             ended_us = facts.get("at_us")
@@ -178,7 +178,7 @@ def verify_trial(records: Records) -> Iterator[Finding]:
 def verify_notices(records: Records) -> Iterator[Finding]:
     """Every notice that is not of its call, and of which its run was not told when events say so."""
     told: dict[str, Any] = {}
-    for _, facts in _events(records, "run.told"):
+    for _, facts in beside_calls(records, "run.told"):
         named = (facts.get("taken_back"), facts.get("called_off"))
         # Whoever made something else than a list of it made a flaw of the event.
         for call_id in (each for some in named if isinstance(some, list) for each in cast("list[Any]", some)):
@@ -203,8 +203,8 @@ def verify_holds(records: Records, *, payloads: bool = True) -> Iterator[Finding
     """
     held: dict[Any, Mapping[str, Any]] = {}
     released: set[Any] = set()
-    for kind, facts in _events(records, "audit.held", "audit.released"):
-        if kind == "audit.held":
+    for event, facts in beside_calls(records, "audit.held", "audit.released"):
+        if event["kind"] == "audit.held":
             held[facts.get("hold")] = facts
         else:
             released.add(facts.get("hold"))
@@ -229,8 +229,8 @@ def verify_policies(records: Records) -> Iterator[Finding]:
     """Every policy version whose text, and every activation, that is not what its events say."""
     told: dict[str, dict[str, Any]] = {}
     activated: dict[Any, tuple[Any, ...]] = {}
-    for kind, facts in _events(records, "policy.stored", "policy.pushed", "policy.activated"):
-        if kind == "policy.activated":
+    for event, facts in beside_calls(records, "policy.stored", "policy.pushed", "policy.activated"):
+        if event["kind"] == "policy.activated":
             named = (facts.get(name) for name in ("version", "how", "by", "note", "at_us"))
             activated[facts.get("number")] = tuple(named)
             continue
@@ -255,16 +255,6 @@ def verify_policies(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"policy version {version_id}", what="it has events, and its text is gone")
     for number in activated:
         yield Finding(where=f"activation {number}", what="it has an event, and no row")
-
-
-def _events(records: Records, *kinds: str) -> Iterator[Event]:
-    """The events of these kinds, which are of no call, in the order in which they were written."""
-    marks = ", ".join("?" * len(kinds))
-    for row in records.rows(
-        f"SELECT kind, body FROM events WHERE call_id IS NULL AND kind IN ({marks}) ORDER BY rowid",  # noqa: S608 - only marks are inserted
-        kinds,
-    ):
-        yield row["kind"], facts_of(row["body"])
 
 
 def _opening(records: Records, call_id: str) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import orjson
 
-from remit.audit import Finding, Followed, facts_of, is_cleared
+from remit.audit import Finding, Followed, beside_calls, facts_of, is_cleared, kept_of
 from remit.database import Row
 from remit.erasing import ERASED
 from remit.records import Records, open_records
@@ -56,7 +56,7 @@ def verify_keys(records: Records, *, payloads: bool = True) -> Iterator[Finding]
 
     With `payloads`, also every one that is not wrapped under the master key, whoever put it there.
     """
-    made = _events(records, "audit.keyed")
+    made = beside_calls(records, "audit.keyed")
     while some := list(islice(made, _AT_ONCE)):
         told = {
             str(facts.get("key")): {
@@ -90,7 +90,7 @@ def _destroyed(records: Records) -> Iterator[Finding]:
     silent = {stream for stream, opened in _lives(records).items() if "host" not in opened}
     erased: dict[str, dict[str, Any]] = {}
     cleared: dict[str, int] = {}
-    for event, facts in _events(records, "audit.erased", "audit.cleared"):
+    for event, facts in beside_calls(records, "audit.erased", "audit.cleared"):
         if event["kind"] == "audit.cleared":
             cleared[str(facts.get("key"))] = event["at_us"]
             continue
@@ -171,7 +171,7 @@ def verify_runs(records: Records, followed: Followed) -> Iterator[Finding]:
     anew: set[tuple[Any, ...]] = set()
     for call_id, name in told:
         stands = _established_by_another(records, call_id, name)
-        if stands and is_cleared(records, _carried(records, call_id)):
+        if stands and is_cleared(records, kept_of(records, call_id)):
             anew.add(stands)
         else:
             gone.append((call_id, name))
@@ -186,7 +186,7 @@ def verify_lives(records: Records) -> Iterator[Finding]:
     opened = _lives(records)
     closed: dict[str, Any] = {}
     dead: dict[str, Any] = {}
-    for event, facts in _events(records, "stream.closed", "stream.dead"):
+    for event, facts in beside_calls(records, "stream.closed", "stream.dead"):
         if event["kind"] == "stream.closed":
             closed[event["stream"]] = event["at_us"]
         else:
@@ -215,7 +215,7 @@ def verify_playbooks(records: Records, *, payloads: bool = True) -> Iterator[Fin
     """
     told: dict[str, dict[str, Any]] = {}
     inputs: dict[str, Any] = {}
-    for event, facts in _events(records, "playbook.started", "playbook.ended"):
+    for event, facts in beside_calls(records, "playbook.started", "playbook.ended"):
         run = str(facts.get("run"))
         if event["kind"] == "playbook.ended":
             told.setdefault(run, {}).update(state=facts.get("state"), ended_us=event["at_us"])
@@ -243,7 +243,7 @@ def verify_playbooks(records: Records, *, payloads: bool = True) -> Iterator[Fin
 def verify_trials(records: Records) -> Iterator[Finding]:
     """Every way back that is said to be proven, or not, otherwise than by its newest trial."""
     told: dict[str, dict[str, Any]] = {}
-    for event, facts in _events(records, "undo.proven", "undo.unproven"):
+    for event, facts in beside_calls(records, "undo.proven", "undo.unproven"):
         told[str(facts.get("digest"))] = {
             **{name: facts.get(name) for name in ("tool", "source", "by")},
             "state": "proven" if event["kind"] == "undo.proven" else "failed",
@@ -271,26 +271,15 @@ def _unlike(where: str, row: Row | None, stated: Mapping[str, Any]) -> Iterator[
             yield Finding(where=where, what=f"its {name} is not what its event says")
 
 
-def _events(records: Records, *kinds: str) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """The events of these kinds that are of no call, in the order of writing, and what each tells."""
-    marks = ", ".join("?" * len(kinds))
-    for row in records.rows(
-        f"SELECT stream, kind, tenant, at_us, body FROM events WHERE call_id IS NULL AND kind IN ({marks})"  # noqa: S608 - only marks are inserted
-        " ORDER BY rowid",
-        kinds,
-    ):
-        yield row, facts_of(row["body"])
-
-
 def _lives(records: Records) -> dict[str, dict[str, Any]]:
     """What each stream was opened with."""
-    return {event["stream"]: facts for event, facts in _events(records, "stream.opened")}
+    return {event["stream"]: facts for event, facts in beside_calls(records, "stream.opened")}
 
 
 def _retained(records: Records) -> Counter[str]:
     """What retention says that it removed."""
     found: Counter[str] = Counter()
-    for _, facts in _events(records, "audit.retained"):
+    for _, facts in beside_calls(records, "audit.retained"):
         found.update(facts.get("removed", {}))
     return found
 
@@ -304,7 +293,7 @@ def _commits(fact: Row, commit: Any) -> bool:
 
 def _is_erased(records: Records, fact: Row) -> bool:
     """Whether a fact is one that was erased with its call, or removed with its age."""
-    return fact["value"] == ERASED and is_cleared(records, _carried(records, fact["call_id"]))
+    return fact["value"] == ERASED and is_cleared(records, kept_of(records, fact["call_id"]))
 
 
 def _established_by_another(records: Records, call_id: str, name: str) -> tuple[Any, ...] | None:
@@ -316,7 +305,3 @@ def _established_by_another(records: Records, call_id: str, name: str) -> tuple[
         (call_id, name),
     )
     return next(iter(found), None)
-
-
-def _carried(records: Records, call_id: str) -> list[tuple[Any, ...]]:
-    return list(records.tuples("SELECT call_id, kind, keys FROM payloads WHERE call_id = ?", (call_id,)))

@@ -46,18 +46,7 @@ def begin(
         (name, digest, told, tenant),
     )
     if found is None or anew:
-        _insert(ledger, run, name=name, digest=digest, inputs=told, tenant=tenant, by=by, cause=None)
-        _started(
-            ledger,
-            run,
-            name=name,
-            digest=digest,
-            tenant=tenant,
-            by=by,
-            carried_on=False,
-            inputs=vault.name(tenant, told),
-            cause=None,
-        )
+        _begun(ledger, vault, run, name=name, digest=digest, inputs=told, tenant=tenant, by=by, cause=None)
         return run, ledger.now_us
     ledger.execute(
         "UPDATE playbook_runs SET state = 'running', incarnation = ?, ended_us = NULL WHERE id = ?",
@@ -88,18 +77,15 @@ def trigger(
         (name, tenant, ledger.now_us - every_us, cause),
     ):
         return False
-    told = _told(inputs)
-    _insert(ledger, run, name=name, digest=digest, inputs=told, tenant=tenant, by="trigger", cause=cause)
-    _started(
+    _begun(
         ledger,
+        vault,
         run,
         name=name,
         digest=digest,
+        inputs=_told(inputs),
         tenant=tenant,
         by="trigger",
-        carried_on=False,
-        # Events stay, so they do not have the inputs, which may name a customer.
-        inputs=vault.name(tenant, told),
         cause=cause,
         trigger=trigger,
     )
@@ -155,8 +141,9 @@ def _told(inputs: Mapping[str, str]) -> str:
     return orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _insert(
+def _begun(
     ledger: Ledger,
+    vault: Vault,
     run: str,
     *,
     name: str,
@@ -165,10 +152,24 @@ def _insert(
     tenant: str,
     by: str,
     cause: str | None,
+    **more: Any,
 ) -> None:
     ledger.insert(
         "playbook_runs",
         (run, name, digest, inputs, tenant, "running", by, cause, ledger.stream, ledger.now_us, None),
+    )
+    _started(
+        ledger,
+        run,
+        name=name,
+        digest=digest,
+        tenant=tenant,
+        by=by,
+        carried_on=False,
+        # Events stay, so they do not have the inputs, which may name a customer.
+        inputs=vault.name(tenant, inputs),
+        cause=cause,
+        **more,
     )
 
 
