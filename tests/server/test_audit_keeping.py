@@ -82,7 +82,7 @@ def changed(history: Path, to: Path, *statements: str) -> Path:
 #: What somebody would gain by, and what is found of it.
 ATTACKS = [
     # Who erases one person would erase another.
-    ("UPDATE subject_keys SET name = 'f' || SUBSTR(name, 2) WHERE wrapped IS NOT NULL", "its name is not"),
+    ("UPDATE subject_keys SET name = SUBSTR(name, 2) || 'x' WHERE wrapped IS NOT NULL", "its name is not"),
     ("UPDATE subject_keys SET created_us = created_us - 1", "its created_us is not"),
     # What was erased is said to be cleared when it was not, or the key never to have been.
     ("UPDATE subject_keys SET cleared_us = NULL", "its cleared_us is not"),
@@ -106,7 +106,7 @@ ATTACKS = [
     # A key that nothing opens is taken for the living one of somebody.
     (
         "INSERT INTO subject_keys (id, name, tenant, wrapped, created_us)"
-        " SELECT 'f', 'f' || SUBSTR(name, 2), tenant, wrapped, created_us FROM subject_keys"
+        " SELECT 'f', SUBSTR(name, 2) || 'x', tenant, wrapped, created_us FROM subject_keys"
         " WHERE wrapped IS NOT NULL LIMIT 1",
         "key f: it is not wrapped under the master key",
     ),
@@ -258,7 +258,7 @@ def test_what_older_events_do_not_say_is_no_finding_and_what_they_say_is_compare
         assert found(changed(copy, tmp_path / "other.db", statement)) == [], statement
     for statement, told in (
         ("UPDATE incarnations SET role = 'x'", "its role is not"),
-        ("UPDATE subject_keys SET name = 'f' || SUBSTR(name, 2)", "of somebody whom it is not about"),
+        ("UPDATE subject_keys SET name = SUBSTR(name, 2) || 'x'", "of somebody whom it is not about"),
         ("UPDATE incarnations SET started_us = 1", "its started_us is not"),
         ("UPDATE subject_keys SET erased_us = 1 WHERE wrapped IS NULL", "its erased_us is not"),
         ("UPDATE playbook_runs SET ended_us = 1", "its ended_us is not"),
