@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import count
@@ -29,8 +29,8 @@ _SETTINGS = ("listen_addresses=", "max_connections=200", "shared_buffers=32MB")
 class Server:
     """Whoever starts it stops it. What it says is `durable` only if asked: tests outlive no machine."""
 
-    def __init__(self, *, durable: bool = False) -> None:
-        self._settings = (*_SETTINGS, f"fsync={'on' if durable else 'off'}")
+    def __init__(self, settings: Sequence[str] = (), *, durable: bool = False) -> None:
+        self._settings = (*_SETTINGS, f"fsync={'on' if durable else 'off'}", *settings)
         self.folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
         self._bin = _binaries()
         self._user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import growth, ledger, policy, stages, startup, undo
+from benchmarks.targets import plain_writer
 
 
 async def test_the_stages_of_a_call_are_measured_on_calls_that_succeed(tmp_path: Path) -> None:
@@ -26,6 +27,7 @@ async def test_the_ledger_is_measured_by_how_many_calls_wait_together(tmp_path: 
     assert all(row.calls_per_s > 0 and row.naive_calls_per_s > 0 for row in rows)
     assert 2.0 <= rows[0].fsyncs < 3  # nothing to share a commit with
     assert rows[2].fsyncs < 1
+    assert await plain_writer.cpu_us(tmp_path / "plain.db", concurrency=4, seconds=0.1) > 0
 
 
 def test_a_record_grown_in_bulk_verifies_and_answers_every_question(tmp_path: Path) -> None:
