@@ -63,6 +63,8 @@ _LATEST = tuple(reversed(_LEAVES))
 _NO_MORE: tuple[str | None, Iterable[tuple[Any, ...]]] = (None, ())
 _first_of = itemgetter(0)
 _NOTHING: Mapping[str, Any] = {}
+#: A place after every event, in the order of writing.
+_NEVER = 2**63
 _OPENINGS = ("call.denied", "call.awaiting_approval", "call.scheduled", "call.dispatched")
 #: Columns of `calls` that the opening event seals, and under which name.
 _SEALED = (
@@ -271,6 +273,7 @@ def verify_calls(
         )
 
     followed = followed or Followed()
+    destroyed = _destroyed(records) if payloads else {}
     astray: list[str] = []
     rows = counted(of_calls(chain.COLUMNS, "events", "call_id"), progress)
     events = _histories(followed.follow(records, rows))
@@ -304,7 +307,7 @@ def verify_calls(
         ]
         if payloads:
             begun = happened.get(_first(_OPENINGS, happened) or "", _NOTHING)
-            wrong += _miscarried(records, call, kept, begun, happened)
+            wrong += _miscarried(records, call, kept, begun, happened, destroyed)
             wrong += ways_back_told.misplaced(records.vault, call[_TENANT], touched, undo, happened)
             if not _claimed(records, call, kept, begun):
                 wrong.append("its claim is not what its event says")
@@ -330,7 +333,7 @@ def verify_undos(records: Records) -> Iterator[Finding]:
     brought: dict[str, dict[str, str]] = defaultdict(dict)
     came_back: Counter[tuple[str, str]] = Counter()
     for row in records.rows("SELECT id, of_call FROM calls WHERE of_call IS NOT NULL AND kind = 'undo'"):
-        happened = _happened(records, row["id"])
+        happened = happened_to(records, row["id"])
         if end := ways_back_told.taken_to(happened):
             brought[row["of_call"]][row["id"]] = end
         for account, amount in ways_back_told.refunded(happened):
@@ -342,18 +345,19 @@ def verify_undos(records: Records) -> Iterator[Finding]:
             what = f"what came back to {account} is not what its undos say"
             yield Finding(where=f"call {call_id}", what=what)
     for row in records.rows("SELECT call_id, state, undo_call FROM undos WHERE undo_call IS NOT NULL"):
-        ends = brought.pop(row["call_id"], {})
+        call_id = row["call_id"]
+        ends = brought.pop(call_id, {})
         end = ends.pop(row["undo_call"], None)
         # One that certainly did nothing left it as it was, for the next.
         if set(ends.values()) <= {"ready"} and (
             row["state"] == end
             or (
                 (row["state"], end) == ("void", "ready")
-                and _is_closed(records, kept_of(records, row["call_id"]), _happened(records, row["call_id"]))
+                and _is_closed(records, kept_of(records, call_id), happened_to(records, call_id))
             )
         ):
             continue
-        yield Finding(where=f"call {row['call_id']}", what="its way back is not as its undos have left it")
+        yield Finding(where=f"call {call_id}", what="its way back is not as its undos have left it")
     for call_id in brought:
         yield Finding(where=f"call {call_id}", what="it was taken back, and its way back does not say so")
 
@@ -502,7 +506,7 @@ def _no_call(call_id: str) -> Finding:
     return Finding(where=f"call {call_id}", what="it has events, and no row in calls")
 
 
-def _happened(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
+def happened_to(records: Records, call_id: str) -> dict[str, dict[str, Any]]:
     """By kind, what the events of a call tell."""
     return {
         row["kind"]: facts_of(row["body"])
@@ -514,8 +518,8 @@ def beside_calls(records: Records, *kinds: str) -> Iterator[tuple[Row, dict[str,
     """The events of these kinds that are of no call, in the order of writing, and what each tells."""
     marks = ", ".join("?" * len(kinds))
     for row in records.rows(
-        f"SELECT stream, kind, tenant, at_us, body FROM events WHERE call_id IS NULL AND kind IN ({marks})"  # noqa: S608 - only marks are inserted
-        " ORDER BY rowid",
+        "SELECT rowid, stream, kind, tenant, at_us, body FROM events"  # noqa: S608 - only marks are inserted
+        f" WHERE call_id IS NULL AND kind IN ({marks}) ORDER BY rowid",
         kinds,
     ):
         yield row, facts_of(row["body"])
@@ -646,8 +650,12 @@ def _miscarried(
     kept: Sequence[tuple[Any, ...]],
     begun: Mapping[str, Any],
     happened: Mapping[str, Mapping[str, Any]],
+    destroyed: Mapping[str, int],
 ) -> Iterator[str]:
-    """What of the stored payloads is not what was sealed, or not what was committed to."""
+    """What of the stored payloads is not what was sealed, or not what was committed to.
+
+    `destroyed` are the places, in the order of writing, of the events that tell of it, by key.
+    """
     commits = {"result": ended(happened).get("result_commit")}
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
     if not begun.get("redacted"):
@@ -661,11 +669,29 @@ def _miscarried(
             yield f"its stored {kind} cannot be opened: {error}"
             continue
         if commitment is None:
-            # Nobody can open it any more: at least, whoever was erased is somebody whom it is about.
+            # Nobody can open it any more: at least, whoever was erased is somebody whom it is about, and was
+            # erased after that.
             if not _is_about(records, call, keys.split()):
                 yield f"its stored {kind} is erased with the key of somebody whom it is not about"
+            elif _began(records, call_id) > min(destroyed.get(key, _NEVER) for key in keys.split()):
+                yield f"its stored {kind} is erased with a key that was destroyed before the call"
         elif kind in commits and commitment != commits[kind]:
             yield f"its stored {kind} is not what was committed to"
+
+
+def _destroyed(records: Records) -> dict[str, int]:
+    """The place, in the order of writing, of the event that tells of each key that is destroyed."""
+    return {
+        key: event["rowid"]
+        for event, facts in beside_calls(records, "audit.erased")
+        for key in _texts(facts.get("keys"))
+    }
+
+
+def _began(records: Records, call_id: str) -> int:
+    """The place, in the order of writing, of the first event of a call."""
+    (first,) = records.rows("SELECT MIN(rowid) AS place FROM events WHERE call_id = ?", (call_id,))
+    return first["place"]
 
 
 def _is_about(records: Records, call: tuple[Any, ...], key_ids: Sequence[str]) -> bool:

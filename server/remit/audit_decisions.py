@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from remit.audit import Finding, beside_calls, facts_of
+from remit.audit import Finding, beside_calls, facts_of, happened_to
 from remit.binding import binding_of
 from remit.database import Row
 from remit.records import Records
@@ -26,6 +26,8 @@ _VOTES = ("approval.approve", "approval.reject")
 _CLOSED = {"approval.reject": "rejected", "approval.withdrawn": "withdrawn"}
 #: Such an event names the request that it has used up.
 _LET_IN = ("call.scheduled", "call.dispatched")
+#: The first of these that a call has is the one with which its record begins, unless it was denied.
+_OPENINGS = ("call.awaiting_approval", *_LET_IN)
 #: Columns of `legal_holds` that its event seals, and under which name.
 _HOLD = (
     *((name, name) for name in ("tenant", "scope", "from_us", "to_us", "reason")),
@@ -185,10 +187,13 @@ def verify_notices(records: Records) -> Iterator[Finding]:
             told[str(call_id)] = facts.get("at_us")
     for row in records.rows("SELECT * FROM notices ORDER BY call_id"):
         where = f"notice of call {row['call_id']}"
-        begun = _opening(records, row["call_id"])
+        happened = happened_to(records, row["call_id"])
+        begun: dict[str, Any] = {}
+        for kind in reversed(_OPENINGS):
+            begun = happened.get(kind, begun)
         if any(row[name] != begun.get(name) for name in ("tenant", "agent", "user", "run", "tool")):
             yield Finding(where=where, what="whose call it is, or of which tool, is not what its event says")
-        elif not _was_taken_back(records, row["call_id"]):
+        elif "call.cancelled" not in happened and not _was_undone(records, row["call_id"]):
             yield Finding(where=where, what="its call was neither taken back nor called off")
         if row["told_us"] != told.pop(str(row["call_id"]), None):
             yield Finding(where=where, what="whether and when its run was told is not what the events say")
@@ -257,32 +262,8 @@ def verify_policies(records: Records) -> Iterator[Finding]:
         yield Finding(where=f"activation {number}", what="it has an event, and no row")
 
 
-def _opening(records: Records, call_id: str) -> Mapping[str, Any]:
-    """What the first event says of a call that was let in; nothing when there is none."""
-    found = {
-        row["kind"]: facts_of(row["body"])
-        for row in records.rows(
-            "SELECT kind, body FROM events WHERE call_id = ?"
-            " AND kind IN ('call.awaiting_approval', 'call.scheduled', 'call.dispatched')",
-            (call_id,),
-        )
-    }
-    for kind in ("call.awaiting_approval", *_LET_IN):
-        if kind in found:
-            return found[kind]
-    return {}
-
-
-def _was_taken_back(records: Records, call_id: str) -> bool:
-    """Whether a call was taken back, or was held back and called off."""
-    return any(
-        True
-        for _ in records.rows(
-            "SELECT 1 FROM undos WHERE call_id = ? AND state = 'done' UNION ALL"
-            " SELECT 1 FROM events WHERE call_id = ? AND kind = 'call.cancelled'",
-            (call_id, call_id),
-        )
-    )
+def _was_undone(records: Records, call_id: str) -> bool:
+    return any(records.rows("SELECT 1 FROM undos WHERE call_id = ? AND state = 'done'", (call_id,)))
 
 
 def _as_told(asked: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import asyncio
 import fcntl
 import os
 import resource
+import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -440,6 +441,16 @@ def at_once(at: Postgres) -> Generator[Session]:
         yield session
     finally:
         session.close()
+
+
+def by_hand(path: Location, statement: str) -> None:
+    """Change the audit database behind Remit's back, as whoever may write to it can."""
+    if isinstance(path, Postgres):
+        with at_once(path) as db:
+            db.script(statement)
+        return
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement)
 
 
 #: Where audit databases are made; None: each is a SQLite file.

@@ -5,19 +5,17 @@ One record is made in which all of it was decided, and each attack is made on a 
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Remit, a_remit, at_once, rows
+from tests.server.builders import Remit, a_remit, by_hand, rows
 from tests.server.test_notices import BOSS
 from tests.server.test_verifying import changed
 
 from remit.calls_told import INTERRUPTED
-from remit.database import Location, Postgres
+from remit.database import Location
 from remit.identity import mint_key
 from remit.ledger import Ledger
 from remit.model import USUAL_REASONS, Pending
@@ -100,15 +98,6 @@ async def decide(folder: Path) -> Location:
 def found(at: Location) -> list[str]:
     with open_records(at) as records:
         return [str(finding) for finding in verify(records, payloads=True)]
-
-
-def by_hand(at: Location, statement: str) -> None:
-    if isinstance(at, Postgres):
-        with at_once(at) as session:
-            session.script(statement)
-        return
-    with closing(sqlite3.connect(at)) as db, db:
-        db.execute(statement)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.server.builders import TOOLS, Clock, Remit, a_remit, at_once, rows, tools
+from tests.server.builders import TOOLS, Clock, Remit, a_remit, at_once, by_hand, rows, tools
 from tests.server.test_erasing import ABOUT, ROLES
 from tests.server.test_notices import BOSS
 
@@ -213,6 +213,24 @@ async def test_a_life_ends_with_its_last_event(tmp_path: Path) -> None:
     life = remit.one("SELECT state, ended_us FROM incarnations")
     closed = remit.one("SELECT at_us FROM events WHERE kind = 'stream.closed'")
     assert life == {"state": "closed", "ended_us": closed["at_us"]}
+
+
+@everywhere
+async def test_who_was_erased_and_came_back_is_not_erased_by_the_key_of_before(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=ABOUT) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        await remit.done("shop.buy", {"thing": "cup", "price": 5})
+        erased = await remit.on.journal.erase(tenant="acme", subject="customer:cup", reason="", by="user:bea")
+        await finish(remit.on.journal, erased.keys[0], tenant="acme", subject="customer:cup")
+        back = await remit.done("shop.buy", {"thing": "cup", "price": 6})
+    assert found(remit.path) == []
+    by_hand(
+        remit.path,
+        "UPDATE payloads SET keys = (SELECT id FROM subject_keys WHERE wrapped IS NULL)"  # noqa: S608 - an id of ours
+        f" WHERE call_id = '{back.call_id}' AND kind = 'result'",
+    )
+    said = "its stored result is erased with a key that was destroyed before the call"
+    assert found(remit.path) == [f"call {back.call_id}: {said}"]
 
 
 def older(db: sqlite3.Connection) -> None:
