@@ -4,7 +4,12 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.postgres import Databases, Server
+
+# No test fails because the machine has much else to do.
+settings.register_profile("remit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("remit")
 
 
 @pytest.fixture(scope="session")

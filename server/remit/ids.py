@@ -15,10 +15,13 @@ def now_us() -> int:
 
 
 def uuid7(at_us: int) -> str:
-    """A time-ordered UUID (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits."""
-    value = (at_us // 1000 & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0b11 << 62) | 0b10 << 62
+    """A UUID in the order of time (RFC 9562 §5.7), to the microsecond.
+
+    48 bits of milliseconds, 12 bits of the fraction of one (§6.2, method 3), then 62 random bits.
+    """
+    milliseconds, microseconds = divmod(at_us, 1000)
+    value = (milliseconds & (2**48 - 1)) << 80 | 7 << 76 | (microseconds << 12) // 1000 << 64
+    value |= 0b10 << 62 | int.from_bytes(os.urandom(8)) >> 2
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

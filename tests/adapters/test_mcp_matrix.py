@@ -213,7 +213,7 @@ async def test_giving_up_reaches_the_source(to: Connected, tmp_path: Path) -> No
 
 async def test_a_deadline_ends_the_call_in_doubt_and_tells_the_source(to: Connected, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="did not answer within") as caught:
-        await run(to, "wait", {"place": str(tmp_path)}, deadline_s=0.5)
+        await run(to, "wait", {"place": str(tmp_path)}, deadline_s=1.5)
     assert caught.value.code == "timeout"
     assert not caught.value.no_effect
     await appears(tmp_path / "cancelled")

@@ -9,7 +9,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.chain import GENESIS, EventRow, Flaw, canonical, link, verify
@@ -258,8 +258,6 @@ JSON = st.recursive(
 )
 
 
-# Where the machine has much else to do, texts take long to make up.
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(st.characters(max_codepoint=0xD7FF)), JSON, max_size=6))
 def test_the_canonical_form_is_that_of_rfc_8785(body: dict[str, Any]) -> None:
     """On this profile (no floats, keys below U+D800) the standard library writes the same form."""

@@ -611,7 +611,7 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(mutated())
 def test_no_file_makes_the_reader_fail_in_another_way(text: str) -> None:
     Path("remit.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -270,7 +270,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(steps=st.lists(STEPS, min_size=1, max_size=5))
 def test_the_books_are_the_same_with_a_log_and_without(steps: list[list[str]]) -> None:
     def with_log(logs: bool) -> dict[str, list[tuple[Any, ...]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.acme import Terminal, made, refund_of, serving
 from tests.server.builders import POLICY, Clock, Remit, a_principal, a_remit, a_reply, tools
@@ -296,7 +296,7 @@ WRITES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(WRITES)
 def test_over_any_history_what_is_last_goes_and_nothing_of_the_others_is_lost(
     writes: list[tuple[str, str, int]],

@@ -244,7 +244,7 @@ SAID = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(said=SAID)
 def test_the_first_value_stays_whatever_follows(said: list[tuple[str, Any]], tmp_path_factory: Any) -> None:
     async def story() -> None:

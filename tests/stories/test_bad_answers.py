@@ -108,7 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             command = [*HOSTILE, transport, era, str(path), str(folder / f"{name}.log")]
             if transport == "stdio":
                 # A list that cannot be read is waited for as long as a connection.
-                return {"kind": "mcp", "command": command, "optional": True, "connect_timeout": "3s"}
+                return {"kind": "mcp", "command": command, "optional": True, "connect_timeout": "6s"}
             (folder / name).mkdir()
             url = stack.enter_context(serving(command, folder / name))
             return {"kind": "mcp", "url": url, "optional": True}

@@ -74,7 +74,7 @@ async def test_two_replicas_are_one_remit(at: Postgres, tmp_path: Path) -> None:
     config = configured(
         {"src": source},
         tmp_path,
-        store={"path": "remit.db", "url": at.url, "lease": "1s"},
+        store={"path": "remit.db", "url": at.url},
         tools={"*": {"effect": "irreversible", "on_error": "unknown"}},
         budgets=TOTAL,
     )
@@ -101,7 +101,7 @@ async def test_a_killed_replica_leaves_its_calls_in_doubt_to_the_other(at: Postg
     config = configured(
         {"src": {"kind": "mcp", "command": SOURCE}},
         tmp_path,
-        store={"path": "remit.db", "url": at.url, "lease": "1s"},
+        store={"path": "remit.db", "url": at.url, "lease": "3s"},
         tools={"*": {"effect": "irreversible"}},
     )
     key = a_key(config)

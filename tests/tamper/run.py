@@ -273,7 +273,7 @@ def log(db: sqlite3.Connection, rng: random.Random) -> str:
             "UPDATE log_tiles SET hashes = substr(hashes, 33)",
             "DELETE FROM log_tiles",
             "UPDATE log_checkpoints SET root = printf('%064d', 0)",
-            "UPDATE log_checkpoints SET note = replace(note, 'A', 'B')",
+            "UPDATE log_checkpoints SET note = note || 'x'",
             "DELETE FROM log_checkpoints",
         ]
     )
