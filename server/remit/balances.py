@@ -47,24 +47,30 @@ def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
     ]
 
 
-def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> tuple[str, ...]:
-    """Reserve what the call may cost; return a sentence for each limit that comes near by it."""
+def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> None:
+    """Reserve what the call may cost."""
     if not charges:
-        return ()
-    paying = [(charge, _account(ledger, charge)) for charge in charges]
+        return
     held = ledger.held.setdefault(call_id, [])
-    for charge, account in paying:
+    for charge in charges:
         name, start_us, unit, amount = charge.account, charge.window_start_us, charge.unit, charge.amount
+        account = _account(ledger, charge)
         account.held += amount
         ledger.changes(account)
         row = (call_id, name, start_us, unit, amount, "held", 0, 0, ledger.now_us, None)
         ledger.insert("holds", row)
         held.append(Held(name, start_us, unit, amount))
         _track_overrun(ledger, call_id, name, start_us, account)
+
+
+def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
+    """A sentence for each limit that has come near."""
     return tuple(
         f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}."
-        for charge, account in paying
-        if charge.warn_from is not None and account.limit_amount - account.left >= charge.warn_from
+        for charge in charges
+        if charge.warn_from is not None
+        and (account := ledger.account(charge.account, charge.window_start_us, limit=charge.limit))
+        and account.limit_amount - account.left >= charge.warn_from
     )
 
 

@@ -116,6 +116,9 @@ class _Fitting:
         for price in tool.prices:
             yield from self._paths("price", price.estimate, own)
             yield from self._paths("price", price.actual, own)
+            if price.unit not in {CALLS, *(budget.unit for budget in self.loaded.config.budgets)}:
+                message = f"no budget counts {price.unit}, so what calls cost in it is on no record"
+                yield self._problem("price", message, warning=True)
         for refinement in self.tool.refinements:
             yield from self._condition("when", refinement.when)
         yield from self._paths("resource", tool.resource, own)

@@ -82,7 +82,15 @@ class Admitted:
     """The call may be sent: its intent, holds and undo are durable."""
 
     deadline_us: int
-    #: Which limits come near, a sentence each.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How the call ended is on record."""
+
+    #: The event that says so, as the Merkle log will have it (`chain.entry`).
+    event: str
+    #: Which limits have come near, a sentence each.
     warnings: tuple[str, ...] = ()
 
 
@@ -294,7 +302,7 @@ class Journal:
             if call.kind == "call" and not waits:
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
-            warnings = balances.hold(self._ledger, call_id, to_hold)
+            balances.hold(self._ledger, call_id, to_hold)
             if way_back:
                 ways_back.register(self._ledger, call_id, way_back, "ready" if waits else "registered")
             if touches is not None and not waits:
@@ -322,9 +330,9 @@ class Journal:
                 **_decision(verdict),
             )
             if waits:
-                return replace(waits, warnings=warnings)
+                return replace(waits, warnings=balances.near(self._ledger, to_hold))
             assert deadline_us is not None  # noqa: S101 - it waits, or it has a deadline
-            return Admitted(deadline_us=deadline_us, warnings=warnings)
+            return Admitted(deadline_us=deadline_us)
 
         return await self._write(change)
 
@@ -368,10 +376,9 @@ class Journal:
             runs.let_out(self._ledger, call)
             if touches is not None:
                 self._ledger.insert("touches", (touches, call.id))
-            warnings: tuple[str, ...] = ()
             more: Json = {}
             if call.waited:
-                warnings = balances.hold(self._ledger, call.id, charges)
+                balances.hold(self._ledger, call.id, charges)
                 way_back = plan if call.tool.effect is not Effect.DEFERRED else None
                 if way_back:
                     self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
@@ -381,7 +388,7 @@ class Journal:
                 more = {"holds": _held(charges), "undo": ways_back.told(way_back)}
             more |= self._touched(call, touches)
             self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
-            return Admitted(deadline_us=deadline_us, warnings=warnings)
+            return Admitted(deadline_us=deadline_us)
 
         return await self._write(change)
 
@@ -458,6 +465,7 @@ class Journal:
         call_id: str,
         state: Literal["succeeded", "failed"],
         costs: Mapping[str, int],
+        charges: Sequence[Charge] = (),
         reply: bytes | None,
         error: tuple[str, str] | None,
         plan: UndoPlan | None,
@@ -467,13 +475,12 @@ class Journal:
         resolution: str | None = None,
         frees_key: bool = False,
         establishes: Mapping[str, Scalar] | None = None,
-    ) -> str:
+    ) -> Settled:
         """Record how the call ended: post `costs` (by unit) and release the rest, bind the undo.
 
-        Returns the event that says so, as the Merkle log will have it (`chain.entry`).
-
         `call_id` is the record's id (an approved call keeps the id under which people saw it). A unit that
-        `costs` does not name costs nothing. `undo_state` is what this undo did to the call that it serves.
+        `costs` does not name costs nothing; `charges` are those by which it was held, whose limits may have
+        come near. `undo_state` is what this undo did to the call that it serves.
         `touches` is what only the answer told that the call touched.
         `after` is what it left behind, to be compared before it is taken back.
         `resolution` says how this is known of a call that was in doubt.
@@ -482,7 +489,7 @@ class Journal:
         Raises WrongState when others have concluded how the call ended, StoreUnavailable when it is owed.
         """
 
-        def change() -> str:
+        def change() -> Settled:
             ledger = self._ledger
             ledger.ends(call_id, undoable=plan is not None)
             commit: str | None = None
@@ -523,7 +530,9 @@ class Journal:
                 **(runs.establish(ledger, call, call_id, establishes) if establishes else {}),
                 undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
             )
-            return entry(ledger.stream, *ledger.position)
+            return Settled(
+                event=entry(ledger.stream, *ledger.position), warnings=balances.near(ledger, charges)
+            )
 
         return await self._write_or_owe(change, durable=False)
 

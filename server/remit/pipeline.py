@@ -473,9 +473,7 @@ async def _run(
             if done.undone.get("state") == "ready":
                 overtaken = replace(decision.verdict, rung=Rung.DENY, code="undo_conflict", reason=_OVERTAKEN)
                 return Refused(call_id=call_id, verdict=overtaken)
-            if done.failed or not admitted.warnings:
-                return done  # what a failed call held is there again
-            return replace(done, warnings=admitted.warnings)
+            return done
         except (StoreUnavailable, WrongState):
             if harmless and on.config.store.reads_when_down:
                 return Done(call_id=call_id, reply=reply, cost={}, undo=None, failed=reply.is_error)
@@ -562,11 +560,12 @@ async def _settle(
         if undo_state == "done" and call.undoing.tool.after and call.undoing.tool.after.etag:
             left, _ = await _still_as_left(call, call_id, call.undoing, decision.verdict, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
-    event = await on.journal.settle(
+    settled = await on.journal.settle(
         call,
         call_id=call_id,
         state="failed" if failed else "succeeded",
         costs=costs,
+        charges=() if failed else decision.charges,
         reply=orjson.dumps(reply.body),
         error=error,
         plan=plan,
@@ -583,7 +582,8 @@ async def _settle(
         failed=failed,
         cost=costs,
         undo=plan if plan and plan.arguments is not None else None,
-        event=event,
+        event=settled.event,
+        warnings=settled.warnings,
         undone={"state": undo_state, "residue": call.undoing.residue} if call.undoing else {},
     )
 

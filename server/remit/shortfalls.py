@@ -37,6 +37,16 @@ def short(
     found = balances.too_small(ledger, ranked)
     assert found is not None  # noqa: S101 - it is the same charges
     charge, account = found
+    # A limit of nothing is one that people raise when the time has come.
+    if charge.amount > charge.limit > 0 and charge.on_exceed != "approve":
+        return replace(
+            verdict,
+            rung=Rung.DENY,
+            code="budget_exhausted",
+            reason=f"The budget for {charge.label} can never take this call: it needs {charge.amount}, and"
+            f" the limit is {charge.limit}.",
+            remedy=Remedy.CHANGE,
+        )
     if deferred.can_wait(ledger, call, charge) and not verdict.owes("redact"):
         if ledger.now_us < deferred.waits_until_us(call, charge, ledger.now_us):
             return charge

@@ -121,6 +121,17 @@ def test_a_result_that_is_not_declared_is_a_warning(tmp_path: Path, definitions:
     assert warning
 
 
+def test_a_price_in_a_unit_that_no_budget_counts_is_a_warning(
+    tmp_path: Path, definitions: Definitions
+) -> None:
+    text = CONFIG.replace("eur_minor: args.amount_minor", "usd_minor: args.amount_minor")
+    text = text.replace("unit: eur_minor", "unit: calls, id: agent:other")
+    ((problem, warning),) = found(tmp_path, text, definitions).items()
+    assert f"remit.yaml:{line_of(text, 'price:')}:" in problem
+    assert "no budget counts usd_minor, so what calls cost in it is on no record" in problem
+    assert warning
+
+
 def test_a_budget_in_a_unit_that_nothing_costs_is_a_warning(tmp_path: Path, definitions: Definitions) -> None:
     text = f"{CONFIG}  - {{scope: agent, unit: tokens, window: total, limit: 5}}\n"
     ((problem, warning),) = found(tmp_path, text, definitions).items()

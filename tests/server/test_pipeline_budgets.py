@@ -308,6 +308,17 @@ async def test_a_receipt_warns_from_the_declared_share_of_a_limit_on(tmp_path: P
     assert "1 of 4 are left of total calls of this agent" in warnings[2][0]
 
 
+async def test_a_receipt_tells_what_is_left_after_what_the_call_really_cost(tmp_path: Path) -> None:
+    price = {"eur_cent": {"estimate": "args.price", "actual": "result.paid"}}
+    budgets = [a_budget(100, unit="eur_cent", warn_at=50, on_exceed="observe")]
+    async with a_remit(tmp_path, tools=tools(buy={"price": price}), budgets=budgets) as remit:
+        remit.source.on["buy"] = {"order": "o-1", "paid": 1}
+        assert (await remit.done("shop.buy", {"thing": "pen", "price": 100})).warnings == ()
+        remit.source.on["buy"] = {"order": "o-2", "paid": 60}
+        told = (await remit.done("shop.buy", {"thing": "cup", "price": 1})).warnings
+    assert told == ("39 of 100 are left of total eur_cent of this agent.",)
+
+
 async def test_a_call_that_failed_does_not_warn_of_what_it_gave_back(tmp_path: Path) -> None:
     async with a_remit(tmp_path, budgets=[a_budget(4, unit="calls", warn_at=25)]) as remit:
         assert (await remit.done("shop.send", {"text": "a"})).warnings

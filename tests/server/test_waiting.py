@@ -21,7 +21,7 @@ from tests.server.fronts import served, texts
 from remit.audit import verify_balances, verify_calls, verify_events
 from remit.due import send_due
 from remit.front.answers import RECEIPT, to_wire
-from remit.model import Done, Pending, Refused, Scheduled
+from remit.model import Done, Pending, Refused, Remedy, Scheduled
 from remit.records import open_records
 from remit.undo import undo
 
@@ -112,6 +112,18 @@ async def test_the_agent_is_told_for_what_it_waits_and_until_when_and_a_repeat_a
             for part in ("calls of this agent per hour", receipt["due"], receipt["call_id"], "remit.undo"):
                 assert part in told["content"][0]["text"]
         assert len(remit.rows("SELECT id FROM calls")) == 1
+
+
+@pytest.mark.parametrize("on_exceed", ["defer", "deny"])
+async def test_what_no_window_can_ever_take_is_refused_at_once(tmp_path: Path, on_exceed: str) -> None:
+    budget = a_budget(5, unit="eur_cent", on_exceed=on_exceed)
+    priced = tools(send={"price": {"eur_cent": 6}})
+    async with waiting(tmp_path, budget, tools=priced) as remit:
+        outcome = await remit.call("shop.send", {"text": "much"})
+        assert isinstance(outcome, Refused)
+        assert (outcome.verdict.code, outcome.verdict.remedy) == ("budget_exhausted", Remedy.CHANGE)
+        assert "can never take this call: it needs 6, and the limit is 5" in outcome.verdict.reason
+        assert remit.source.effects("send") == []
 
 
 async def test_what_waits_is_called_off_and_never_made(tmp_path: Path) -> None:
