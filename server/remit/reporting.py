@@ -54,14 +54,15 @@ def report(
     to_us: int,
     tenant: str | None,
     now_us: int,
-    payloads: bool,
     advance: Progress = ignored,
 ) -> Report:
     """Count what happened from `from_us` to `to_us`, and verify the whole record. Reads one snapshot."""
+    shut = verifying.shut(records)
     findings = [
         str(finding)
         for found in (
-            verifying.verify(records, payloads=payloads, progress=advance),
+            [shut] if shut else [],  # it explains what else cannot be
+            verifying.verify(records, payloads=not shut, progress=advance),
             verify_balances(records),
         )
         for finding in found
@@ -223,11 +224,11 @@ def _told(facts: dict[str, Any]) -> tuple[str, str, str]:
 def page(it: Report) -> str:
     """The report as one HTML page."""
     sound = not it.findings
-    verified = (
-        f"All {it.events} events, and every call, vote and balance, are as they were written."
-        if sound
-        else f"{len(it.findings)} things are not as they were written. The first of them:"
-    )
+    verified = f"All {it.events} events, and every call, vote and balance, are as they were written."
+    if not sound:
+        verified = f"Not everything is as it was written, or can be verified: {len(it.findings)} found."
+    if len(it.findings) > _FINDINGS_MAX:
+        verified += f" These are the first {_FINDINGS_MAX}."
     listed = "".join(f"<li>{_text(each)}</li>" for each in it.findings[:_FINDINGS_MAX])
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -60,7 +60,33 @@ def test_a_report_says_that_the_record_is_not_sound_and_escapes_what_others_wrot
     assert ran.code == 1
     page = Page(ran.out)
     assert "script" not in page.tags
-    assert "are not as they were written" in " ".join(page.texts)
+    assert "Not everything is as it was written" in " ".join(page.texts)
+
+
+@pytest.mark.parametrize("lost", ["gone", "unreadable"])
+def test_a_report_without_the_master_key_finds_what_verification_finds(
+    remit: Terminal, tmp_path: Path, lost: str
+) -> None:
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db, db:
+        db.execute("UPDATE payloads SET body = zeroblob(60) WHERE kind = 'arguments'")
+    key = remit.folder / "remit.db.master-key"
+    kept = key.rename(tmp_path / "kept")
+    if lost == "unreadable":
+        key.symlink_to(kept)  # of which no key is read, whoever asks
+    verified, told = remit("audit", "verify", "--json"), remit("report", "--from", "2020-01-01", "--json")
+    assert (verified.code, told.code) == (1, 1)
+    findings = [f"{each['where']}: {each['what']}" for each in verified.json["findings"]]
+    assert told.json["findings"] == findings
+    assert findings[0].startswith(f"master key: {key} ")
+    page = " ".join(Page(remit("report", "--from", "2020-01-01").out).texts)
+    assert "Not everything is as it was written, or can be verified: 1 found." in page
+    assert findings[0] in page
+
+
+def test_a_report_on_a_record_that_is_empty_is_sound(tmp_path: Path) -> None:
+    remit = a_place(tmp_path)
+    assert remit("db", "upgrade").code == 0
+    assert remit.json("report", "--from", "2020-01-01")["findings"] == []
 
 
 def test_a_report_says_who_acted_on_what_and_why(remit: Terminal, story: Story) -> None:

@@ -76,25 +76,21 @@ def verify(
     With --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
     from remit import verifying
-    from remit.audit import Finding
     from remit.cli.output import progress, report
     from remit.proofs import size_of
 
     with _records(config_path, copy) as found:
         empty = found.is_empty()
-        # What was never written was never sealed: its master key is made with the first life of a server.
-        shut = None if empty else locked(found)
+        shut = verifying.shut(found)
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
         with progress("Verifying", events + sealed + calls, every=200) as advance:
             findings = list(
-                verifying.verify(
-                    found, kept, verifiers, payloads=not (shut or empty), progress=advance, processes=jobs
-                )
+                verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance, processes=jobs)
             )
     if shut and copy is None:
-        findings.insert(0, Finding(where="master key", what=shut))  # it explains what else cannot be
+        findings.insert(0, shut)  # it explains what else cannot be
     if as_json:
         print_json(
             {
@@ -372,17 +368,6 @@ def _records(config_path: Path, copy: Path | None) -> Generator[Records]:
 
     with open_records(copy) if copy else records(config_path) as found:
         yield found
-
-
-def locked(found: Records) -> str | None:
-    """Why payloads cannot be opened; None when they can."""
-    from remit.errors import RemitError
-
-    try:
-        found.vault  # noqa: B018 - reading its key is the point
-    except RemitError as error:
-        return str(error)
-    return None
 
 
 def _location(config_path: Path) -> Location:

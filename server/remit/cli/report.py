@@ -32,7 +32,6 @@ def report(
     verifies the whole record meanwhile. Exits with 1 when that finds anything.
     """
     from remit import reporting
-    from remit.cli.audit import locked
     from remit.cli.output import progress, to_file
     from remit.ids import now_us
     from remit.proofs import size_of
@@ -50,7 +49,6 @@ def report(
                 to_us=to_us,
                 tenant=tenant,
                 now_us=now,
-                payloads=locked(found) is None,
                 advance=advance,
             )
         if output or not as_json:
