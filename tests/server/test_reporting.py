@@ -9,9 +9,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.server.acme import Story, Terminal
+from tests.server.acme import Story, Terminal, made, refund_of, serving
 from tests.server.test_erasing import a_place
 from tests.server.test_keeping import SHORT, an_old_life
+
+from remit.model import Done
 
 
 class Page(HTMLParser):
@@ -117,12 +119,37 @@ def test_what_goes_for_its_age_is_no_act_of_people(tmp_path: Path) -> None:
     assert [row[1:4] for row in acts["rows"]] == [["audit.erased", "user:ann", "user:bea"]]
 
 
-def test_a_report_of_no_time_is_refused_and_one_that_fails_leaves_no_file(
+def test_a_report_tells_the_undos_that_were_refused_apart_from_the_calls_of_agents(remit: Terminal) -> None:
+    async def twice() -> str:
+        async with serving(remit.config) as on:
+            first = await made(on, "acme.refund", refund_of("ord-1002", 5000))
+            await made(on, "acme.refund", refund_of("ord-1002", 6000))
+        assert isinstance(first, Done)
+        return first.call_id
+
+    assert remit("undo", anyio.run(twice)).code == 1
+    sections = {each["title"]: each["rows"] for each in remit.json("report", "--from", "1h")["sections"]}
+    refused = sections["Why calls were refused"]
+    assert ["undo", "undo_conflict", 1] in refused
+    denied = sum(row[3] for row in sections["Agents"])
+    assert denied == sum(count for kind, _, count in refused if kind == "call") == 1
+
+
+def test_a_tenant_that_the_policy_names_and_in_which_nothing_happened_has_a_report(remit: Terminal) -> None:
+    with (remit.folder / "policy.csv").open("a") as policy:
+        policy.write("g, user:tom, role:refund_supervisor, globex\n")
+    assert remit.json("report", "--from", "1h", "--tenant", "globex")["sections"][0]["rows"] == []
+    assert remit.json("report", "--from", "1h", "--tenant", "acme")["sections"][0]["rows"] != []
+
+
+def test_a_report_of_no_time_or_tenant_is_refused_and_one_that_fails_leaves_no_file(
     remit: Terminal, tmp_path: Path
 ) -> None:
     file = str(tmp_path / "report.html")
     backwards = remit("report", "--from", "1h", "--to", "2h", "-o", file)
     assert (backwards.code, "--from must be before --to" in backwards.err) == (64, True)
+    typo = remit("report", "--from", "1h", "--tenant", "acne", "-o", file)
+    assert (typo.code, "of a tenant acne, and the policy names none: there are acme" in typo.err) == (1, True)
     (remit.folder / "remit.db").rename(remit.folder / "away.db")
     assert remit("report", "--from", "1h", "-o", file).code == 1
     (remit.folder / "away.db").rename(remit.folder / "remit.db")
