@@ -207,6 +207,9 @@ def _why_unreadable(at: Path, error: sqlite3.Error) -> str:
     """What is wrong and the fix, where SQLite only says that it cannot open or write a file."""
     kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     log, index = beside(at, "-wal"), beside(at, "-shm")
+    if str(error) == "no such table: alembic_version":
+        fix = "name the file that Remit writes (store.path), or a copy of it"
+        return f"it is {'not an audit database' if at.stat().st_size else 'empty'}: {fix}"
     if kind not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
         return str(error)
     for file in (at, log, index):

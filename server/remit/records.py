@@ -699,6 +699,10 @@ class Records:
         for row in self._db.rows(f"SELECT * FROM events WHERE {condition} ORDER BY rowid", values):  # noqa: S608 - the conditions are ours
             yield as_event(row)
 
+    def tells_of(self, tenant: str) -> bool:
+        """Whether anything happened in this tenant."""
+        return self._one("SELECT 1 FROM events WHERE tenant = ? LIMIT 1", (tenant,)) is not None
+
     def newest_events(self, *, after: int | None, limit: int) -> tuple[list[EventRow], int]:
         """Events written after the place `after` (None: the last ones), oldest first, and the new place."""
         if after is None:

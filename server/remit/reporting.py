@@ -54,14 +54,15 @@ def report(
     to_us: int,
     tenant: str | None,
     now_us: int,
-    payloads: bool,
     advance: Progress = ignored,
 ) -> Report:
     """Count what happened from `from_us` to `to_us`, and verify the whole record. Reads one snapshot."""
+    shut = verifying.shut(records)
     findings = [
         str(finding)
         for found in (
-            verifying.verify(records, payloads=payloads, progress=advance),
+            [shut] if shut else [],  # it explains what else cannot be
+            verifying.verify(records, payloads=not shut, progress=advance),
             verify_balances(records),
         )
         for finding in found
@@ -88,7 +89,8 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
 
     yield Section(
         title="Calls",
-        about="What agents asked for, how far each was let go, and what became of it.",
+        about="What agents asked for, how far each was let go, and what became of it. What was made to undo a"
+        " call, or to look before and after one, is not counted.",
         columns=("verdict", "state", "calls"),
         rows=asked(
             f"SELECT verdict, state, COUNT(*) AS calls FROM calls AS c WHERE {within} AND kind = 'call'"  # noqa: S608 - the conditions are ours
@@ -97,7 +99,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Agents",
-        about="Who called, and how often it was refused.",
+        about="Who made those calls, and how often they were refused.",
         columns=("tenant", "agent", "calls", "denied"),
         rows=asked(
             "SELECT tenant, agent, COUNT(*) AS calls, COUNT(CASE state WHEN 'denied' THEN 1 END)"  # noqa: S608 - the conditions are ours
@@ -106,11 +108,12 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Why calls were refused",
-        about="A code that appears often is a policy or an agent to look at.",
-        columns=("code", "calls"),
+        about="A code that appears often is a policy or an agent to look at. Refused undos are told, too, by"
+        " their kind.",
+        columns=("kind", "code", "calls"),
         rows=asked(
-            f"SELECT code, COUNT(*) AS calls FROM calls AS c WHERE {within} AND state = 'denied'"  # noqa: S608 - the conditions are ours
-            " GROUP BY code ORDER BY calls DESC"
+            f"SELECT kind, code, COUNT(*) AS calls FROM calls AS c WHERE {within} AND state = 'denied'"  # noqa: S608 - the conditions are ours
+            " GROUP BY kind, code ORDER BY calls DESC"
         ),
     )
     yield Section(
@@ -176,7 +179,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Spent",
-        about="What calls cost, by unit, less what was given back.",
+        about="What calls cost, undos among them, by unit, less what was given back.",
         columns=("tenant", "agent", "unit", "calls", "spent"),
         rows=asked(
             "SELECT tenant, agent, unit, COUNT(*), CAST(SUM(spent) AS BIGINT) FROM ("  # noqa: S608 - the conditions are ours
@@ -188,7 +191,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Policies that decided",
-        about="Each can be looked up: remit policy show.",
+        about="Each can be looked up: remit policy show. Every call is counted, whatever it was made for.",
         columns=("policy version", "calls"),
         rows=asked(
             f"SELECT policy_version, COUNT(*) AS calls FROM calls AS c WHERE {within}"  # noqa: S608 - the conditions are ours
@@ -223,11 +226,11 @@ def _told(facts: dict[str, Any]) -> tuple[str, str, str]:
 def page(it: Report) -> str:
     """The report as one HTML page."""
     sound = not it.findings
-    verified = (
-        f"All {it.events} events, and every call, vote and balance, are as they were written."
-        if sound
-        else f"{len(it.findings)} things are not as they were written. The first of them:"
-    )
+    verified = f"All {it.events} events, and every call, vote and balance, are as they were written."
+    if not sound:
+        verified = f"Not everything is as it was written, or can be verified: {len(it.findings)} found."
+    if len(it.findings) > _FINDINGS_MAX:
+        verified += f" These are the first {_FINDINGS_MAX}."
     listed = "".join(f"<li>{_text(each)}</li>" for each in it.findings[:_FINDINGS_MAX])
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -52,6 +52,7 @@ from remit.audit_keeping import (
 )
 from remit.checkpoint import Checkpoint, Verifier
 from remit.database import Location
+from remit.errors import RemitError
 from remit.ids import first_id
 from remit.proofs import verify_log
 from remit.records import Records, open_records
@@ -81,6 +82,8 @@ def verify(
     Raises StoreUnavailable where not all can be read.
     """
     records.must_be_whole()
+    # What was never written was never sealed: its master key is made with the first life of a server.
+    payloads = payloads and not records.is_empty()
     if processes is None:
         processes = worth_it(records.count("events"))
     if processes < 2 or records.at is None:
@@ -102,6 +105,16 @@ def verify(
     yield from verify_unlisted(followed)
     yield from verify_listed(records, followed)
     yield from verify_policies(records)
+
+
+def shut(records: Records) -> Finding | None:
+    """Why what calls carried cannot be opened, and so not be verified; None when it can, or there is none."""
+    if not records.is_empty():
+        try:
+            records.vault  # noqa: B018 - reading its key is the point
+        except RemitError as error:
+            return Finding(where="master key", what=str(error))
+    return None
 
 
 def worth_it(events: int) -> int:

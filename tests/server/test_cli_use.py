@@ -130,6 +130,9 @@ def test_no_configuration_is_told_in_one_sentence(tmp_path: Path) -> None:
         ("calls list --stat denied", 64, "'--state'"),
         ("calls list --since yesterday", 64, "say 30s, 15m, 24h or 7d for so long ago, or a time as 2026-"),
         ("calls list --until 2026-13-40", 64, "or a time as 2026-01-31T09:00"),
+        ("calls list --since 2027-01-01 --until 2026-01-01", 64, "--since must be before --until"),
+        ("audit export --since 2027-01-01 --until 2026-01-01", 64, "--since must be before --until"),
+        ("audit hold add --from 1h --to 2h --reason x", 64, "--from must be before --to"),
         ("calls list --agent bot", 64, "'bot' is not of the form agent:ID; write agent:bot"),
         ("calls list --user agent:bot", 64, "'agent:bot' is not of the form user:ID\n"),
         ("calls list --cost-over 5", 64, "--cost-over takes UNIT=AMOUNT, not '5'"),
@@ -144,6 +147,7 @@ def test_no_configuration_is_told_in_one_sentence(tmp_path: Path) -> None:
         ("agents key revoke ffff", 1, "there is no valid key ffff: `remit agents key list` shows"),
         ("audit verify --db {place}", 64, "is a directory"),
         ("audit verify --db nothing.db", 64, "File 'nothing.db' does not exist"),
+        ("audit verify --checkpoint nothing", 64, "File 'nothing' does not exist"),
         ("audit export --db nothing.db", 64, "File 'nothing.db' does not exist"),
         ("tools suggest nowhere", 64, "no source is called nowhere: there is acme"),
         ("tools prove nothing", 64, "no source offers nothing: `remit tools list` shows every tool"),
@@ -263,6 +267,17 @@ def test_a_file_that_is_no_database_is_told_in_one_sentence(remit: Terminal) -> 
     ran = remit("calls", "list")
     assert ran.code == 1
     assert ran.err.endswith("cannot be read: file is not a database\n")
+
+
+def test_a_copy_that_is_no_audit_database_is_told_with_what_to_do(tmp_path: Path) -> None:
+    remit, copy = Terminal(tmp_path / "remit.yaml"), tmp_path / "copy.db"
+    copy.touch()
+    ran = remit("audit", "verify", "--db", str(copy))
+    assert (ran.code, "it is empty: name the file that Remit writes" in ran.err) == (1, True)
+    with closing(sqlite3.connect(copy)) as db:
+        db.execute("CREATE TABLE orders (id)")
+    ran = remit("audit", "verify", "--db", str(copy))
+    assert (ran.code, "it is not an audit database: name the file" in ran.err) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -599,6 +599,35 @@ def test_tiles_are_published_as_a_web_server_serves_them(copied: tuple[Terminal,
     assert merkle.leaf_hash(entries[2 : 2 + int.from_bytes(entries[:2])]) == hashes[:32]
 
 
+def test_tiles_go_into_no_folder_that_holds_something(copied: tuple[Terminal, Path, Story]) -> None:
+    remit, folder, _ = copied
+    public = folder / "public"
+    public.mkdir()
+    assert remit("audit", "export", "--tiles", str(public)).code == 0
+    (public / "checkpoint").write_text("of another log")
+    again = remit("audit", "export", "--tiles", str(public))
+    assert (again.code, "it is not empty; name a new folder" in again.err) == (1, True)
+    assert (public / "checkpoint").read_text() == "of another log"
+
+
+@pytest.mark.parametrize(
+    ("words", "why", "told"),
+    [
+        ("audit key show", "there is no key yet", []),
+        ("audit checkpoint", "there is nothing to seal yet", {"checkpoint": None, "anchors": []}),
+    ],
+)
+def test_what_is_not_there_yet_is_no_line_of_a_file_of_keys_or_checkpoints(
+    tmp_path: Path, words: str, why: str, told: object
+) -> None:
+    remit = Terminal(a_place(tmp_path))
+    assert remit("db", "upgrade").code == 0
+    ran = remit(*words.split())
+    assert (ran.code, ran.out, why in ran.err) == (1, "", True)
+    ran = remit(*words.split(), "--json")
+    assert (ran.code, ran.json) == (1, told)
+
+
 def test_a_kept_checkpoint_is_compared_with(copied: tuple[Terminal, Path, Story]) -> None:
     remit, folder, _ = copied
     kept = folder / "kept"
@@ -616,7 +645,7 @@ def test_a_kept_checkpoint_is_compared_with(copied: tuple[Terminal, Path, Story]
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--checkpoint", "absent"), "cannot be read"),
+        (("--checkpoint", "absent"), "does not exist"),
         (("--checkpoint", "remit.yaml"), "cannot be relied on"),
         (("--key", "nonsense"), "not a key"),
     ],

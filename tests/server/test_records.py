@@ -340,7 +340,7 @@ def test_a_file_that_is_no_audit_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RemitError, match="cannot be read: file is not a database"), open_records(file):
         pass
     file.write_bytes(b"")
-    with pytest.raises(RemitError, match="cannot be read: no such table"), open_records(file):
+    with pytest.raises(RemitError, match="cannot be read: it is empty: name the file"), open_records(file):
         pass
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.server.acme import Story, Terminal
+from tests.server.acme import Story, Terminal, made, refund_of, serving
 from tests.server.test_erasing import a_place
 from tests.server.test_keeping import SHORT, an_old_life
+
+from remit.model import Done
 
 
 class Page(HTMLParser):
@@ -60,7 +62,33 @@ def test_a_report_says_that_the_record_is_not_sound_and_escapes_what_others_wrot
     assert ran.code == 1
     page = Page(ran.out)
     assert "script" not in page.tags
-    assert "are not as they were written" in " ".join(page.texts)
+    assert "Not everything is as it was written" in " ".join(page.texts)
+
+
+@pytest.mark.parametrize("lost", ["gone", "unreadable"])
+def test_a_report_without_the_master_key_finds_what_verification_finds(
+    remit: Terminal, tmp_path: Path, lost: str
+) -> None:
+    with closing(sqlite3.connect(remit.folder / "remit.db")) as db, db:
+        db.execute("UPDATE payloads SET body = zeroblob(60) WHERE kind = 'arguments'")
+    key = remit.folder / "remit.db.master-key"
+    kept = key.rename(tmp_path / "kept")
+    if lost == "unreadable":
+        key.symlink_to(kept)  # of which no key is read, whoever asks
+    verified, told = remit("audit", "verify", "--json"), remit("report", "--from", "2020-01-01", "--json")
+    assert (verified.code, told.code) == (1, 1)
+    findings = [f"{each['where']}: {each['what']}" for each in verified.json["findings"]]
+    assert told.json["findings"] == findings
+    assert findings[0].startswith(f"master key: {key} ")
+    page = " ".join(Page(remit("report", "--from", "2020-01-01").out).texts)
+    assert "Not everything is as it was written, or can be verified: 1 found." in page
+    assert findings[0] in page
+
+
+def test_a_report_on_a_record_that_is_empty_is_sound(tmp_path: Path) -> None:
+    remit = a_place(tmp_path)
+    assert remit("db", "upgrade").code == 0
+    assert remit.json("report", "--from", "2020-01-01")["findings"] == []
 
 
 def test_a_report_says_who_acted_on_what_and_why(remit: Terminal, story: Story) -> None:
@@ -91,12 +119,37 @@ def test_what_goes_for_its_age_is_no_act_of_people(tmp_path: Path) -> None:
     assert [row[1:4] for row in acts["rows"]] == [["audit.erased", "user:ann", "user:bea"]]
 
 
-def test_a_report_of_no_time_is_refused_and_one_that_fails_leaves_no_file(
+def test_a_report_tells_the_undos_that_were_refused_apart_from_the_calls_of_agents(remit: Terminal) -> None:
+    async def twice() -> str:
+        async with serving(remit.config) as on:
+            first = await made(on, "acme.refund", refund_of("ord-1002", 5000))
+            await made(on, "acme.refund", refund_of("ord-1002", 6000))
+        assert isinstance(first, Done)
+        return first.call_id
+
+    assert remit("undo", anyio.run(twice)).code == 1
+    sections = {each["title"]: each["rows"] for each in remit.json("report", "--from", "1h")["sections"]}
+    refused = sections["Why calls were refused"]
+    assert ["undo", "undo_conflict", 1] in refused
+    denied = sum(row[3] for row in sections["Agents"])
+    assert denied == sum(count for kind, _, count in refused if kind == "call") == 1
+
+
+def test_a_tenant_that_the_policy_names_and_in_which_nothing_happened_has_a_report(remit: Terminal) -> None:
+    with (remit.folder / "policy.csv").open("a") as policy:
+        policy.write("g, user:tom, role:refund_supervisor, globex\n")
+    assert remit.json("report", "--from", "1h", "--tenant", "globex")["sections"][0]["rows"] == []
+    assert remit.json("report", "--from", "1h", "--tenant", "acme")["sections"][0]["rows"] != []
+
+
+def test_a_report_of_no_time_or_tenant_is_refused_and_one_that_fails_leaves_no_file(
     remit: Terminal, tmp_path: Path
 ) -> None:
     file = str(tmp_path / "report.html")
     backwards = remit("report", "--from", "1h", "--to", "2h", "-o", file)
     assert (backwards.code, "--from must be before --to" in backwards.err) == (64, True)
+    typo = remit("report", "--from", "1h", "--tenant", "acne", "-o", file)
+    assert (typo.code, "of a tenant acne, and the policy names none: there are acme" in typo.err) == (1, True)
     (remit.folder / "remit.db").rename(remit.folder / "away.db")
     assert remit("report", "--from", "1h", "-o", file).code == 1
     (remit.folder / "away.db").rename(remit.folder / "remit.db")

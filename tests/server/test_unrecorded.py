@@ -42,7 +42,7 @@ def gaps(remit: Any) -> list[dict[str, Any]]:
 
 
 def sections_of(records: Records, now_us: int) -> tuple[Section, ...]:
-    return report(records, from_us=0, to_us=now_us + 1, tenant=None, now_us=now_us, payloads=True).sections
+    return report(records, from_us=0, to_us=now_us + 1, tenant=None, now_us=now_us).sections
 
 
 async def refused_as_down(remit: Remit, tool: str, arguments: dict[str, Any]) -> None:

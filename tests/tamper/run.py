@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -415,7 +415,7 @@ def main() -> int:
         record = anyio.run(a_record, Path(folder))
     report = campaign(record, edits=asked.edits, seed=asked.seed, jobs=asked.jobs)
     if asked.json:
-        print(json.dumps(asdict(report)))
+        print(json.dumps(vars(report)))
     else:
         for name, count in sorted(report.found.items()):
             print(f"{count:6} found  {name}")

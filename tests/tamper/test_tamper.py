@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from contextlib import closing
 from dataclasses import replace
 
 import anyio
 import pytest
-from tests.tamper.run import EDITS, Record, Report, a_record, campaign, findings, one_edit, opened, reseal
+from tests.tamper.run import (
+    EDITS,
+    Record,
+    Report,
+    a_record,
+    campaign,
+    findings,
+    main,
+    one_edit,
+    opened,
+    reseal,
+)
 
 from remit.merkle import EMPTY_ROOT
 
@@ -48,3 +61,12 @@ def test_an_edit_that_nothing_finds_is_reported_as_missed(record: Record) -> Non
     rng = random.Random(1)
     while not any("resealed" in each and "not found" in each for each in report.missed):
         one_edit(blind, rng, report)
+
+
+def test_a_campaign_tells_programs_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "--edits", "3", "--seed", "1", "--json"])
+    assert main() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (sum(told["found"].values()), told["missed"], told["seed"]) == (3, [], 1)

@@ -11,7 +11,16 @@ import click
 
 from remit.cli.audit_erase import erase
 from remit.cli.audit_keep import hold, retain
-from remit.cli.options import CALL, SINCE, as_option, config_option, json_option, print_json
+from remit.cli.options import (
+    CALL,
+    SINCE,
+    as_option,
+    config_option,
+    json_option,
+    must_be_in_order,
+    print_json,
+)
+from remit.errors import RemitError
 
 if TYPE_CHECKING:
     from remit.anchors import Anchored
@@ -32,7 +41,7 @@ for command in (erase, hold, retain):
 _CHECKPOINTS = click.option(
     "--checkpoint",
     "checkpoints",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Compare with the checkpoints in this file, which was kept elsewhere.",
 )
 _KEYS = click.option(
@@ -76,25 +85,21 @@ def verify(
     With --checkpoint, also everything against what was sealed when those checkpoints were made.
     """
     from remit import verifying
-    from remit.audit import Finding
     from remit.cli.output import progress, report
     from remit.proofs import size_of
 
     with _records(config_path, copy) as found:
         empty = found.is_empty()
-        # What was never written was never sealed: its master key is made with the first life of a server.
-        shut = None if empty else locked(found)
+        shut = verifying.shut(found)
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
         kept = _kept(checkpoints, verifiers, found)
         with progress("Verifying", events + sealed + calls, every=200) as advance:
             findings = list(
-                verifying.verify(
-                    found, kept, verifiers, payloads=not (shut or empty), progress=advance, processes=jobs
-                )
+                verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance, processes=jobs)
             )
     if shut and copy is None:
-        findings.insert(0, Finding(where="master key", what=shut))  # it explains what else cannot be
+        findings.insert(0, shut)  # it explains what else cannot be
     if as_json:
         print_json(
             {
@@ -124,7 +129,8 @@ def verify(
 def checkpoint(config_path: Path, as_json: bool) -> int:
     """Seal every event up to now, and print the checkpoint: keep it where nobody can change it.
 
-    A running server does so by itself, every `audit.seal_every`. Exits with 1 when an anchor failed.
+    A running server does so by itself, every `audit.seal_every`. Exits with 1 when an anchor failed, or when
+    there is nothing to seal.
     """
     import anyio
 
@@ -136,10 +142,10 @@ def checkpoint(config_path: Path, as_json: bool) -> int:
     sealed, anchored = anyio.run(seal_and_anchor, config.store.location, config.audit.anchors)
     if as_json:
         print_json({"checkpoint": sealed, "anchors": anchored})
-    elif sealed is None:
-        click.echo("There is nothing to seal yet.")
-    else:
+    elif sealed:
         click.echo(sealed.note, nl=False)
+    if sealed is None:
+        raise RemitError("there is nothing to seal yet: the first event is written when Remit first serves")
     return _not_anchored(anchored)
 
 
@@ -152,7 +158,10 @@ def key() -> None:
 @config_option
 @json_option
 def show(config_path: Path, as_json: bool) -> None:
-    """Print the public keys that verify checkpoints, newest last, as NAME+ID+KEY."""
+    """Print the public keys that verify checkpoints, newest last, as NAME+ID+KEY.
+
+    Exits with 1 when there is none yet.
+    """
     from remit.proofs import known_keys
     from remit.records import open_records
     from remit.sealer import read_keys
@@ -165,8 +174,8 @@ def show(config_path: Path, as_json: bool) -> None:
         print_json(known)
     elif known:
         click.echo("\n".join(known))
-    else:
-        click.echo("There is no key yet: the first checkpoint makes one.")
+    if not known:
+        raise RemitError("there is no key yet: the first checkpoint makes one (remit audit checkpoint)")
 
 
 @key.command()
@@ -306,12 +315,16 @@ def export(
         raise click.UsageError(
             "--checkpoint and --tiles cover every event as it was sealed: say nothing else"
         )
+    must_be_in_order("--since", since_us, "--until", until_us)
     if form == "parquet" and output is None:
         raise click.UsageError("parquet is no text: say --output")
     if (form == "otlp") != (endpoint is not None) or (endpoint and output):
         raise click.UsageError("otlp goes to --endpoint, and nothing else does")
     with _records(config_path, copy) as found:
         if tiles:
+            with told_if_unwritable(tiles):
+                if tiles.exists() and any(tiles.iterdir()):
+                    raise click.FileError(str(tiles), "it is not empty; name a new folder")
             for name, content in published(found):
                 with told_if_unwritable(tiles / name):
                     (tiles / name).parent.mkdir(parents=True, exist_ok=True)
@@ -372,17 +385,6 @@ def _records(config_path: Path, copy: Path | None) -> Generator[Records]:
 
     with open_records(copy) if copy else records(config_path) as found:
         yield found
-
-
-def locked(found: Records) -> str | None:
-    """Why payloads cannot be opened; None when they can."""
-    from remit.errors import RemitError
-
-    try:
-        found.vault  # noqa: B018 - reading its key is the point
-    except RemitError as error:
-        return str(error)
-    return None
 
 
 def _location(config_path: Path) -> Location:

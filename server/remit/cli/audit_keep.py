@@ -16,6 +16,7 @@ from remit.cli.options import (
     as_option,
     config_option,
     json_option,
+    must_be_in_order,
     print_json,
     records,
 )
@@ -63,9 +64,8 @@ def add(
         for scope in ("subject", "run", "call", "tool", "agent")
         if (name := targets[scope]) is not None
     ]
+    must_be_in_order("--from", from_us, "--to", to_us)
     if from_us is not None and to_us is not None:
-        if from_us >= to_us:
-            raise click.UsageError("--from must be before --to")
         named.append(("time", ""))
     elif from_us is not None or to_us is not None:
         raise click.UsageError("--from and --to go together")

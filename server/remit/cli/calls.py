@@ -19,6 +19,7 @@ from remit.cli.options import (
     config_option,
     json_option,
     limit_option,
+    must_be_in_order,
     print_json,
     records,
 )
@@ -85,6 +86,7 @@ def list_(
     from remit.config_file import load
     from remit.records import CallQuery
 
+    must_be_in_order("--since", wanted["since_us"], "--until", wanted["until_us"])
     wanted["args"] = _pairs("--arg", args, "NAME=VALUE")
     try:
         wanted["cost_over"] = {

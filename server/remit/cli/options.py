@@ -139,6 +139,12 @@ as_option = click.option(
 )
 
 
+def must_be_in_order(begin: str, begin_us: int | None, end: str, end_us: int | None) -> None:
+    """Raise UsageError for a time that ends before it begins, said by two options of these names."""
+    if begin_us is not None and end_us is not None and begin_us >= end_us:
+        raise click.UsageError(f"{begin} must be before {end}")
+
+
 @contextmanager
 def records(config_path: Path) -> Generator[Records]:
     """The records of the Remit that this configuration describes."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from remit.cli.options import SINCE, config_option, json_option, print_json, records
+from remit.cli.options import SINCE, config_option, json_option, must_be_in_order, print_json, records
 
 
 @click.command()
@@ -32,16 +32,16 @@ def report(
     verifies the whole record meanwhile. Exits with 1 when that finds anything.
     """
     from remit import reporting
-    from remit.cli.audit import locked
     from remit.cli.output import progress, to_file
     from remit.ids import now_us
     from remit.proofs import size_of
 
     now = now_us()
     to_us = to_us or now
-    if from_us >= to_us:
-        raise click.UsageError("--from must be before --to")
+    must_be_in_order("--from", from_us, "--to", to_us)
     with to_file(output) as write, records(config_path) as found:
+        if tenant is not None and not found.tells_of(tenant):
+            _must_be_named(config_path, tenant)
         total = found.count("events") + found.count("calls") + size_of(found)
         with progress("Verifying", total, every=200) as advance:
             told = reporting.report(
@@ -50,7 +50,6 @@ def report(
                 to_us=to_us,
                 tenant=tenant,
                 now_us=now,
-                payloads=locked(found) is None,
                 advance=advance,
             )
         if output or not as_json:
@@ -58,3 +57,17 @@ def report(
     if as_json:
         print_json(told)
     return 1 if told.findings else 0
+
+
+def _must_be_named(config_path: Path, tenant: str) -> None:
+    """Raise RemitError for a tenant that nobody knows: a report on it would look as if all were well."""
+    from remit.config_file import load
+    from remit.errors import RemitError
+    from remit.policies import load_policy
+
+    known = load_policy(load(config_path).config).tenants
+    if tenant not in known:
+        raise RemitError(
+            f"nothing is on record of a tenant {tenant}, and the policy names none: there are"
+            f" {', '.join(known)}"
+        )
