@@ -22,6 +22,9 @@ _SIGNATURE = "\N{EM DASH} "
 _PRIVATE = "PRIVATE+KEY+"
 #: A note with more signatures is refused; the specification asks for at least 16.
 _SIGNATURES_MAX = 100
+#: So much of what is no key is named: more than a whole key with its name.
+_SHOWN = 200
+_WRITE_KEY = "write NAME+ID+KEY, as `remit audit key show` prints it"
 
 
 class BadNote(ValueError):
@@ -94,6 +97,27 @@ def read_verifier(encoded: str) -> Verifier:
     if verifier.id != identifier:
         raise BadNote("the key is damaged")
     return verifier
+
+
+def read_verifiers(texts: Iterable[str]) -> list[Verifier]:
+    """The verifier keys in these texts, one on each line, as people hand them over; blank lines are none.
+
+    Raises BadNote for a line that is no key, and for a text without any: it was meant to have one.
+    """
+    found: list[Verifier] = []
+    for text in texts:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise BadNote(f"no key is in it: {_WRITE_KEY}")
+        for line in lines:
+            if line.startswith(_PRIVATE):  # which is not repeated: what is told here is kept in logs
+                raise BadNote("a private key is not to be given away: say what `remit audit key show` prints")
+            try:
+                found.append(read_verifier(line))
+            except BadNote:
+                shown = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+                raise BadNote(f"{shown!r} is not a key, or damaged: {_WRITE_KEY}") from None
+    return found
 
 
 def sign(text: str, signers: Iterable[Signer]) -> str:
@@ -195,7 +219,7 @@ def _read_key(encoded: str) -> tuple[str, bytes, bytes]:
     identifier, _, key = rest.partition("+")
     decoded = _base64(key)
     if not _is_name(name) or len(identifier) != 8 or len(decoded) != 33 or decoded[:1] != _ED25519:
-        raise BadNote("not a key: write NAME+ID+KEY, as `remit audit key show` prints it")
+        raise BadNote(f"not a key: {_WRITE_KEY}")
     try:
         return name, bytes.fromhex(identifier), decoded[1:]
     except ValueError:

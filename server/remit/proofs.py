@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from remit import merkle
@@ -31,16 +32,16 @@ PROOF = "remit-proof/1"
 _WHOLE = merkle.TILE_WIDTH * merkle.HASH_BYTES
 
 
-def read_checkpoints(text: str, verifiers: Sequence[Verifier]) -> list[Checkpoint]:
+def read_checkpoints(text: str, file: Path, verifiers: Sequence[Verifier]) -> list[Checkpoint]:
     """The checkpoints of a file, one note after another. Raises RemitError when one of them is not signed."""
     found: list[Checkpoint] = []
     for number, note in enumerate(split_notes(text), start=1):
         try:
             found.append(open_checkpoint(note, verifiers))
         except BadNote as error:
-            raise RemitError(f"checkpoint {number} of the file cannot be relied on: {error}") from None
+            raise RemitError(f"checkpoint {number} of {file} cannot be relied on: {error}") from None
     if not found:
-        raise RemitError("there is no checkpoint in the file")
+        raise RemitError(f"there is no checkpoint in {file}")
     return found
 
 

@@ -293,3 +293,34 @@ def test_what_is_no_url_of_a_database_is_told_in_one_sentence_without_its_passwo
         assert refused.code == 1
         assert refused.err.startswith("remit: env:REMIT_DB_URL is not the URL of a database: write postgres")
         assert "sek" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("audit", "export"), 1),
+        (("audit", "verify"), 1),
+        (("calls", "list"), 1),
+        (("calls", "list", "--json"), 1),
+        (("report", "--from", "30d"), 1),
+        (("policy", "can", "user:sue", "acme.refund"), 78),
+        (("--help",), 1),
+    ],
+)
+def test_what_cannot_be_printed_because_the_disk_is_full_is_told_in_one_sentence(
+    remit: Terminal, words: tuple[str, ...], code: int
+) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [*REMIT, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "REMIT_CONFIG": str(remit.config)},
+            timeout=60,
+        )
+    assert (ran.returncode, ran.stderr) == (
+        code,
+        "remit: not all of this could be written: no space left on device: "
+        "make room, and look at what was done before you do it again\n",
+    )

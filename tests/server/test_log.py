@@ -334,10 +334,10 @@ async def test_a_call_is_proved_by_its_events_and_the_receipt_that_its_agent_hol
     seal(path)
     proof = a_proof(path)
     assert done.event
-    bodies = verifier.verify_proof(proof, keys(path), done.event)
+    bodies = verifier.verify_proof(proof, keys(path), [done.event])
     assert [json.loads(body)["kind"] for body in bodies] == ["call.dispatched", "call.succeeded"]
     with pytest.raises(NotProven, match="receipt"):
-        verifier.verify_proof(proof, keys(path), done.event[:-1] + "x")
+        verifier.verify_proof(proof, keys(path), [done.event[:-1] + "x"])
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ async def test_a_call_is_proved_by_its_events_and_the_receipt_that_its_agent_hol
     [
         (lambda proof: proof["events"][0].update(event="{}"), "not an event"),
         (lambda proof: proof["events"][0].update(leaf=0), "not in the log"),
-        (lambda proof: proof["events"][0].update(leaf="1"), "not in the log"),
+        (lambda proof: proof["events"][0].update(leaf="1"), "lacks something"),
         (lambda proof: proof["events"][0]["path"].pop(), "not in the log"),
         (lambda proof: proof["events"][0].update(path=["zz"]), "not made of hashes"),
         (lambda proof: proof["events"][0].update(previous="00"), "not what was sealed"),
@@ -709,6 +709,50 @@ def test_a_key_is_replaced_by_one_that_the_old_one_vouches_for(copied: tuple[Ter
         (row,) = records.rows("SELECT body FROM events WHERE kind = 'log.key'")
         event = json.loads(row["body"])
     assert (event["verifier"], event["replaces"], event["by"]) == (handed["verifier"], [old], "user:sue")
+
+
+def test_after_a_key_was_replaced_what_shows_the_keys_is_still_what_takes_them(
+    copied: tuple[Terminal, Path, Story], capsys: pytest.CaptureFixture[str]
+) -> None:
+    remit, folder, told = copied
+    old, new, proof = (folder / name for name in ("old", "new", "proof"))
+    old.write_text(remit("audit", "checkpoint").out)
+    remit("audit", "key", "rotate")
+    remit("switch", "on", "all", "--reason", "a test")
+    new.write_text(remit("audit", "checkpoint").out)
+    assert remit("audit", "prove", told.refund, "-o", str(proof)).code == 0
+    both = "\n" + remit("audit", "key", "show").out
+    compared = remit("audit", "verify", "--checkpoint", str(old), "--checkpoint", str(new), "--key", both)
+    size = open_checkpoint(new.read_text(), keys(folder / "remit.db")).size
+    assert compared.code == 0
+    assert compared.out.endswith(f"The first {size} events are those of the checkpoint.\n")
+    assert verifier.main([str(proof), "--key", both]) == 0
+    assert remit("audit", "verify", "--checkpoint", str(old), "--key", both.split()[1]).code == 1
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("", "no key is in it"),
+        (" \n", "no key is in it"),
+        ("{public}\nnonsense", "'nonsense' is not a key"),
+        ("{public}+damaged", "+damaged' is not a key"),
+        ("{private}", "a private key"),
+    ],
+)
+def test_a_line_that_is_no_key_is_named_and_a_private_key_is_not(
+    copied: tuple[Terminal, Path, Story], capsys: pytest.CaptureFixture[str], key: str, says: str
+) -> None:
+    remit, folder, _ = copied
+    (signer,) = read_keys(folder / "remit.db")
+    key = key.format(public=signer.verifier, private=signer.encoded())
+    refused = remit("audit", "verify", "--key", key)
+    assert refused.code == 64
+    assert verifier.main([str(folder / "proof"), "--key", key]) == 1
+    for err in (refused.err, capsys.readouterr().err):
+        assert says in err
+        assert signer.encoded() not in err
 
 
 def test_what_leads_from_the_old_key_to_the_new_goes_to_every_anchor(

@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit. Expected failures are plain sentences on stderr."""
     try:
         code: Any = cli.main(argv, prog_name="remit", standalone_mode=False)
+        if sys.stdout:
+            sys.stdout.flush()  # here, where it can still be told that it cannot be written
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the edge: what is a bug is raised again
@@ -166,8 +168,12 @@ def _tell(error: Exception) -> int:
             case RemitError() | PolicyError():
                 click.echo(f"remit: {leaf}", err=True)
             case OSError(errno=errno.EPIPE):
-                # The reader has seen enough, as `head` does; what is still buffered has nowhere to go.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _forget_unwritten()  # the reader has seen enough, as `head` does
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, strerror=str(why)):
+                _forget_unwritten()
+                fix = "make room, and look at what was done before you do it again"
+                where = f"{leaf.filename} cannot" if leaf.filename else "not all of this could"
+                click.echo(f"remit: {where} be written: {why.lower()}: {fix}", err=True)
             case OSError(
                 errno=errno.EACCES | errno.EPERM | errno.EROFS, filename=str(file), strerror=str(why)
             ):
@@ -176,6 +182,14 @@ def _tell(error: Exception) -> int:
             case _:
                 raise error
     return code
+
+
+def _forget_unwritten() -> None:
+    """What is still to be printed and cannot be has nowhere to go: the end of the process would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

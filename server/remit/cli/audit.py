@@ -42,14 +42,16 @@ _CHECKPOINTS = click.option(
     "--checkpoint",
     "checkpoints",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Compare with the checkpoints in this file, which was kept elsewhere.",
+    multiple=True,
+    help="Compare with the checkpoints in this file, which was kept elsewhere. May be repeated.",
 )
 _KEYS = click.option(
     "--key",
     "keys",
     metavar="NAME+ID+KEY",
     multiple=True,
-    help="Whose signatures count; those of the keys that the database names, when none is said.",
+    help="Whose signatures count; those of the keys that the database names, when none is said. May be"
+    " repeated, or have several lines with a key on each, as `audit key show` prints them.",
 )
 
 
@@ -74,7 +76,7 @@ def verify(
     config_path: Path,
     as_json: bool,
     copy: Path | None,
-    checkpoints: Path | None,
+    checkpoints: tuple[Path, ...],
     keys: tuple[str, ...],
     jobs: int | None,
 ) -> int:
@@ -93,7 +95,7 @@ def verify(
         shut = verifying.shut(found)
         events, calls, sealed = found.count("events"), found.count("calls"), size_of(found)
         verifiers = _verifiers(keys)
-        kept = _kept(checkpoints, verifiers, found)
+        kept = [each for file in checkpoints for each in _kept(file, verifiers, found)]
         with progress("Verifying", events + sealed + calls, every=200) as advance:
             findings = list(
                 verifying.verify(found, kept, verifiers, payloads=not shut, progress=advance, processes=jobs)
@@ -349,25 +351,23 @@ def export(
 
 
 def _verifiers(keys: tuple[str, ...]) -> list[Verifier]:
-    from remit.checkpoint import BadNote, read_verifier
+    from remit.checkpoint import BadNote, read_verifiers
 
     try:
-        return [read_verifier(each) for each in keys]
+        return read_verifiers(keys)
     except BadNote as error:
         raise click.UsageError(f"--key: {error}") from None
 
 
-def _kept(file: Path | None, verifiers: list[Verifier], found: Records) -> list[Checkpoint]:
+def _kept(file: Path, verifiers: list[Verifier], found: Records) -> list[Checkpoint]:
     """The checkpoints of the file; without keys that were said, those signed by the database's own."""
     from remit.proofs import known_keys, read_checkpoints
 
-    if file is None:
-        return []
     try:
         text = file.read_text("utf-8")
     except (OSError, ValueError):
         raise click.FileError(str(file), "cannot be read as text") from None
-    return read_checkpoints(text, verifiers or known_keys(found))
+    return read_checkpoints(text, file, verifiers or known_keys(found))
 
 
 def _must_exist(at: Location) -> None:
