@@ -721,14 +721,19 @@ class Records:
         tables = ("incarnations", "events", "calls", "payloads", "subject_keys")
         return all(self._one(f"SELECT 1 FROM {table} LIMIT 1") is None for table in tables)  # noqa: S608 - ours
 
+    @property
+    def lags(self) -> bool:
+        """Whether less is shown than what was committed: what came last waits to be put in its tables."""
+        return self._db.lags
+
     def must_be_whole(self) -> None:
         """Raise StoreUnavailable where less is shown than what was committed: it would look cut off."""
-        if self._db.lags:
+        if self.lags:
             raise StoreUnavailable(
                 f"some of {self.at} waits in its table redo until somebody reads it who may also write it:"
-                " verify it as the server's user, or a copy that is yours (VACUUM INTO). If you may, another"
-                " process keeps it to itself (fuser and lsof tell who has its .lock open), or it has several"
-                " names by hard links, of which all but one must go"
+                " verify it as the server's user, or a copy that is yours (VACUUM INTO). If you may, its disk"
+                " is full, another process keeps it to itself (fuser and lsof tell who has its .lock open),"
+                " or it has several names by hard links, of which all but one must go"
             )
 
     def damage(self) -> Iterator[str]:

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.crash import books
+from tests.server import acme
 from tests.server.builders import Clock, a_database
 
 from remit import balances, ledger_sqlite
@@ -483,6 +484,8 @@ def test_who_reads_by_a_second_name_files_nothing_under_a_lock_of_its_own(tmp_pa
     other.hardlink_to(path)
     with open_records(other) as found, pytest.raises(StoreUnavailable, match="several names by hard links"):
         found.must_be_whole()
+    listed = acme.Terminal(acme.a_place(tmp_path))("calls", "list")
+    assert listed.err == "remit: what was recorded last is not shown (remit audit verify says why)\n"
     other.unlink()
     with open_records(path) as found:
         found.must_be_whole()

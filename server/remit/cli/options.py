@@ -153,6 +153,8 @@ def records(config_path: Path) -> Generator[Records]:
 
     loaded = load(config_path)
     with open_records(loaded.config.store.location, loaded.master_key) as found:
+        if found.lags:
+            click.echo("remit: what was recorded last is not shown (remit audit verify says why)", err=True)
         yield found
 
 
