@@ -11,7 +11,7 @@ import click
 
 from remit.cli.audit_erase import erase
 from remit.cli.audit_keep import hold, retain
-from remit.cli.options import CALL, SINCE, as_option, config_option, json_option, print_json
+from remit.cli.options import CALL, SINCE, ZONE, as_option, config_option, json_option, print_json
 
 if TYPE_CHECKING:
     from remit.anchors import Anchored
@@ -251,7 +251,7 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
     show_default=True,
     help="Written as; parquet needs --output, and otlp goes to --endpoint.",
 )
-@click.option("--since", "since_us", type=SINCE, help="Events since then: 24h, 7d or 2026-01-31.")
+@click.option("--since", "since_us", type=SINCE, help=f"Events since then: 24h, 7d or 2026-01-31. {ZONE}")
 @click.option("--until", "until_us", type=SINCE, help="Events before then.")
 @click.option("--tenant", metavar="TENANT", help="Events of this tenant.")
 @click.option(
