@@ -371,19 +371,23 @@ class Records:
         where, (order, walks) = " AND ".join(conditions), self._walks(query)
         found = merge(
             *(
-                self._calls(
-                    f"SELECT * FROM calls WHERE {where} AND {first} ORDER BY {order}"  # noqa: S608 - the columns are ours
+                self._db.rows(
+                    f"SELECT id, created_us FROM calls WHERE {where} AND {first} ORDER BY {order}"  # noqa: S608 - the columns are ours
                     + ("" if query.args else " LIMIT ?"),
                     (*values, *more) if query.args else (*values, *more, limit),
-                    order=order,
                 )
                 for first, more in walks
             ),
-            key=lambda call: (call.created_us, call.id),
+            key=lambda row: (row["created_us"], row["id"]),
             reverse=True,
         )
-        fitting = (call for call in found if not query.args or self._has(call.id, query.args))
-        return list(islice(fitting, limit))
+        fitting = (row["id"] for row in found if not query.args or self._has(row["id"], query.args))
+        shown = islice(fitting, limit)
+        calls: list[CallRecord] = []
+        while ids := list(islice(shown, _CALLS_AT_ONCE)):
+            marks = ", ".join("?" * len(ids))
+            calls += self._calls(f"SELECT * FROM calls WHERE id IN ({marks})", ids, order=order)  # noqa: S608 - only marks are inserted
+        return calls
 
     def _walks(self, query: CallQuery) -> tuple[str, list[tuple[str, tuple[Any, ...]]]]:
         """In which order to read, and conditions that each begin an index in it: a call meets one of them."""
@@ -778,6 +782,7 @@ class Records:
 
 #: Ids are in the order of time, and indexes hold the time itself.
 _BY_TIME = "created_us DESC, id DESC"
+_CALLS_AT_ONCE = 500
 
 
 def _at(value: Any, path: str) -> str | None:

@@ -7,6 +7,7 @@ writes the statements and asyncpg runs them, all or none.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from contextlib import closing
 from io import StringIO
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 #: The newest revision in there; a test keeps the two equal.
-HEAD = "0002"
+HEAD = "0003"
 #: One process migrates at a time. A number that other programs on the same database do not use.
 _MIGRATING = 0x72656D69745F6462
-_CORNER = "remit_fresh"
 
 
 def upgrade(at: Location) -> None:
@@ -140,10 +140,18 @@ def fresh(at: Location) -> dict[str, str]:
 
         session = Session(at, name="schema", limits={})
         try:
-            # Made in a corner of the same database, looked at, and undone.
-            session.script(f"BEGIN; CREATE SCHEMA {_CORNER}; SET LOCAL search_path TO {_CORNER}")
-            session.script(statements(None))
-            return session.schema()
+            # Made for this session alone, looked at, and undone: who serves may do that, too.
+            session.script("BEGIN; SET LOCAL search_path TO pg_temp")
+            # No function is looked up there unless that is said.
+            session.script(statements(None).replace(" EXECUTE FUNCTION ", " EXECUTE FUNCTION pg_temp."))
+            return {name: re.sub(r"\bpg_temp(_\d+)?\.", "", made) for name, made in session.schema().items()}
+        except StoreUnavailable as error:
+            if "permission denied" not in str(error):
+                raise
+            raise StoreUnavailable(
+                f"{error}: a new schema is made there for this session, to compare with; let the role do so"
+                " (GRANT TEMPORARY ON DATABASE ... TO ...), or run this as the owner of the tables"
+            ) from None
         finally:
             session.close()
     with TemporaryDirectory() as folder:

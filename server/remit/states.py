@@ -36,23 +36,30 @@ WAY_BACK_STATES = (
 )
 
 
-def changed_since(also: str = "u.resource", only: str = "") -> str:
+def changed_since(names: str = "u.resource", only: str = "") -> str:
     """SQL: whether what the call `c` touched, by its way back `u`, was changed later by what stays.
 
     Or an earlier call was taken back from under it, as people can insist: where only values tell, what that
-    put back may look like what this call left, and what this one replaced is gone for good. `also` is another
-    name of the same thing, `only` a condition on the `other` call.
+    put back may look like what this call left, and what this one replaced is gone for good. `names` are those
+    of the thing, `only` a condition on the `other` call.
     """
+    # Ids are in the order of time: the next call that stays comes soon, most often, however many touched the
+    # thing. What was made earlier is looked through only when none came, so for the newest call.
+    after, before = (_changed_by(f"t.call_id {than} c.id", names, only) for than in "><")
+    return f"(c.dispatched_us IS NOT NULL AND ({after} OR {before}))"
+
+
+def _changed_by(made: str, names: str, only: str) -> str:
+    """The same, by a call that was `made` after `c`, or before it."""
     return (
-        # CROSS: SQLite must begin with what was touched, and not with all calls of the tenant.
-        "EXISTS (SELECT 1 FROM touches AS t CROSS JOIN calls AS other"  # noqa: S608 - `also` is ours
-        " LEFT JOIN undos AS its ON its.call_id = other.id LEFT JOIN calls AS back ON back.id = its.undo_call"
-        f" WHERE other.id = t.call_id AND t.resource IN (u.resource, {also}) AND other.id <> c.id"
-        " AND other.tenant = c.tenant"
-        " AND CASE WHEN (other.dispatched_us, other.id) > (c.dispatched_us, c.id)"
+        f"EXISTS (SELECT 1 FROM touches AS t WHERE t.resource IN ({names}) AND {made}"  # noqa: S608 - all of it is ours
+        # A value for each touch, and no join: databases begin with what was touched, and stop at the first.
+        " AND (SELECT CASE WHEN (other.dispatched_us, other.id) > (c.dispatched_us, c.id)"
         " THEN other.state IN ('dispatched', 'in_doubt', 'succeeded') AND COALESCE(its.state, '') <> 'done'"
         " ELSE u.best_effort AND back.state IN ('dispatched', 'in_doubt', 'succeeded')"
-        f" AND (back.dispatched_us, back.id) > (c.dispatched_us, c.id) END{only})"
+        " AND (back.dispatched_us, back.id) > (c.dispatched_us, c.id) END FROM calls AS other"
+        " LEFT JOIN undos AS its ON its.call_id = other.id LEFT JOIN calls AS back ON back.id = its.undo_call"
+        f" WHERE other.id = t.call_id AND other.tenant = c.tenant{only}))"
     )
 
 

@@ -670,7 +670,11 @@ policy_activations = Table(
 )
 
 #: Where a view needs the time: each database has its own words for it.
-NOW_US = "remit_now_us()"
+_NOW = "remit_now_us()"
+_NOW_US = {
+    "sqlite": "unixepoch() * 1000000",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
+}
 
 #: Views for people, by name: questions that are asked often, in SQL that every database here understands.
 VIEWS = {
@@ -707,14 +711,20 @@ VIEWS = {
         SELECT c.id, c.tenant, c.agent, c."user", c.run, c.tool, u.tool AS undo_tool, u.resource,
                c.dispatched_us, u.expires_us, u.residue
         FROM undos AS u JOIN calls AS c ON c.id = u.call_id
-        WHERE u.state = 'ready' AND {way_back(NOW_US)} = 'ready'""",  # noqa: S608 - all of it is ours
+        WHERE u.state = 'ready' AND {way_back(_NOW)} = 'ready'""",  # noqa: S608 - all of it is ours
     # What each run did, call by call, with what it touched and what became of it.
     "run_timeline": f"""
         SELECT c.tenant, c.run, c.created_us, c.id, c.kind, c.of_call, c.agent, c."user", c.tool, c.effect,
-               c.verdict, c.code, c.state, touched.resource, {way_back(NOW_US)} AS way_back, u.undo_call
+               c.verdict, c.code, c.state, touched.resource, {way_back(_NOW)} AS way_back, u.undo_call
         FROM calls AS c LEFT JOIN touches AS touched ON touched.call_id = c.id
         LEFT JOIN undos AS u ON u.call_id = c.id""",  # noqa: S608 - all of it is ours
 }
+
+
+def view(name: str, dialect: str) -> str:
+    """The query of a view, as this database says it."""
+    return VIEWS[name].replace(_NOW, _NOW_US[dialect])
+
 
 # Lengths are for people. Text is compared byte by byte everywhere: ids are ranges of it, and proofs an order.
 for _table in metadata.tables.values():

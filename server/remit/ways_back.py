@@ -191,8 +191,8 @@ def _touched_since(ledger: Ledger, vault: Vault, undo: Row, tenant: str, *, aski
         return False
     found = ledger.one(
         "SELECT 1 FROM undos AS u JOIN calls AS c ON c.id = u.call_id WHERE u.call_id = ?"  # noqa: S608 - all of it is ours
-        f" AND {changed_since('?', _NOT_ASKED_TOO if asking else '')}",
-        (undo["call_id"], erasing.pseudonym(vault, tenant, undo["resource"])),
+        f" AND {changed_since('u.resource, ?', _NOT_ASKED_TOO if asking else '')}",
+        (undo["call_id"], *[erasing.pseudonym(vault, tenant, undo["resource"])] * 2),
     )
     return found is not None
 

@@ -46,7 +46,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(yaml.safe_dump(settings), "utf-8")
     story = anyio.run(a_story, config)
     remit = Terminal(config)
-    remit.json("approvals", "approve", story.approval, "--comment", "fine")
+    remit.json("approvals", "approve", story.approval, "--yes", "--comment", "fine")
     remit.json("approvals", "deny", anyio.run(asked, config), "--comment", "not fine")
     remit.json("undo", story.refund)
     remit.json("doubt", "resolve", story.in_doubt, "--happened", "--reason", "looked")

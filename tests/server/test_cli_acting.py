@@ -42,7 +42,7 @@ def order_status(remit: Terminal, order: str) -> str:
 
 
 def test_an_approved_call_runs_when_it_is_sent_again(remit: Terminal, story: Story) -> None:
-    said = remit("approvals", "approve", story.approval[:18], "--comment", "seen the photo")
+    said = remit("approvals", "approve", story.approval[:18], "--yes", "--comment", "seen the photo")
     assert said.code == 0
     assert said.out == f"Approved by user:sue. Call {story.pending} runs when the agent sends it again.\n"
     outcome = outcome_of(remit, "acme.refund", FORTY)
@@ -66,6 +66,29 @@ def test_at_a_terminal_the_request_is_shown_before_it_is_approved(remit: Termina
     assert remit.json("approvals", "show", story.approval)["state"] == "approved"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("approvals", "approve", "{story.approval}"),
+        ("rollback", "--call", "{story.refund}"),
+        ("audit", "erase", "--subject", "user:alice"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_where_nobody_can_be_asked_nothing_is_done_that_would_ask(
+    remit: Terminal, story: Story, words: tuple[str, ...]
+) -> None:
+    words = tuple(word.format(story=story) for word in words)
+    before = remit.json("calls", "list"), remit.json("approvals", "list")
+    for more, why in ((), "without a terminal"), (("--json",), "with --json"):
+        refused = remit(*words, *more)
+        assert (refused.code, refused.out) == (64, "")
+        assert f"{why} nobody can be asked: say " in refused.err
+        assert "--yes to go through with it" in refused.err
+    assert (remit.json("calls", "list"), remit.json("approvals", "list")) == before
+    assert remit(*words, "--yes").code != 64
+
+
 def test_a_refused_call_stays_refused(remit: Terminal, story: Story) -> None:
     decided = remit.json("approvals", "deny", story.approval, "--comment", "no")
     assert decided == {
@@ -79,8 +102,8 @@ def test_a_refused_call_stays_refused(remit: Terminal, story: Story) -> None:
 
 
 def test_nobody_votes_twice(remit: Terminal, story: Story) -> None:
-    remit("approvals", "approve", story.approval)
-    again = remit("approvals", "approve", story.approval)
+    remit("approvals", "approve", story.approval, "--yes")
+    again = remit("approvals", "approve", story.approval, "--yes")
     assert (again.code, again.err) == (1, "remit: this approval is approved: it takes no more votes\n")
 
 
@@ -92,7 +115,7 @@ def test_nobody_votes_twice(remit: Terminal, story: Story) -> None:
     ],
 )
 def test_who_may_not_decide_is_told_why(remit: Terminal, story: Story, who: str, why: str) -> None:
-    refused = remit("approvals", "approve", story.approval, "--as", who)
+    refused = remit("approvals", "approve", story.approval, "--yes", "--as", who)
     assert (refused.code, refused.err) == (1, f"remit: {why}\n")
     assert remit.json("approvals", "show", story.approval)["votes"] == []
 
@@ -100,7 +123,7 @@ def test_who_may_not_decide_is_told_why(remit: Terminal, story: Story, who: str,
 def test_a_request_of_another_tenant_is_not_for_this_person(remit: Terminal, story: Story) -> None:
     text = remit.config.read_text()
     remit.config.write_text(text.replace("cli: {tenant: acme,", "cli: {tenant: other,"))
-    refused = remit("approvals", "approve", story.approval)
+    refused = remit("approvals", "approve", story.approval, "--yes")
     assert refused.code == 1
     assert "this request belongs to tenant acme, and you act in other" in refused.err
 
@@ -108,10 +131,10 @@ def test_a_request_of_another_tenant_is_not_for_this_person(remit: Terminal, sto
 def test_somebody_must_be_named(remit: Terminal, story: Story) -> None:
     text = remit.config.read_text()
     remit.config.write_text(text.replace("  cli: {tenant: acme, user: user:sue}\n", ""))
-    unnamed = remit("approvals", "approve", story.approval)
+    unnamed = remit("approvals", "approve", story.approval, "--yes")
     assert unnamed.code == 64
     assert "say --as user:you" in unnamed.err
-    assert remit("approvals", "approve", story.approval, "--as", "user:sue").code == 0
+    assert remit("approvals", "approve", story.approval, "--yes", "--as", "user:sue").code == 0
 
 
 def test_a_call_is_taken_back_and_the_world_shows_it(remit: Terminal, story: Story) -> None:
@@ -178,9 +201,9 @@ def test_an_undo_that_people_must_agree_to_waits_for_them(remit: Terminal, story
     shown = remit("approvals", "show", request["id"]).out
     assert f"takes back  acme.refund, call {story.refund}" in shown
     assert '"amount_minor": 8000' in shown
-    own = remit("approvals", "approve", request["id"])
+    own = remit("approvals", "approve", request["id"], "--yes")
     assert (own.code, own.err) == (1, "remit: who asked cannot approve: somebody else must decide this\n")
-    agreed = remit("approvals", "approve", request["id"], "--as", "user:tom")
+    agreed = remit("approvals", "approve", request["id"], "--yes", "--as", "user:tom")
     assert agreed.out == (
         f"Approved by user:tom. Call {story.refund} is taken back when who asked for that does so again.\n"
     )

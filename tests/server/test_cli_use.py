@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -95,6 +97,59 @@ def test_wrong_use_ends_with_64_and_says_how_to_use_it(tmp_path: Path, words: tu
     assert ran.code == 64
     assert "Usage: remit" in ran.err
     assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("calls", "list", "-n", f"{2**63}"), "is not in the range 1<=x<=1000000000"),
+        (("calls", "tail", "-n", f"{2**63}"), "is not in the range 0<=x<=1000000000"),
+        (("approvals", "list", "-n", f"{2**63}"), "is not in the range 1<=x<=1000000000"),
+        (("doubt", "list", "-n", f"{2**63}"), "is not in the range 1<=x<=1000000000"),
+        (("calls", "list", "--cost-over", f"eur_cent={2**63}"), f"a whole number of up to {2**63 - 1}"),
+        (("calls", "show", "\udcff"), "'\\udcff' is not text in UTF-8"),
+        (("calls", "list", "--run", "\udcff"), "'\\udcff' is not text in UTF-8"),
+        (("approvals", "deny", "0", "--comment", "\udcff"), "'\\udcff' is not text in UTF-8"),
+        (("doubt", "resolve", "0", "--happened", "--reason", "\udcff"), "'\\udcff' is not text in UTF-8"),
+        (
+            ("doubt", "resolve", "0", "--happened", "--did-not-happen", "--reason", "x"),
+            "say --happened or --did-not-happen, and not both",
+        ),
+        *(
+            (words, f"{words[-1]} is too far off: a time can be in the years 0002 to 9998")
+            for words in (
+                ("calls", "list", "--since", "0001-01-01"),
+                ("calls", "list", "--until", "9999-12-31T23:59"),
+                ("report", "--from", "999999d"),
+                ("policy", "can", "user:ann", "acme.refund", "--at", "0001-01-01"),
+            )
+        ),
+    ],
+    ids=lambda said: " ".join(said[:2]) if isinstance(said, tuple) else "",
+)
+def test_what_cannot_be_is_told_with_what_can(remit: Terminal, words: tuple[str, ...], why: str) -> None:
+    refused = remit(*words)
+    assert (refused.code, refused.out) == (64, ""), refused
+    assert why in refused.err
+
+
+def test_the_largest_numbers_there_are_find_what_there_is(anywhere: tuple[Terminal, Story]) -> None:
+    remit, _ = anywhere
+    every = len(remit.json("calls", "list"))
+    assert len(remit.json("calls", "list", "-n", "1000000000")) == every
+    assert remit("calls", "tail", "-n", "1000000000").code == 0
+    assert remit("approvals", "list", "-n", "1000000000").code == 0
+    assert remit.json("calls", "list", "--cost-over", f"eur_minor={2**63 - 1}") == []
+    assert len(remit.json("calls", "list", "--since", "0002-01-01", "--until", "9998-12-31")) == every
+
+
+def test_a_time_without_a_zone_is_in_the_one_of_this_machine(remit: Terminal) -> None:
+    """Here it is one that is two hours ahead."""
+    words = ("calls", "list", "--json", "--config", str(remit.config), "--until")
+    earlier = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
+    later = (datetime.now(UTC) + timedelta(hours=3)).strftime("%Y-%m-%dT%H:%M")
+    for said, some in (earlier, False), (later, True), (f"{later}Z", True), (f"{earlier}Z", False):
+        assert bool(json.loads(started(*words, said, TZ="X-2").stdout)) == some
 
 
 def test_a_configuration_with_mistakes_is_told_with_file_and_line(tmp_path: Path) -> None:

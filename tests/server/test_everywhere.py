@@ -43,7 +43,7 @@ def test_every_export_tells_each_event_that_the_ledger_has(anywhere: Place, tmp_
 
 def test_the_numbers_of_the_report_are_those_of_the_ledger(anywhere: Place) -> None:
     remit, story = anywhere
-    remit.json("approvals", "approve", story.approval, "--comment", "fine")
+    remit.json("approvals", "approve", story.approval, "--yes", "--comment", "fine")
     remit.json("undo", story.refund)
     told = remit.json("report", "--from", "2020-01-01")
     assert told["findings"] == []

@@ -19,7 +19,7 @@ from tests.server.test_redo import never_idle  # noqa: F401 - a fixture
 from remit import redo
 from remit.config_file import load
 from remit.database import Location, Postgres
-from remit.tables import VIEWS
+from remit.tables import VIEWS, view
 from remit.vault import key_file
 
 #: What makes the tables of schema 0001 of those of 0002.
@@ -67,10 +67,29 @@ def test_holds_of_schema_0001_come_to_say_when(anywhere: tuple[Terminal, Story])
     run(at, TO_0001)
     assert remit("db", "check").code == 1
     upgraded = remit("db", "upgrade")
-    assert (upgraded.code, upgraded.out.endswith("has schema 0002.\n")) == (0, True), upgraded
+    assert (upgraded.code, upgraded.out.endswith("has schema 0003.\n")) == (0, True), upgraded
     assert books(at) == before
     for command in (("db", "check"), ("audit", "verify"), ("budget", "verify")):
         assert (found := remit(*command)).code == 0, found
+
+
+def test_views_of_schema_0002_are_made_anew_and_who_may_read_them_still_may(
+    anywhere: tuple[Terminal, Story],
+) -> None:
+    remit, _ = anywhere
+    at = load(remit.config).config.store.location
+    dialect = "postgresql" if isinstance(at, Postgres) else "sqlite"
+    for name in ("undoable", "run_timeline"):
+        run(at, [f"DROP VIEW {name}", f"CREATE VIEW {name} AS {view(name, dialect)} AND 1 = 1"])
+    if isinstance(at, Postgres):
+        run(at, ["GRANT SELECT ON undoable TO PUBLIC"])
+    assert "undoable is not as Remit made it" in remit("db", "check").out
+    run(at, ["UPDATE alembic_version SET version_num = '0002'"])
+    assert remit("db", "upgrade").code == 0
+    assert (found := remit("db", "check")).code == 0, found
+    if isinstance(at, Postgres):
+        granted = "SELECT 1 FROM information_schema.table_privileges WHERE grantee = 'PUBLIC'"
+        assert rows(at, f"{granted} AND table_name = 'undoable'")
 
 
 @pytest.mark.usefixtures("never_idle")

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from tests.postgres import Databases, Server
 from tests.server import builders
+from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
 from remit.database import Postgres, reading
@@ -442,6 +443,29 @@ async def test_a_server_needs_no_right_to_change_what_is_sealed(
             assert seal(remit.path)
     finally:
         with at_once(at) as db:
+            db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
+
+
+def test_who_serves_can_check_the_database_or_is_told_what_that_needs(
+    tmp_path: Path, postgres: Databases
+) -> None:
+    at = Postgres(postgres.fresh(), tmp_path / "remit.db")
+    remit = Terminal(a_place(tmp_path, at.url.replace("//remit@", "//remit_server@")))
+    with at_once(at) as db:
+        db.script(GRANTS)
+        try:
+            checked = remit("db", "check")
+            assert (checked.code, checked.err) == (0, ""), checked
+            db.script("DROP TRIGGER events_append_only ON events; ALTER TABLE votes DROP COLUMN comment")
+            assert {"votes.comment is missing", "events_append_only is missing"} < {
+                *remit("db", "check").out.splitlines()
+            }
+            (found,) = db.all("SELECT current_database() AS name")
+            db.script(f"REVOKE TEMPORARY ON DATABASE {found['name']} FROM PUBLIC")
+            refused = remit("db", "check")
+            assert refused.code == 1
+            assert "GRANT TEMPORARY ON DATABASE" in refused.err
+        finally:
             db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
 
 

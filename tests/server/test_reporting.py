@@ -37,7 +37,7 @@ class Page(HTMLParser):
 def test_a_report_tells_what_happened_and_loads_nothing(
     remit: Terminal, story: Story, tmp_path: Path
 ) -> None:
-    remit.json("approvals", "approve", story.approval, "--comment", "fine")
+    remit.json("approvals", "approve", story.approval, "--yes", "--comment", "fine")
     remit.json("undo", story.refund)
     file = tmp_path / "report.html"
     told = remit.json("report", "--from", "2020-01-01", "-o", str(file))

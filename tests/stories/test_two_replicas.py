@@ -150,7 +150,7 @@ async def test_every_command_works_on_postgresql(at: Postgres, tmp_path: Path) -
         ["calls", "show", story.refund],
         ["calls", "tail"],
         ["approvals", "list"],
-        ["approvals", "approve", story.approval, "--as", "user:sue"],
+        ["approvals", "approve", story.approval, "--yes", "--as", "user:sue"],
         ["budget", "show"],
         ["budget", "verify"],
         ["doubt", "list"],

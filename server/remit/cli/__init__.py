@@ -96,7 +96,7 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _of_text(getattr(importlib.import_module(module), name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -123,6 +123,19 @@ class _Lazy(click.Group):
             for name, (_, text) in _COMMANDS.items()
             if name.startswith(incomplete)
         ]
+
+
+def _of_text(command: click.Command) -> click.Command:
+    """The command, which takes words in UTF-8 alone, but for the names of files."""
+    from remit.cli.options import TEXT
+
+    for param in command.params:
+        if param.type is click.STRING:
+            param.type = TEXT
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _of_text(each)
+    return command
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +12,7 @@ import click
 from remit.cli.options import (
     APPROVAL,
     as_option,
+    asks,
     config_option,
     json_option,
     limit_option,
@@ -82,13 +82,21 @@ def show(config_path: Path, as_json: bool, approval_id: str) -> None:
 @json_option
 @as_option
 @click.option("--comment", default="", help="Why; recorded with the vote.")
-@click.option("--yes", is_flag=True, help="Do not show the request and ask first.")
+@click.option("--yes", is_flag=True, help="Do not show the request and ask first; needed without a terminal.")
 @click.argument("approval_id", type=APPROVAL, metavar="APPROVAL")
 def approve(
     config_path: Path, as_json: bool, as_user: str | None, comment: str, yes: bool, approval_id: str
 ) -> None:
     """Agree to exactly this call. It runs when the agent sends it again."""
-    _answer(config_path, approval_id, "approve", as_user, comment, as_json=as_json, ask=not yes)
+    _answer(
+        config_path,
+        approval_id,
+        "approve",
+        as_user,
+        comment,
+        as_json=as_json,
+        ask=asks(as_json=as_json, yes=yes),
+    )
 
 
 @approvals.command()
@@ -126,8 +134,8 @@ def _answer(
     who = person(loaded, as_user, None if loaded.config.identity.cli else record.tenant)
     if who.tenant != record.tenant:
         raise NotAllowed(f"this request belongs to tenant {record.tenant}, and you act in {who.tenant}")
-    # Nobody agrees to what they have not seen; a script has had to see it some other way.
-    if ask and not as_json and sys.stdin.isatty():
+    # Nobody agrees to what they have not seen; who says --yes has had to see it some other way.
+    if ask:
         _show(record)
         click.confirm("Approve exactly this?", abort=True)
     request = Request(

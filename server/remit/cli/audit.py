@@ -14,6 +14,7 @@ from remit.cli.audit_keep import hold, retain
 from remit.cli.options import (
     CALL,
     SINCE,
+    ZONE,
     as_option,
     config_option,
     json_option,
@@ -262,7 +263,7 @@ def prove(call: str, config_path: Path, output: Path | None) -> None:
     show_default=True,
     help="Written as; parquet needs --output, and otlp goes to --endpoint.",
 )
-@click.option("--since", "since_us", type=SINCE, help="Events since then: 24h, 7d or 2026-01-31.")
+@click.option("--since", "since_us", type=SINCE, help=f"Events since then: 24h, 7d or 2026-01-31. {ZONE}")
 @click.option("--until", "until_us", type=SINCE, help="Events before then.")
 @click.option("--tenant", metavar="TENANT", help="Events of this tenant.")
 @click.option(

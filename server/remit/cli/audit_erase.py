@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from remit.cli.options import as_option, config_option, json_option, print_json
+from remit.cli.options import as_option, asks, config_option, json_option, print_json
 
 
 @click.command()
@@ -21,7 +21,9 @@ from remit.cli.options import as_option, config_option, json_option, print_json
 )
 @click.option("--tenant", metavar="TENANT", help="In which tenant, instead of yours.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the record.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask: it cannot be taken back.")
+@click.option(
+    "--yes", "-y", is_flag=True, help="Do not ask: it cannot be taken back. Needed without a terminal."
+)
 def erase(
     config_path: Path,
     as_json: bool,
@@ -44,12 +46,13 @@ def erase(
     from remit.erasing import Erasure, finish
     from remit.records import open_records
 
+    ask = asks(as_json=as_json, yes=yes)
     loaded = load(config_path)
     who = person(loaded, as_user, tenant)
     path = loaded.config.store.location
     with open_records(path):
         pass
-    if not yes:
+    if ask:
         click.confirm(f"Erase what is kept about {subject} in tenant {who.tenant}, for ever?", abort=True)
 
     async def run() -> tuple[Erasure, int]:

@@ -13,6 +13,7 @@ from remit.cli.options import (
     SINCE,
     TOOL,
     WORDS,
+    ZONE,
     as_option,
     config_option,
     json_option,
@@ -42,7 +43,7 @@ def hold() -> None:
 @click.option("--call", type=CALL, help="This call.")
 @click.option("--tool", type=TOOL, help="Calls of this tool; a final * means all that begin so.")
 @click.option("--agent", type=AGENT, help="Calls of this agent.")
-@click.option("--from", "from_us", type=SINCE, help="Calls since then, with --to.")
+@click.option("--from", "from_us", type=SINCE, help=f"Calls since then, with --to. {ZONE}")
 @click.option("--to", "to_us", type=SINCE, help="Calls until then.")
 @_reason
 def add(

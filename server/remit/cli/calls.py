@@ -13,9 +13,11 @@ import click
 from remit.cli.options import (
     AGENT,
     CALL,
+    ROWS_MAX,
     SINCE,
     TOOL,
     USER,
+    ZONE,
     config_option,
     json_option,
     limit_option,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from remit.records import CallRecord, Story
 
 _POLL_S = 0.25
+#: What a balance can be.
+_AMOUNT_MAX = 2**63 - 1
 #: What of an event's facts fits on one line.
 _TOLD = ("agent", "user", "tool", "code", "error_code", "by", "reason")
 
@@ -52,7 +56,9 @@ def calls() -> None:
 )
 @click.option("--state", type=click.Choice(STATES), help="Calls in this state.")
 @click.option("--run", metavar="RUN", help="Calls of this piece of work.")
-@click.option("--since", "since_us", type=SINCE, help="Calls since then: 15m, 24h, 7d or 2026-01-31T09:00.")
+@click.option(
+    "--since", "since_us", type=SINCE, help=f"Calls since then: 15m, 24h, 7d or 2026-01-31T09:00. {ZONE}"
+)
 @click.option("--until", "until_us", type=SINCE, help="Calls before then.")
 @click.option("--label", metavar="LABEL", help="Calls of tools with this label today.")
 @click.option(
@@ -90,11 +96,11 @@ def list_(
     wanted["args"] = _pairs("--arg", args, "NAME=VALUE")
     try:
         wanted["cost_over"] = {
-            unit: int(amount) for unit, amount in _pairs("--cost-over", cost_over, "UNIT=AMOUNT").items()
+            unit: _amount(said) for unit, said in _pairs("--cost-over", cost_over, "UNIT=AMOUNT").items()
         }
     except ValueError:
         raise click.UsageError(
-            "--cost-over: an amount is a whole number, in the unit's smallest part"
+            f"--cost-over: an amount is a whole number of up to {_AMOUNT_MAX}, in the unit's smallest part"
         ) from None
     if label is not None:
         config = load(config_path).config
@@ -127,6 +133,12 @@ def _pairs(option: str, said: tuple[str, ...], form: str) -> dict[str, str]:
     return {name: value for name, _, value in (each.partition("=") for each in said)}
 
 
+def _amount(said: str) -> int:
+    if abs(amount := int(said)) > _AMOUNT_MAX:
+        raise ValueError(said)
+    return amount
+
+
 @calls.command()
 @config_option
 @json_option
@@ -151,7 +163,7 @@ def show(config_path: Path, as_json: bool, call_id: str) -> None:
 @json_option
 @click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
 @click.option(
-    "--lines", "-n", default=10, show_default=True, type=click.IntRange(0), help="So many at first."
+    "--lines", "-n", default=10, show_default=True, type=click.IntRange(0, ROWS_MAX), help="So many at first."
 )
 def tail(config_path: Path, as_json: bool, follow: bool, lines: int) -> None:
     """Print what happens to calls as it happens, one event a line."""

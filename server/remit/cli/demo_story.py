@@ -192,7 +192,7 @@ async def refund_with_approval(on: Stage) -> None:
     refused(on, asked, "pending_approval", "yellow")
     expect(on.order("ord-1002")["refunded_minor"] == 0, "Acme refunded before anybody agreed")
     approval = asked.meta["approval_id"]
-    await on.remit(SUPERVISOR, "approvals", "approve", short(approval), "--as", SUPERVISOR)
+    await on.remit(SUPERVISOR, "approvals", "approve", short(approval), "--yes", "--as", SUPERVISOR)
     done = await on.call("acme.refund", wanted, shown="the same call again")
     executed(on, done)
     on.approved_call = done.meta["call_id"]

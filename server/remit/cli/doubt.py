@@ -107,8 +107,8 @@ async def _probe(loaded: Loaded, call_id: str, tools: Sequence[str]) -> Finding:
 @config_option
 @json_option
 @as_option
-@click.option("--happened", "found", flag_value="happened", help="It took effect: its budget is spent.")
-@click.option("--did-not-happen", "found", flag_value="not", help="It did not: its budget is released.")
+@click.option("--happened", is_flag=True, help="It took effect: its budget is spent.")
+@click.option("--did-not-happen", is_flag=True, help="It did not: its budget is released.")
 @click.option("--reason", type=WORDS, required=True, help="How you know; recorded.")
 @click.option("--force", is_flag=True, help="It did not, although its time is not over yet; recorded.")
 @click.argument("call_id", type=CALL_IN_DOUBT, metavar="CALL")
@@ -116,7 +116,8 @@ def resolve(
     config_path: Path,
     as_json: bool,
     as_user: str | None,
-    found: str | None,
+    happened: bool,
+    did_not_happen: bool,
     reason: str,
     force: bool,
     call_id: str,
@@ -126,17 +127,15 @@ def resolve(
     from remit.config_file import load
     from remit.records import open_records
 
-    if found is None:
-        raise click.UsageError("say --happened or --did-not-happen")
+    if happened == did_not_happen:
+        raise click.UsageError("say --happened or --did-not-happen" + (", and not both" if happened else ""))
     loaded = load(config_path)
     who = person(loaded, as_user)
     with open_records(loaded.config.store.location, loaded.master_key) as written:
         call = written.call(call_id)
     state = in_journal(
         loaded,
-        lambda journal: journal.resolve(
-            call.id, happened=found == "happened", reason=reason, by=who.user, force=force
-        ),
+        lambda journal: journal.resolve(call.id, happened=happened, reason=reason, by=who.user, force=force),
     )
     if as_json:
         print_json({"call_id": call.id, "state": state, "by": who.user})

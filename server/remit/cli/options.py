@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,6 +18,10 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from remit.records import Records
 
+#: More lines than anybody reads, and fewer than a database cannot count.
+ROWS_MAX = 1_000_000_000
+#: For the help of options that take a time.
+ZONE = "A time without a zone is in the one of this machine (TZ)."
 config_option = click.option(
     "--config",
     "-c",
@@ -33,11 +38,14 @@ limit_option = click.option(
     "-n",
     default=50,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, ROWS_MAX),
     help="At most so many, the newest.",
 )
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+#: The years of which every moment is one in any zone.
+_YEARS = range(2, 9999)
+_FIRST_US = int(datetime(_YEARS[0], 1, 1, tzinfo=UTC).timestamp() * 1_000_000)
 
 
 class _Name(click.ParamType[str]):
@@ -56,23 +64,54 @@ class _Name(click.ParamType[str]):
         return value
 
 
-class _Since(click.ParamType[int]):
-    """A moment in the past: so long ago, or a date and time. Gives microseconds since 1970."""
+class _Moment(click.ParamType[int]):
+    """A date and time; without a zone in the one of this machine. Gives microseconds since 1970."""
 
     name = "TIME"
+    _forms = "write a time as 2026-01-31T09:00 or 2026-01-31T09:00:00+01:00"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(self._forms, param, ctx)
+        if at.year not in _YEARS:
+            self._fail_too_far_off(value, param, ctx)
+        return int(at.timestamp() * 1_000_000)
+
+    def _fail_too_far_off(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> NoReturn:
+        years = f"{_YEARS[0]:04} to {_YEARS[-1]}"
+        self.fail(f"{value} is too far off: a time can be in the years {years}", param, ctx)
+
+
+class _Since(_Moment):
+    """A moment in the past: so long ago, or a date and time. Gives microseconds since 1970."""
+
+    _forms = "say 30s, 15m, 24h or 7d for so long ago, or a time as 2026-01-31T09:00"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         from remit.ids import now_us
 
         if match := _DURATION.fullmatch(value):
-            return now_us() - int(match[1]) * _SECONDS[match[2]] * 1_000_000
-        try:
-            return int(datetime.fromisoformat(value).timestamp() * 1_000_000)
-        except ValueError:
-            self.fail("say 30s, 15m, 24h or 7d for so long ago, or a time as 2026-01-31T09:00", param, ctx)
+            at_us = now_us() - int(match[1]) * _SECONDS[match[2]] * 1_000_000
+            return at_us if at_us >= _FIRST_US else self._fail_too_far_off(value, param, ctx)
+        return super().convert(value, param, ctx)
 
 
-class _Words(click.ParamType[str]):
+class _Text(click.ParamType[str]):
+    """What can be recorded and looked for. Words of a command line are any bytes."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if any("\ud800" <= sign <= "\udfff" for sign in value):
+            self.fail(f"{value!r} is not text in UTF-8", param, ctx)
+        return value
+
+
+class _Words(_Text):
     """Something that somebody must have to say: not nothing."""
 
     name = "TEXT"
@@ -80,10 +119,10 @@ class _Words(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value.strip():
             self.fail("it says nothing", param, ctx)
-        return value
+        return super().convert(value, param, ctx)
 
 
-class _Recorded(click.ParamType[str]):
+class _Recorded(_Text):
     """Something the audit database knows, completed from there."""
 
     def __init__(self, name: str, known: Callable[[Records], Iterable[tuple[str, str]]]) -> None:
@@ -122,7 +161,9 @@ def _open_approvals(found: Records) -> Iterable[tuple[str, str]]:
 
 AGENT = _Name("agent")
 USER = _Name("user")
+MOMENT = _Moment()
 SINCE = _Since()
+TEXT = _Text()
 WORDS = _Words()
 #: An id, or enough of its beginning.
 CALL = _Recorded("CALL", _calls())
@@ -156,6 +197,16 @@ def records(config_path: Path) -> Generator[Records]:
         if found.lags:
             click.echo("remit: what was recorded last is not shown (remit audit verify says why)", err=True)
         yield found
+
+
+def asks(*, as_json: bool, yes: bool, instead: str = "") -> bool:
+    """Whether to ask before it is done. Raises UsageError where nobody can answer, and --yes was not said."""
+    if yes:
+        return False
+    if as_json or not sys.stdin.isatty():
+        why = "with --json" if as_json else "without a terminal"
+        raise click.UsageError(f"{why} nobody can be asked: say {instead}--yes to go through with it")
+    return True
 
 
 def print_json(value: Any) -> None:

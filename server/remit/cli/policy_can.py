@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from remit.cli import NoAnswer
-from remit.cli.options import TOOL, USER, config_option, json_option, print_json
+from remit.cli.options import MOMENT, TOOL, USER, ZONE, config_option, json_option, print_json
 
 if TYPE_CHECKING:
     from remit.asking import Asker, Supposed
@@ -55,23 +54,11 @@ class _Object(click.ParamType[Mapping[str, Any]]):
         return found  # pyright: ignore[reportUnknownVariableType] - JSON
 
 
-class _Moment(click.ParamType[int]):
-    """A date and time; without a zone in the one of this machine. Gives microseconds since 1970."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return int(datetime.fromisoformat(value).timestamp() * 1_000_000)
-        except ValueError:
-            self.fail("write a time as 2026-01-31T09:00 or 2026-01-31T09:00:00+01:00", param, ctx)
-
-
 def _supposing(command: Any) -> Any:
     """The options that describe the call in question."""
     for option in (
         click.option("--tenant", metavar="TENANT", help="By default the tenant of identity."),
-        click.option("--at", "at_us", type=_Moment(), help="When the call is made; by default now."),
+        click.option("--at", "at_us", type=MOMENT, help=f"When the call is made; by default now. {ZONE}"),
         click.option(
             "--run",
             type=_Object("what a run has established is", '{"customer": "c1"}'),

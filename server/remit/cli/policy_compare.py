@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remit.cli.options import SINCE, config_option, json_option, print_json
+from remit.cli.options import SINCE, ZONE, config_option, json_option, print_json
 
 if TYPE_CHECKING:
     from remit.comparing import Group
@@ -65,7 +65,12 @@ def diff(config_path: Path, as_json: bool, before: str, after: str) -> int:
 @config_option
 @json_option
 @click.option(
-    "--since", "since_us", type=SINCE, default="7d", show_default=True, help="Calls since then: 24h, 7d."
+    "--since",
+    "since_us",
+    type=SINCE,
+    default="7d",
+    show_default=True,
+    help=f"Calls since then: 24h, 7d or 2026-01-31. {ZONE}",
 )
 @click.option("--policy", "named", required=True, metavar="CANDIDATE", help="The policy to decide under.")
 def replay(config_path: Path, as_json: bool, since_us: int, named: str) -> int:

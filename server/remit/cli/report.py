@@ -6,13 +6,21 @@ from pathlib import Path
 
 import click
 
-from remit.cli.options import SINCE, config_option, json_option, must_be_in_order, print_json, records
+from remit.cli.options import (
+    SINCE,
+    ZONE,
+    config_option,
+    json_option,
+    must_be_in_order,
+    print_json,
+    records,
+)
 
 
 @click.command()
 @config_option
 @json_option
-@click.option("--from", "from_us", type=SINCE, required=True, help="Since then: 30d or 2026-01-31.")
+@click.option("--from", "from_us", type=SINCE, required=True, help=f"Since then: 30d or 2026-01-31. {ZONE}")
 @click.option("--to", "to_us", type=SINCE, help="Until then; by default now.")
 @click.option("--tenant", metavar="TENANT", help="Of this tenant only.")
 @click.option(

@@ -15,7 +15,9 @@ from remit.cli.options import (
     CALL_DONE,
     SINCE,
     TOOL,
+    ZONE,
     as_option,
+    asks,
     config_option,
     json_option,
     print_json,
@@ -38,11 +40,11 @@ _CALLS_MAX = 10_000
 @as_option
 @click.option("--agent", type=AGENT, help="Calls of this agent.")
 @click.option("--tool", type=TOOL, help="Calls of this tool; a final * means all that begin so.")
-@click.option("--since", "since_us", type=SINCE, help="Calls since then: 2h, 7d or a date.")
+@click.option("--since", "since_us", type=SINCE, help=f"Calls since then: 2h, 7d or a date. {ZONE}")
 @click.option("--call", "call_ids", type=CALL_DONE, multiple=True, help="This very call; may be given again.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--force", is_flag=True, help="Also what was changed by others since: their change goes too.")
-@click.option("--yes", is_flag=True, help="Do not ask before it begins.")
+@click.option("--yes", is_flag=True, help="Do not ask before it begins; needed without a terminal.")
 @click.argument("run", required=False, metavar="[RUN]")
 def rollback(
     config_path: Path,
@@ -73,12 +75,10 @@ def rollback(
         raise click.UsageError("say what to take back: a RUN, --agent, --tool or --call")
     if call_ids and (run or agent or tool or since_us is not None):
         raise click.UsageError("--call names the calls itself: leave out RUN, --agent, --tool, --since")
+    ask = not only_plan and asks(as_json=as_json, yes=yes, instead="--plan, or ")
     loaded = load(config_path)
     who = person(loaded, as_user)
     query = CallQuery(tenant=who.tenant, agent=agent, tool=tool, run=run, since_us=since_us)
-    ask = not (only_plan or yes or as_json)
-    if as_json and not (only_plan or yes):
-        raise click.UsageError("with --json say --plan, or --yes to go through with it")
     steps = anyio.run(_work, loaded, who, query, call_ids, force, only_plan, ask)
     if as_json:
         print_json({"steps": steps, "cost": price(steps)})

@@ -4,15 +4,11 @@ from alembic import op
 from sqlalchemy.schema import CreateTable
 
 from remit.procedure import remit_write
-from remit.tables import NOW_US, VIEWS, metadata
+from remit.tables import VIEWS, metadata, view
 
 revision = "0002"
 down_revision = "0001"
 
-_NOW_US = {
-    "sqlite": "unixepoch() * 1000000",
-    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
-}
 _AT = (
     "(SELECT MIN(m.at_us) FROM budget_moves AS m"
     " WHERE m.call_id = h.call_id AND m.account = h.account AND m.kind = '{}')"
@@ -41,8 +37,8 @@ def upgrade() -> None:
     op.execute("DROP TABLE holds_before")
     op.execute("DROP TABLE budget_moves")
     dialect = op.get_context().dialect.name
-    for name, query in VIEWS.items():
-        op.execute(f"CREATE VIEW {name} AS {query.replace(NOW_US, _NOW_US[dialect])}")
+    for name in VIEWS:
+        op.execute(f"CREATE VIEW {name} AS {view(name, dialect)}")
     if dialect == "postgresql":
         op.execute("DROP FUNCTION IF EXISTS remit_write(bigint, jsonb, boolean)")
         op.execute(remit_write())
