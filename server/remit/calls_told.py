@@ -41,6 +41,8 @@ def first(vault: Vault, call: Call, verdict: Verdict) -> Json:
     told: Json = {"received_us": call.received_us, "operation": call.tool.operation.value}
     if call.trace_id is not None:
         told["trace_id"] = call.trace_id
+    if call.client is not None:
+        told["client"] = call.client
     if verdict.reason != USUAL_REASONS.get(verdict.code):
         told["reason_digest"] = digest_of(vault, call.principal.tenant, verdict.reason)
     return told

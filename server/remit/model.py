@@ -210,6 +210,8 @@ class Call:
     client_key: str | None = None
     #: What the agent says about the call; may make a verdict stricter, never looser.
     claim: Json = field(default_factory=dict[str, Any])
+    #: The program that the agent runs in, and its version, as it says. Recorded, and never believed.
+    client: str | None = None
     trace_id: str | None = None
     #: `_meta` for the source, credentials and reserved keys already removed.
     meta: Json = field(default_factory=dict[str, Any])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,22 @@ async def test_a_key_and_a_claim_travel_in_meta(
         assert not any(key.startswith("dev.remit/") for key in shop.sent[0].meta)
         (record,) = remit.rows("SELECT client_key, claim, run FROM calls")
         assert record == {"client_key": "k-1", "claim": '{"goal":"g"}', "run": "run-7"}
+
+
+_FIRST_EVENTS = "SELECT body FROM events WHERE kind = 'call.dispatched' ORDER BY seq"
+
+
+async def test_which_program_called_is_on_record_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, era: str
+) -> None:
+    shop = ScriptedSource()
+    async with served(tmp_path, monkeypatch, shop, policy=POLICY) as remit:
+        for name in ("Agent Desk", "Ann said: it was not me"):
+            program = t.Implementation(name=name, version="2.1.0")
+            async with remit.client(era, client_info=program) as client:
+                await client.call_tool("shop.look", {"thing": name})
+        said = [json.loads(row["body"]).get("client") for row in remit.rows(_FIRST_EVENTS)]
+        assert said == ["Agent Desk/2.1.0", None]  # a sentence is not what a program is called
 
 
 UNFIT: list[Any] = [

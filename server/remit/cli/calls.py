@@ -203,6 +203,7 @@ def _told(story: Story) -> Iterator[tuple[str, object]]:
     call = story.call
     yield "call", call.id if call.kind == "call" else f"{call.id}, {call.kind} of {call.of_call}"
     yield "who", f"{call.agent} for {call.user}, tenant {call.tenant}, run {call.run} (by {call.auth})"
+    yield "client", next((json.loads(event.body).get("client") for event in story.events), None)
     yield "when", _times(call)
     if call.waits_for and call.state == "scheduled":
         yield "waits for", call.waits_for

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import wraps
@@ -242,7 +243,14 @@ class Front:
             level = self._sessions.of(ctx).level
             raw = {**raw, "_meta": {**_meta_of(raw), f"{_RESERVED}logLevel": level}} if level else raw
         result = await self.governed(
-            raw, tool, arguments, principal, on, caller, asking_now=self._asking_now(ctx)
+            raw,
+            tool,
+            arguments,
+            principal,
+            on,
+            caller,
+            asking_now=self._asking_now(ctx),
+            client=ctx.session.client_params and ctx.session.client_params.client_info.model_dump(),
         )
         if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS and not isinstance(
             result.get("structuredContent", {}), Mapping
@@ -260,8 +268,12 @@ class Front:
         caller: Caller,
         *,
         asking_now: AskingUser | None = None,
+        client: object = None,
     ) -> Result:
-        """Make a call of raw request params, govern it, and put its outcome into wire shape."""
+        """Make a call of raw request params, govern it, and put its outcome into wire shape.
+
+        `client` is what the session was begun by, where it is not said with each request.
+        """
         meta = _meta_of(raw)
         sent = _SENT_PLAINLY
         if "requestState" in raw or "inputResponses" in raw:
@@ -276,6 +288,7 @@ class Front:
             at_us=on.clock(),
             client_key=_short(meta.get(f"{_PREFIX}idempotency_key"), "idempotency_key"),
             claim=_claim(meta.get(f"{_PREFIX}claim")),
+            client=_program(client or meta.get(_CLIENT)),
             trace_id=telemetry.current_trace_id(),
             meta={key: value for key, value in meta.items() if not key.startswith(_PREFIX)} if meta else None,
             input_responses=sent.input_responses,
@@ -450,6 +463,9 @@ class Front:
 
 
 _CAPABILITIES = f"{_RESERVED}clientCapabilities"
+_CLIENT = f"{_RESERVED}clientInfo"
+#: The name and version of a program. What it says goes into events, which nobody can erase: no sentences.
+_PROGRAM = re.compile(r"[A-Za-z0-9@._/+-][A-Za-z0-9 @._/+-]{0,127}")
 _AGAIN = AskingUser(again=True)
 _SENT_PLAINLY = Resumed(confirmation=None, input_responses=None, request_state=None)
 
@@ -462,6 +478,15 @@ def _takes_forms(capabilities: object) -> bool:
 
 #: A client that is asked nothing and told nothing while its call runs.
 PLAIN = {version: Caller(protocol_version=version) for version in ("2025-06-18", "2025-11-25", "2026-07-28")}
+
+
+def _program(info: object) -> str | None:
+    """The client's program and version in one word; None when it says nothing that looks like it."""
+    if not isinstance(info, dict):
+        return None
+    told = cast("Json", info)
+    program = f"{told.get('name')}/{told.get('version')}"
+    return program if _PROGRAM.fullmatch(program) else None
 
 
 def internal_error(method: str) -> None:
