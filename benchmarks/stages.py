@@ -31,7 +31,7 @@ from remit.front.lane import Lane
 from remit.front.server import Front
 from remit.identity import Principal
 from remit.ids import now_us
-from remit.journal import Admitted, Journal, open_journal
+from remit.journal import Admitted, Journal, Settled, open_journal
 from remit.model import Call
 from remit.pipeline import Decision, Services, decide
 from remit.policies import files_text, load_policy
@@ -85,8 +85,8 @@ class WritesNothing:
     async def admit(self, *_: object, **__: object) -> Admitted:
         return Admitted(deadline_us=now_us() + 60_000_000)
 
-    async def settle(self, *_: object, **__: object) -> str:
-        return ""
+    async def settle(self, *_: object, **__: object) -> Settled:
+        return Settled(event="")
 
 
 class Echo:
@@ -225,6 +225,7 @@ async def settled(call: Call, decision: Decision, on: Services) -> None:
         call_id=call.id,
         state="succeeded",
         costs={charge.unit: charge.amount for charge in decision.charges},
+        charges=decision.charges,
         reply=b"{}",
         error=None,
         plan=decision.plan,

@@ -371,23 +371,27 @@ class Records:
         where, (order, walks) = " AND ".join(conditions), self._walks(query)
         found = merge(
             *(
-                self._db.rows(
+                self._named(
                     f"SELECT id, created_us FROM calls WHERE {where} AND {first} ORDER BY {order}"  # noqa: S608 - the columns are ours
                     + ("" if query.args else " LIMIT ?"),
                     (*values, *more) if query.args else (*values, *more, limit),
                 )
                 for first, more in walks
             ),
-            key=lambda row: (row["created_us"], row["id"]),
             reverse=True,
         )
-        fitting = (row["id"] for row in found if not query.args or self._has(row["id"], query.args))
+        fitting = (call_id for _, call_id in found if not query.args or self._has(call_id, query.args))
         shown = islice(fitting, limit)
         calls: list[CallRecord] = []
         while ids := list(islice(shown, _CALLS_AT_ONCE)):
             marks = ", ".join("?" * len(ids))
             calls += self._calls(f"SELECT * FROM calls WHERE id IN ({marks})", ids, order=order)  # noqa: S608 - only marks are inserted
         return calls
+
+    def _named(self, sql: str, values: Sequence[Any]) -> Iterator[tuple[int, str]]:
+        """When each call came that `sql` finds, and its id."""
+        for row in self._db.rows(sql, values):
+            yield row["created_us"], row["id"]
 
     def _walks(self, query: CallQuery) -> tuple[str, list[tuple[str, tuple[Any, ...]]]]:
         """In which order to read, and conditions that each begin an index in it: a call meets one of them."""
