@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -273,7 +274,8 @@ def verify_calls(
         )
 
     followed = followed or Followed()
-    destroyed = _destroyed(records) if payloads else {}
+    # Looked up once, and only where something is erased: a record is verified in hundreds of parts.
+    destroyed = cache(partial(_destroyed_at, records))
     astray: list[str] = []
     rows = counted(of_calls(chain.COLUMNS, "events", "call_id"), progress)
     events = _histories(followed.follow(records, rows))
@@ -650,11 +652,11 @@ def _miscarried(
     kept: Sequence[tuple[Any, ...]],
     begun: Mapping[str, Any],
     happened: Mapping[str, Mapping[str, Any]],
-    destroyed: Mapping[str, int],
+    destroyed: Callable[[], Mapping[str, int]],
 ) -> Iterator[str]:
     """What of the stored payloads is not what was sealed, or not what was committed to.
 
-    `destroyed` are the places, in the order of writing, of the events that tell of it, by key.
+    `destroyed` gives the places of the events that tell of it, by key (`_destroyed_at`).
     """
     commits = {"result": ended(happened).get("result_commit")}
     # What is struck out of stored arguments cannot be held against the commitment to all of them.
@@ -673,13 +675,13 @@ def _miscarried(
             # erased after that.
             if not _is_about(records, call, keys.split()):
                 yield f"its stored {kind} is erased with the key of somebody whom it is not about"
-            elif _began(records, call_id) > min(destroyed.get(key, _NEVER) for key in keys.split()):
+            elif _began(records, call_id) > min(destroyed().get(key, _NEVER) for key in keys.split()):
                 yield f"its stored {kind} is erased with a key that was destroyed before the call"
         elif kind in commits and commitment != commits[kind]:
             yield f"its stored {kind} is not what was committed to"
 
 
-def _destroyed(records: Records) -> dict[str, int]:
+def _destroyed_at(records: Records) -> dict[str, int]:
     """The place, in the order of writing, of the event that tells of each key that is destroyed."""
     return {
         key: event["rowid"]

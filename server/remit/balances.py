@@ -65,13 +65,12 @@ def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> None:
 
 def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
     """A sentence for each limit that has come near."""
-    return tuple(
-        f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}."
-        for charge in charges
-        if charge.warn_from is not None
-        and (account := ledger.account(charge.account, charge.window_start_us, limit=charge.limit))
-        and account.limit_amount - account.left >= charge.warn_from
-    )
+    told: list[str] = []
+    for charge in charges:
+        account = ledger.account(charge.account, charge.window_start_us, limit=charge.limit)
+        if charge.warn_from is not None and account.limit_amount - account.left >= charge.warn_from:
+            told.append(f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}.")
+    return tuple(told)
 
 
 def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json]:

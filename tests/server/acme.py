@@ -154,6 +154,15 @@ async def left_in_doubt(on: Services, arguments: dict[str, Any]) -> str:
     return call.id
 
 
+async def refunded_twice(config: Path) -> str:
+    """The first of two refunds of one order: the second is in the way of taking it back."""
+    async with serving(config) as on:
+        first = await made(on, "acme.refund", refund_of("ord-1002", 5000))
+        await made(on, "acme.refund", refund_of("ord-1002", 6000))
+    assert isinstance(first, Done)
+    return first.call_id
+
+
 def refund_of(order: str, amount_minor: int, *, reason: str = "damaged") -> dict[str, Any]:
     return {"order_id": order, "amount_minor": amount_minor, "reason": reason}
 

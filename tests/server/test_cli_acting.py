@@ -12,7 +12,16 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
-from tests.server.acme import REPOSITORY, Story, Terminal, left_in_doubt, made, refund_of, serving
+from tests.server.acme import (
+    REPOSITORY,
+    Story,
+    Terminal,
+    left_in_doubt,
+    made,
+    refund_of,
+    refunded_twice,
+    serving,
+)
 
 from remit.model import Done, Outcome, Refused, Scheduled
 from remit.pipeline import Services
@@ -226,14 +235,7 @@ def test_people_may_refuse_an_undo(remit: Terminal, story: Story) -> None:
 
 
 def test_a_conflict_needs_force(remit: Terminal) -> None:
-    async def twice() -> str:
-        async with serving(remit.config) as on:
-            first = await made(on, "acme.refund", refund_of("ord-1002", 5000))
-            await made(on, "acme.refund", refund_of("ord-1002", 6000))
-        assert isinstance(first, Done)
-        return first.call_id
-
-    call = anyio.run(twice)
+    call = anyio.run(refunded_twice, remit.config)
     planned = remit("undo", call, "--dry-run")
     assert planned.code == 1
     assert "In the way: call " in planned.out

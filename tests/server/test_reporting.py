@@ -9,11 +9,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.server.acme import Story, Terminal, made, refund_of, serving
+from tests.server.acme import Story, Terminal, refunded_twice
 from tests.server.test_erasing import a_place
 from tests.server.test_keeping import SHORT, an_old_life
-
-from remit.model import Done
 
 
 class Page(HTMLParser):
@@ -120,14 +118,7 @@ def test_what_goes_for_its_age_is_no_act_of_people(tmp_path: Path) -> None:
 
 
 def test_a_report_tells_the_undos_that_were_refused_apart_from_the_calls_of_agents(remit: Terminal) -> None:
-    async def twice() -> str:
-        async with serving(remit.config) as on:
-            first = await made(on, "acme.refund", refund_of("ord-1002", 5000))
-            await made(on, "acme.refund", refund_of("ord-1002", 6000))
-        assert isinstance(first, Done)
-        return first.call_id
-
-    assert remit("undo", anyio.run(twice)).code == 1
+    assert remit("undo", anyio.run(refunded_twice, remit.config)).code == 1
     sections = {each["title"]: each["rows"] for each in remit.json("report", "--from", "1h")["sections"]}
     refused = sections["Why calls were refused"]
     assert ["undo", "undo_conflict", 1] in refused

@@ -242,6 +242,7 @@ class Front:
             # The stateless revision says per request what the older ones say once.
             level = self._sessions.of(ctx).level
             raw = {**raw, "_meta": {**_meta_of(raw), f"{_RESERVED}logLevel": level}} if level else raw
+        begun = ctx.session.client_params
         result = await self.governed(
             raw,
             tool,
@@ -250,7 +251,7 @@ class Front:
             on,
             caller,
             asking_now=self._asking_now(ctx),
-            client=ctx.session.client_params and ctx.session.client_params.client_info.model_dump(),
+            client=begun and _program(begun.client_info.name, begun.client_info.version),
         )
         if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS and not isinstance(
             result.get("structuredContent", {}), Mapping
@@ -268,11 +269,11 @@ class Front:
         caller: Caller,
         *,
         asking_now: AskingUser | None = None,
-        client: object = None,
+        client: str | None = None,
     ) -> Result:
         """Make a call of raw request params, govern it, and put its outcome into wire shape.
 
-        `client` is what the session was begun by, where it is not said with each request.
+        `client` is the program that began the session, where it is not said with each request.
         """
         meta = _meta_of(raw)
         sent = _SENT_PLAINLY
@@ -288,7 +289,7 @@ class Front:
             at_us=on.clock(),
             client_key=_short(meta.get(f"{_PREFIX}idempotency_key"), "idempotency_key"),
             claim=_claim(meta.get(f"{_PREFIX}claim")),
-            client=_program(client or meta.get(_CLIENT)),
+            client=client or _said_program(meta.get(_CLIENT)),
             trace_id=telemetry.current_trace_id(),
             meta={key: value for key, value in meta.items() if not key.startswith(_PREFIX)} if meta else None,
             input_responses=sent.input_responses,
@@ -480,13 +481,18 @@ def _takes_forms(capabilities: object) -> bool:
 PLAIN = {version: Caller(protocol_version=version) for version in ("2025-06-18", "2025-11-25", "2026-07-28")}
 
 
-def _program(info: object) -> str | None:
+def _program(name: object, version: object) -> str | None:
     """The client's program and version in one word; None when it says nothing that looks like it."""
+    program = f"{name}/{version}"
+    return program if _PROGRAM.fullmatch(program) else None
+
+
+def _said_program(info: object) -> str | None:
+    """The same, as a request says it."""
     if not isinstance(info, dict):
         return None
     told = cast("Json", info)
-    program = f"{told.get('name')}/{told.get('version')}"
-    return program if _PROGRAM.fullmatch(program) else None
+    return _program(told.get("name"), told.get("version"))
 
 
 def internal_error(method: str) -> None:
