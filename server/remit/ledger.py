@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _ACCOUNTS_MAX = 4096
 #: From so many rows on, the redo log is filed while calls wait.
-_FILED_ROWS = 4096
+_FILED_ROWS = 1024
 #: Where fewer transactions than this were filed, because something was asked, logging them was a waste: so
 #: many after them are not logged.
 _WORTHWHILE = 4

@@ -26,7 +26,7 @@ from typing import Any, cast
 from remit.database import Postgres, Row
 from remit.errors import Interrupted, Unsure
 from remit.ids import Clock, uuid7
-from remit.postgres import Session
+from remit.postgres import LIMITS, Session
 from remit.redo import NOT_THERE, Change, Gathered, NotThere
 from remit.writer import OthersWrite, Overtaken
 
@@ -34,6 +34,9 @@ from remit.writer import OthersWrite, Overtaken
 _NOW = "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
 #: After so many transactions in a row before which others had written, nothing known is believed.
 _OVERTAKEN_MAX = 2
+#: Everything is found by its key here, and so it must also be while a table is empty or was not analyzed yet:
+#: a plan that is made then stays for long.
+_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
 #: NUL in JSON: not where the backslash is itself escaped.
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 #: A lease is renewed when this part of it has passed, and nothing is sent any more in its last part.
@@ -50,7 +53,7 @@ class PostgresStore:
         self._relaxed = relaxed
         self._lease_us = int(lease_s * 1_000_000)
         self._clock = clock
-        self._session: Session | None = Session(at, name=role)
+        self._session: Session | None = _session(at, role)
         #: The count of `write_turn` that this replica has seen; None: it must look at everything again.
         self._seen: int | None = None
         #: Of the transactions until now, so many in a row came after others had written.
@@ -258,7 +261,7 @@ class PostgresStore:
 
     def _connected(self) -> Session:
         if self._session is None:
-            self._session = Session(self._at, name=self._role)
+            self._session = _session(self._at, self._role)
         return self._session
 
     def _disconnect(self) -> None:
@@ -266,6 +269,10 @@ class PostgresStore:
         if self._session is not None:
             self._session.close()
             self._session = None
+
+
+def _session(at: Postgres, role: str) -> Session:
+    return Session(at, name=role, settings={**LIMITS, **_BY_KEY})
 
 
 def _without_nul(text: str) -> str:

@@ -35,13 +35,13 @@ _CONNECT_S = 5
 _ANSWER_S = 45
 _ROWS_AT_ONCE = 1000
 #: What a session may not outlast (milliseconds): a process that is stopped holds nobody up for ever.
-_LIMITS = {
-    "lock_timeout": "10000",
+LIMITS = {
     "statement_timeout": "30000",
+    "lock_timeout": "10000",
     "idle_in_transaction_session_timeout": "5000",
 }
 #: A snapshot of everything is read for as long as it takes, whatever else is usual on that server.
-_UNLIMITED = dict.fromkeys(_LIMITS, "0")
+_UNLIMITED = dict.fromkeys(LIMITS, "0")
 #: Who waited for its turn must see what the one before it wrote.
 _ISOLATION = {"default_transaction_isolation": "read committed"}
 #: Classes of errors that say nothing about the statement: connection, authorization, catalog, resources,
@@ -80,11 +80,11 @@ _SCHEMA = """
 class Session:
     """One connection to one PostgreSQL database. Raises StoreUnavailable when there is none."""
 
-    def __init__(self, at: Postgres, *, name: str, limits: Mapping[str, str] = _LIMITS) -> None:
+    def __init__(self, at: Postgres, *, name: str, settings: Mapping[str, str] = LIMITS) -> None:
         self.at = at
         self._loop = uvloop.new_event_loop()
         try:
-            self._db: Any = self._run(_connected(at, name, limits))
+            self._db: Any = self._run(_connected(at, name, settings))
         except BaseException:
             self._loop.close()
             raise
@@ -177,7 +177,7 @@ class Session:
             raise
 
 
-async def _connected(at: Postgres, name: str, limits: Mapping[str, str]) -> Any:
+async def _connected(at: Postgres, name: str, settings: Mapping[str, str]) -> Any:
     try:
         asyncpg: Any = import_module("asyncpg")  # it has no types
     except ImportError:
@@ -200,7 +200,7 @@ async def _connected(at: Postgres, name: str, limits: Mapping[str, str]) -> Any:
         ) from None
     try:
         # Not as it connects: poolers refuse whom they are asked for what they do not know.
-        await db.execute("; ".join(f"SET {what} = '{to}'" for what, to in {**_ISOLATION, **limits}.items()))
+        await db.execute("; ".join(f"SET {what} = '{to}'" for what, to in {**settings, **_ISOLATION}.items()))
     except BaseException:
         db.terminate()
         raise
@@ -210,7 +210,7 @@ async def _connected(at: Postgres, name: str, limits: Mapping[str, str]) -> Any:
 @contextmanager
 def reading(at: Postgres) -> Generator[Session]:
     """A snapshot, as of the first query."""
-    session = Session(at, name="reader", limits=_UNLIMITED)
+    session = Session(at, name="reader", settings=_UNLIMITED)
     try:
         with session.transaction(snapshot=True):
             yield session
@@ -222,7 +222,7 @@ def reading(at: Postgres) -> Generator[Session]:
 def sealing(at: Postgres) -> Generator[Session]:
     """The only session that seals; waits for its turn."""
     # A sealer that is stopped loses its turn: others seal then.
-    session = Session(at, name="sealer", limits={**_LIMITS, "idle_session_timeout": "60000"})
+    session = Session(at, name="sealer", settings={**LIMITS, "idle_session_timeout": "60000"})
     try:
         session.script(f"SELECT pg_advisory_lock({_SEALING})")
         yield session
@@ -232,7 +232,7 @@ def sealing(at: Postgres) -> Generator[Session]:
 
 def exists(at: Postgres) -> bool:
     """Whether an audit database was made there."""
-    session = Session(at, name="reader", limits={})
+    session = Session(at, name="reader", settings={})
     try:
         return session.version() is not None
     finally:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: What a value is cast to. The most special first, for a BigInteger is an Integer, too.
 _CASTS = ((BigInteger, "bigint"), (Integer, "integer"), (Boolean, "boolean"))
 
+#: So many changes of one kind are made one after the other, which begins sooner; more of them by one
+#: statement, which takes less for each. No row changes twice in a transaction, and one that would is missed.
+_FEW = 3
+
 
 def remit_write() -> str:
     """CREATE FUNCTION: write `gathered` (`Gathered.as_json`), or return false where others have written.
@@ -41,6 +45,7 @@ DECLARE
   new jsonb = gathered->0;
   changed jsonb = gathered->1;
   v jsonb;
+  hits bigint;
 BEGIN
   IF lazily THEN
     PERFORM set_config('synchronous_commit', 'off', true);
@@ -70,13 +75,23 @@ def _update(change: str, form: Form) -> str:
     key = " AND ".join(
         f'"{name}" = {_value(columns[name], place)}' for place, name in enumerate(form.key, len(form.sets))
     )
+    rows = f"changed->'{change}'"
+    missed = f"RAISE EXCEPTION USING ERRCODE = '{NOT_THERE}', MESSAGE = '{change}';"
     return f"""
-  FOR v IN SELECT jsonb_array_elements(changed->'{change}') LOOP
-    UPDATE {form.table} SET {sets} WHERE {key} AND {form.only};
-    IF NOT FOUND THEN
-      RAISE EXCEPTION USING ERRCODE = '{NOT_THERE}', MESSAGE = '{change}';
+  IF jsonb_array_length({rows}) > {_FEW} THEN
+    UPDATE {form.table} SET {sets} FROM jsonb_array_elements({rows}) AS v WHERE {key} AND {form.only};
+    GET DIAGNOSTICS hits = ROW_COUNT;
+    IF hits <> jsonb_array_length({rows}) THEN
+      {missed}
     END IF;
-  END LOOP;"""  # noqa: S608 - all of it is ours
+  ELSE
+    FOR v IN SELECT jsonb_array_elements({rows}) LOOP
+      UPDATE {form.table} SET {sets} WHERE {key} AND {form.only};
+      IF NOT FOUND THEN
+        {missed}
+      END IF;
+    END LOOP;
+  END IF;"""  # noqa: S608 - all of it is ours
 
 
 def _value(column: Column[Any], place: int) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 #: The newest revision in there; a test keeps the two equal.
-HEAD = "0003"
+HEAD = "0004"
 #: One process migrates at a time. A number that other programs on the same database do not use.
 _MIGRATING = 0x72656D69745F6462
 
@@ -113,7 +113,7 @@ def _migrate(path: Path) -> None:
 def _upgrade_postgres(at: Postgres) -> None:
     from remit.postgres import Session
 
-    session = Session(at, name="schema", limits={})
+    session = Session(at, name="schema", settings={})
     try:
         version = session.version()
         _must_not_be_newer(at, version)
@@ -138,7 +138,7 @@ def fresh(at: Location) -> dict[str, str]:
     if isinstance(at, Postgres):
         from remit.postgres import Session
 
-        session = Session(at, name="schema", limits={})
+        session = Session(at, name="schema", settings={})
         try:
             # Made for this session alone, looked at, and undone: who serves may do that, too.
             session.script("BEGIN; SET LOCAL search_path TO pg_temp")

@@ -67,7 +67,7 @@ def test_holds_of_schema_0001_come_to_say_when(anywhere: tuple[Terminal, Story])
     run(at, TO_0001)
     assert remit("db", "check").code == 1
     upgraded = remit("db", "upgrade")
-    assert (upgraded.code, upgraded.out.endswith("has schema 0003.\n")) == (0, True), upgraded
+    assert (upgraded.code, upgraded.out.endswith("has schema 0004.\n")) == (0, True), upgraded
     assert books(at) == before
     for command in (("db", "check"), ("audit", "verify"), ("budget", "verify")):
         assert (found := remit(*command)).code == 0, found

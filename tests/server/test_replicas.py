@@ -23,7 +23,7 @@ from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
 from remit.model import Done, Failed, InDoubt, Pending
 from remit.postgres import Session
-from remit.redo import Gathered
+from remit.redo import NOT_THERE, Gathered
 from remit.schema import fresh, upgrade
 from remit.sealer import seal
 
@@ -158,7 +158,7 @@ async def test_what_a_server_is_set_to_for_others_does_not_hold_here(tmp_path: P
     with at_once(at) as db:
         for setting in (
             "default_transaction_isolation = 'serializable'",
-            "statement_timeout = 1",
+            "statement_timeout = 20",
             "lock_timeout = 1",
             "idle_in_transaction_session_timeout = 1",
         ):
@@ -368,7 +368,7 @@ async def test_a_replica_that_is_stopped_in_its_turn_holds_nobody_up(
 ) -> None:
     async with a_remit(tmp_path) as remit:
         assert isinstance(remit.path, Postgres)
-        stopped = Session(remit.path, name="stopped", limits={"idle_in_transaction_session_timeout": "300"})
+        stopped = Session(remit.path, name="stopped", settings={"idle_in_transaction_session_timeout": "300"})
         stopped.script("BEGIN")
         stopped.all("SELECT * FROM write_turn FOR UPDATE")
         await remit.done("shop.send", {"text": "hi"})
@@ -504,6 +504,47 @@ async def test_what_is_written_in_one_go_is_exactly_what_was_said(tmp_path: Path
         assert tuple(written) == (True,)
         for table, row in said.items():
             assert [tuple(each) for each in db.all(f"SELECT * FROM {table}")] == [row]  # noqa: S608 - ours
+
+
+@pytest.mark.parametrize("many", [3, 4, 200])
+def test_all_that_is_to_change_changes_and_each_as_was_said_or_nothing_does(
+    tmp_path: Path, many: int
+) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+
+    def write(gathered: Gathered) -> None:
+        db.one("SELECT remit_write(NULL, ?, false)", (gathered.as_json().decode(),))
+
+    def ended(missing: int | None = None) -> list[tuple[Any, ...]]:
+        kept = [n for n in range(many) if n != missing]
+        return [("posted", 1 + n, 1_000 + n, f"c{n}", f"a{n}") for n in kept]
+
+    with at_once(at) as db:
+        holds = [(f"c{n}", f"a{n}", 0, "usd", 1 + n, "held", 0, 0, 7, None) for n in range(many)]
+        write(Gathered({"holds": holds}))
+        for wrong in ((*ended(0), ("posted", 1, 2, "c0", "nobody")), (*ended(), ended()[0])):
+            with pytest.raises(asyncpg.PostgresError, match="resolve") as refused:
+                write(Gathered(updates={"resolve": list(wrong)}))
+            assert refused.value.sqlstate == NOT_THERE  # pyright: ignore[reportAttributeAccessIssue]
+        assert {row["state"] for row in db.all("SELECT state FROM holds")} == {"held"}
+        write(Gathered(updates={"resolve": ended()}))
+        found = db.all("SELECT state, posted, resolved_us, call_id, account FROM holds ORDER BY amount")
+        assert [tuple(row) for row in found] == ended()
+
+
+def test_what_writes_by_schema_0003_is_made_anew(tmp_path: Path) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        made = "CREATE OR REPLACE FUNCTION remit_write(seen bigint, gathered jsonb, lazily boolean)"
+        db.script(
+            f"{made} RETURNS boolean LANGUAGE sql AS 'SELECT true';"  # noqa: S608 - ours
+            " UPDATE alembic_version SET version_num = '0003'"
+        )
+        assert db.schema() != fresh(at)
+        upgrade(at)
+        assert db.schema() == fresh(at)
 
 
 def test_a_function_that_was_changed_is_found(tmp_path: Path) -> None:
