@@ -133,6 +133,17 @@ def test_a_tenant_that_the_policy_names_and_in_which_nothing_happened_has_a_repo
     assert remit.json("report", "--from", "1h", "--tenant", "acme")["sections"][0]["rows"] != []
 
 
+def test_an_export_of_a_tenant_that_nobody_knows_is_refused(remit: Terminal, tmp_path: Path) -> None:
+    file, store = tmp_path / "events.jsonl", str(remit.folder / "remit.db")
+    export = ("audit", "export", "-o", str(file), "--tenant")
+    typo = remit(*export, "acne")
+    assert (typo.code, "of a tenant acne, and the policy names none: there are acme" in typo.err) == (1, True)
+    typo = remit(*export, "acne", "--db", store)
+    assert (typo.code, typo.err) == (1, "remit: nothing is on record of a tenant acne\n")
+    assert not file.exists()
+    assert remit(*export, "acme", "--db", store).code == 0
+
+
 def test_a_report_of_no_time_or_tenant_is_refused_and_one_that_fails_leaves_no_file(
     remit: Terminal, tmp_path: Path
 ) -> None:

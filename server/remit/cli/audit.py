@@ -19,6 +19,7 @@ from remit.cli.options import (
     config_option,
     json_option,
     must_be_in_order,
+    must_be_known,
     print_json,
 )
 from remit.errors import RemitError
@@ -324,6 +325,7 @@ def export(
     if (form == "otlp") != (endpoint is not None) or (endpoint and output):
         raise click.UsageError("otlp goes to --endpoint, and nothing else does")
     with _records(config_path, copy) as found:
+        must_be_known(found, tenant, None if copy else config_path)
         if tiles:
             with told_if_unwritable(tiles):
                 if tiles.exists() and any(tiles.iterdir()):

@@ -199,6 +199,24 @@ def records(config_path: Path) -> Generator[Records]:
         yield found
 
 
+def must_be_known(found: Records, tenant: str | None, config_path: Path | None) -> None:
+    """Raise RemitError for a tenant that nobody knows: nothing about it would look as if all were well.
+
+    Without a configuration the record alone tells which there are.
+    """
+    from remit.config_file import load
+    from remit.errors import RemitError
+    from remit.policies import load_policy
+
+    if tenant is None or found.tells_of(tenant):
+        return
+    why = f"nothing is on record of a tenant {tenant}"
+    if config_path is None:
+        raise RemitError(why)
+    if tenant not in (known := load_policy(load(config_path).config).tenants):
+        raise RemitError(f"{why}, and the policy names none: there are {', '.join(known)}")
+
+
 def asks(*, as_json: bool, yes: bool, instead: str = "") -> bool:
     """Whether to ask before it is done. Raises UsageError where nobody can answer, and --yes was not said."""
     if yes:

@@ -12,6 +12,7 @@ from remit.cli.options import (
     config_option,
     json_option,
     must_be_in_order,
+    must_be_known,
     print_json,
     records,
 )
@@ -48,8 +49,7 @@ def report(
     to_us = to_us or now
     must_be_in_order("--from", from_us, "--to", to_us)
     with to_file(output) as write, records(config_path) as found:
-        if tenant is not None and not found.tells_of(tenant):
-            _must_be_named(config_path, tenant)
+        must_be_known(found, tenant, config_path)
         total = found.count("events") + found.count("calls") + size_of(found)
         with progress("Verifying", total, every=200) as advance:
             told = reporting.report(
@@ -65,17 +65,3 @@ def report(
     if as_json:
         print_json(told)
     return 1 if told.findings else 0
-
-
-def _must_be_named(config_path: Path, tenant: str) -> None:
-    """Raise RemitError for a tenant that nobody knows: a report on it would look as if all were well."""
-    from remit.config_file import load
-    from remit.errors import RemitError
-    from remit.policies import load_policy
-
-    known = load_policy(load(config_path).config).tenants
-    if tenant not in known:
-        raise RemitError(
-            f"nothing is on record of a tenant {tenant}, and the policy names none: there are"
-            f" {', '.join(known)}"
-        )
