@@ -3,10 +3,11 @@
 For each number of calls that are under way together: the journal as it is (every process commits what waits
 in one transaction), a transaction of its own for each step that goes straight into the same tables
 (`naive`), and with `--dbos` a three-step workflow of a durable execution engine. The floor is what the disk
-takes for two synced writes, one after the other. Processor time is this process's own, for the records
-alone: the calls are decided before the clock starts. The PostgreSQL server comes from a wheel and is
-durable, or is the one that `REMIT_TEST_POSTGRES_URL` names. `--sync-ms` makes every sync take that much
-longer, as on a slower disk: a usual one in a cloud takes 1 ms. A server that is named is left out then.
+takes for two synced writes, one after the other, and beside it what PostgreSQL takes for two bare inserts,
+each a commit. Processor time is this process's own, for the records alone: the calls are decided before the
+clock starts. The PostgreSQL server comes from a wheel and is durable, or is the one that
+`REMIT_TEST_POSTGRES_URL` names. `--sync-ms` makes every sync take that much longer, as on a slower disk: a
+usual one in a cloud takes 1 ms. A server that is named is left out then.
 Beside all of it stands a plain writer, which keeps calls, holds and events on SQLite and governs nothing.
 
     python -m benchmarks.ledger [--quick] [--json] [--dbos] [--sync-ms MS]
@@ -29,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import asyncpg
 import uvloop
 from tests.postgres import Databases, Server
 
@@ -116,6 +118,23 @@ def floor_ms(folder: Path, seconds: float, sync_s: float) -> float:
             times.append(time.perf_counter() - began)
     finally:
         os.close(file)
+    return round(sorted(times)[len(times) // 2] * 1000, 3)
+
+
+async def bare_inserts_ms(at: Postgres, seconds: float) -> float:
+    """The median time of two sequential inserts of a row of 2 KB: what two commits cost on that server."""
+    db: Any = await asyncpg.connect(at.url)
+    try:
+        await db.execute("CREATE TABLE bare (number bigint, body text)")
+        insert = await db.prepare("INSERT INTO bare VALUES ($1, $2)")
+        times: list[float] = []
+        until = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < until:
+            for _ in range(2):
+                await insert.fetch(len(times), "x" * 2_000)
+            times.append(time.perf_counter() - began)
+    finally:
+        await db.close()
     return round(sorted(times)[len(times) // 2] * 1000, 3)
 
 
@@ -238,8 +257,14 @@ def dbos_calls_per_s(folder: Path, concurrency: int, seconds: float) -> float:
     return json.loads(said.stdout.splitlines()[-1])["calls_per_s"]
 
 
-def show(floor: float, plain_cpu_us: float, databases: Mapping[str, Sequence[Row]]) -> None:
+def show(
+    floor: float, bare_inserts: float | None, plain_cpu_us: float, databases: Mapping[str, Sequence[Row]]
+) -> None:
     print(f"floor (two synced writes): {floor} ms")
+    if bare_inserts is not None:
+        print(
+            f"two bare inserts on postgresql: {bare_inserts} ms, {bare_inserts / floor:.2f} times the floor"
+        )
     print(f"processor time of a plain writer, 128 together: {plain_cpu_us} us")
     titles = [name.replace("_", " ") for name in Row.__dataclass_fields__]
     for name, rows in databases.items():
@@ -258,7 +283,7 @@ def show(floor: float, plain_cpu_us: float, databases: Mapping[str, Sequence[Row
 
 
 @contextmanager
-def postgres(folder: Path, sync_s: float = 0.0) -> Iterator[Callable[[str], Location]]:
+def postgres(folder: Path, sync_s: float = 0.0) -> Iterator[Callable[[str], Postgres]]:
     """Makes databases; with `sync_s`, on a server whose every sync takes so much longer."""
     given = os.environ.get("REMIT_TEST_POSTGRES_URL")
     slower = (f"commit_delay={round(sync_s * 1e6)}", "commit_siblings=0") if sync_s else ()
@@ -284,6 +309,7 @@ async def main() -> None:
     rounds, seconds = (2, 1.0) if asked.quick else (5, 3.0)
     (ROOT / "out").mkdir(exist_ok=True)
     rows: dict[str, list[Row]] = {}
+    bare_inserts: float | None = None
     with tempfile.TemporaryDirectory(dir=ROOT / "out", prefix="ledger-") as name:
         folder = Path(name)
         sync_s = asked.sync_ms / 1000
@@ -296,12 +322,14 @@ async def main() -> None:
             )
         if not (sync_s and os.environ.get("REMIT_TEST_POSTGRES_URL")):
             with postgres(folder, sync_s) as new:
+                bare_inserts = await bare_inserts_ms(new("bare"), seconds)
                 rows["postgresql"] = await measured(folder, new, rounds, seconds)
     if asked.json:
         listed = {kind: [asdict(row) for row in some] for kind, some in rows.items()}
-        print(json.dumps({"floor_ms": floor, "plain_cpu_us": plain_cpu_us, **listed}))
+        measures = {"floor_ms": floor, "bare_inserts_ms": bare_inserts, "plain_cpu_us": plain_cpu_us}
+        print(json.dumps({**measures, **listed}))
     else:
-        show(floor, plain_cpu_us, rows)
+        show(floor, bare_inserts, plain_cpu_us, rows)
 
 
 if __name__ == "__main__":
