@@ -84,6 +84,31 @@ async def test_what_is_certainly_not_there_has_failed_and_may_be_sent_again(tmp_
         assert len(remit.source.effects("buy")) == 2
 
 
+async def test_what_is_found_has_not_failed_whatever_words_are_in_it(tmp_path: Path) -> None:
+    failing = tools(buy={**RULES["shop.buy"], "failed_when": "contains(lower(text), 'error')"})
+    async with a_remit(tmp_path, tools=failing, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit, {"key": call_id, "order": "o-2", "note": "delivered in error"})
+        assert (await probe(call_id, remit.on)).state == remit.state(call_id) == "succeeded"
+        assert held(remit) == {"held": 0, "posted": 5}
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        {**FIND, "bind": "item.order * item.order"},
+        {**FIND, "args": {"thing": "args.price * 10000000000000000000"}},
+    ],
+)
+async def test_a_number_that_nothing_can_carry_leaves_the_call_in_doubt(
+    tmp_path: Path, find: dict[str, Any]
+) -> None:
+    async with a_remit(tmp_path, tools=tools(buy={"find": find})) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit, {"key": call_id, "order": 2**60})
+        assert [found.state for found in await Prober().round(remit.on)] == ["in_doubt"]
+
+
 @pytest.mark.parametrize(
     "shown",
     [
