@@ -143,6 +143,13 @@ async def test_a_refusal_says_which_budget_and_until_when(tmp_path: Path) -> Non
         await remit.done("shop.look", {"thing": "pen"})
 
 
+async def test_nobody_is_told_to_wait_for_a_budget_of_nothing(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(0, unit="calls", window="hour")]) as remit:
+        verdict = (await remit.refused("shop.look", {"thing": "pen"})).verdict
+        assert (verdict.code, verdict.remedy) == ("budget_exhausted", Remedy.ASK)
+        assert "free again" not in verdict.reason
+
+
 async def test_one_account_that_is_empty_holds_nothing_on_the_others(tmp_path: Path) -> None:
     budgets = [a_budget(100, scope="agent", unit="calls"), a_budget(1, scope="tool", unit="calls")]
     async with a_remit(tmp_path, budgets=budgets) as remit:
