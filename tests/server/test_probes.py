@@ -246,8 +246,9 @@ async def test_arguments_that_are_not_kept_exactly_prove_nothing(tmp_path: Path)
         assert (found.state, found.why) == ("in_doubt", "its exact arguments are not kept")
 
 
-async def test_an_undo_in_doubt_is_done_once_its_proof_holds(tmp_path: Path) -> None:
-    verify = {"call": "shop.look", "args": {"thing": "args.thing"}, "expect": "result.gone"}
+@pytest.mark.parametrize("thing", ["args.thing", "original.order"])
+async def test_an_undo_in_doubt_is_done_once_its_proof_holds(tmp_path: Path, thing: str) -> None:
+    verify = {"call": "shop.look", "args": {"thing": thing}, "expect": "result.gone"}
     rules = tools(buy={"undo": {**TOOLS["shop.buy"]["undo"], "verify": verify}})
     async with a_remit(tmp_path, tools=rules) as remit:
         remit.source.on["buy"] = {"order": "o-1"}
