@@ -2,13 +2,15 @@
 
 A two-phase transfer: a hold reserves, resolving releases it and posts what was really spent. What was
 spent beyond a limit is recorded (`overrun`), since the effect has happened; the next hold is refused, unless
-the limit is one that only observes, a person has agreed, or the call takes another one back.
+the limit is one that only observes, a person has agreed, or the call takes another one back. What is beyond
+all counting (AMOUNT_MAX) is not counted: such an account takes nothing more, whatever is given back.
 Invariants: `held` = holds - releases, `posted` = posts, `overrun` = max(0, held + posted - refunded - limit).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from remit.budgets import CALLS
 from remit.ledger import Account, Held, Ledger
@@ -47,20 +49,24 @@ def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
     ]
 
 
-def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> None:
-    """Reserve what the call may cost."""
+def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> Sequence[Charge]:
+    """Reserve what the call may cost; return what is held, on each account what it can still count."""
     if not charges:
-        return
+        return charges
     held = ledger.held.setdefault(call_id, [])
-    for charge in charges:
+    kept: list[Charge] = []
+    for wanted in charges:
+        account = _account(ledger, wanted)
+        charge = wanted if wanted.amount <= account.countable else replace(wanted, amount=account.countable)
+        kept.append(charge)
         name, start_us, unit, amount = charge.account, charge.window_start_us, charge.unit, charge.amount
-        account = _account(ledger, charge)
         account.held += amount
         ledger.changes(account)
         row = (call_id, name, start_us, unit, amount, "held", 0, 0, ledger.now_us, None)
         ledger.insert("holds", row)
         held.append(Held(name, start_us, unit, amount))
         _track_overrun(ledger, call_id, name, start_us, account)
+    return kept
 
 
 def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
@@ -81,9 +87,9 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
     spent: list[Json] = []
     for held in sorted(held_by(ledger, call_id), key=lambda held: held.account):
         name, start_us = held.account, held.window_start_us
-        cost = costs.get(held.unit, 0)
         account = ledger.account(name, start_us, limit=0)
         account.held -= held.amount
+        cost = min(costs.get(held.unit, 0), account.countable)
         account.posted += cost
         ledger.changes(account)
         ledger.update("resolve", ("posted" if cost else "voided", cost, ledger.now_us, call_id, name))

@@ -131,6 +131,14 @@ def result_of(reply: Reply) -> tuple[Any, str]:
     return {"text": text}, text
 
 
+def worked_out(value: Any) -> bytes:
+    """What expressions came to, as JSON. Raises EvaluationError for a number that none carries."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        raise EvaluationError("a number has more than 64 bits") from None
+
+
 REDACTED = "[redacted]"
 #: How JSON can begin (RFC 8259), and what it is where it begins otherwise.
 _JSON_BEGINS = frozenset('{["-0123456789 \t\r\n')

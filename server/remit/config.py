@@ -176,7 +176,9 @@ SourceId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}$")]
 AgentName = Annotated[str, Field(pattern=r"^agent:[A-Za-z0-9_.@-]{1,128}$")]
 UserName = Annotated[str, Field(pattern=r"^user:[A-Za-z0-9_.@-]{1,128}$")]
-Amount = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
+#: The most that a price or a limit can be, and that a budget counts: what every JSON reader takes exactly.
+AMOUNT_MAX = 2**53 - 1
+Amount = Annotated[int, Field(strict=True, ge=0, le=AMOUNT_MAX)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 RunName = Annotated[Name, AfterValidator(_run_name)]
 JmesPath = Annotated[str, AfterValidator(_jmespath)]

@@ -302,7 +302,7 @@ class Journal:
             if call.kind == "call" and not waits:
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
-            balances.hold(self._ledger, call_id, to_hold)
+            to_hold = balances.hold(self._ledger, call_id, to_hold)
             if way_back:
                 ways_back.register(self._ledger, call_id, way_back, "ready" if waits else "registered")
             if touches is not None and not waits:
@@ -378,14 +378,14 @@ class Journal:
                 self._ledger.insert("touches", (touches, call.id))
             more: Json = {}
             if call.waited:
-                balances.hold(self._ledger, call.id, charges)
+                held = balances.hold(self._ledger, call.id, charges)
                 way_back = plan if call.tool.effect is not Effect.DEFERRED else None
                 if way_back:
                     self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
                     ways_back.register(self._ledger, call.id, way_back, "registered")
                 if before is not None:
                     self._sealer.keep(self._sealer.seal_of(call), call.id, "before", before)
-                more = {"holds": _held(charges), "undo": ways_back.told(way_back)}
+                more = {"holds": _held(held), "undo": ways_back.told(way_back)}
             more |= self._touched(call, touches)
             self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
             return Admitted(deadline_us=deadline_us)

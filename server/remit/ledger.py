@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from remit import __version__
 from remit.budgets import tenant_and_unit
 from remit.chain import GENESIS, canonical, link
+from remit.config import AMOUNT_MAX
 from remit.database import Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure, WrongState
 from remit.ids import Clock
@@ -137,7 +138,12 @@ class Account:
 
     @property
     def left(self) -> int:
-        return self.limit_amount - self.held - self.posted + self.refunded
+        return min(self.limit_amount - self.held - self.posted + self.refunded, self.countable)
+
+    @property
+    def countable(self) -> int:
+        """What can still be counted, whatever the limit."""
+        return max(0, AMOUNT_MAX - self.held - self.posted)
 
     @property
     def row(self) -> Values:

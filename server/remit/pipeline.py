@@ -27,12 +27,12 @@ import orjson
 from remit import approvals, confirmations, refusals, runs, telemetry, unrecorded
 from remit.approval_requests import Approved
 from remit.budgets import CALLS, Accounts
-from remit.calls import fingerprint_of, result_of, subjects_of
+from remit.calls import fingerprint_of, result_of, subjects_of, worked_out
 from remit.catalog import Catalog
 from remit.checks.arguments import misfit, unfit
 from remit.checks.containment import stopped
 from remit.checks.permission import permission
-from remit.config import Config, Effect
+from remit.config import AMOUNT_MAX, Config, Effect
 from remit.confirmations import NOBODY_TO_ASK, AskingUser
 from remit.context import context_of
 from remit.deferred import Waits
@@ -536,7 +536,8 @@ async def _settle(
 ) -> Done:
     result, text = result_of(reply)
     roots = {"args": call.arguments, "result": result, "before": before and before.kept, "text": text}
-    failed = reply.is_error or _says_failed(call, roots)
+    # What was found shows the effect: what it says is no word of the tool's on how the call went.
+    failed = reply.is_error or (late is None and _says_failed(call, roots))
     no_effect = failed and (call.tool.errors_have_no_effect or not reply.is_error)
     plan = decision.plan
     if plan is not None:
@@ -683,6 +684,7 @@ def _bound(call: Call, plan: UndoPlan, roots: Mapping[str, Any]) -> UndoPlan:
         return plan
     try:
         arguments = {name: expression(**roots) for name, expression in call.tool.undo.arguments.items()}
+        worked_out(arguments)
     except EvaluationError:
         return plan
     resource = _touched(call, roots) if plan.resource is None else plan.resource
@@ -887,6 +889,7 @@ def own_read(
         return None
     try:
         arguments = {name: expression(**roots) for name, expression in lookup.arguments.items()}
+        arguments_json = worked_out(arguments)
     except EvaluationError:
         return None
     tool = as_called(tool, arguments)
@@ -901,7 +904,7 @@ def own_read(
         undoing=None,
         tool=tool,
         arguments=arguments,
-        arguments_json=orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS),
+        arguments_json=arguments_json,
         fingerprint=fingerprint_of(on.secret, call.principal, tool.name, arguments),
         received_us=now,
         scheduled_us=None,
@@ -943,7 +946,7 @@ def _costs(
 
 def _amount(value: Any) -> int:
     """A price as an amount: a whole number from 0 to 2^53-1. Raises EvaluationError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= AMOUNT_MAX:
         raise EvaluationError("a price is a whole number from 0 to 2^53-1")
     return value
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-import orjson
-
 from remit import telemetry
-from remit.calls import recorded_call, result_of
+from remit.calls import recorded_call, result_of, worked_out
 from remit.doubts import GRACE_US
 from remit.effects import as_recorded
 from remit.errors import UnknownRecord, WrongState
@@ -109,7 +107,7 @@ async def _probe_call(call: Call, found: Recorded, rule: FindRule, on: Services)
     try:
         items = _matching(rule, {**roots, "result": result_of(done.reply)[0]})
         if len(items) == 1:
-            made = rule.bind(**roots, item=items[0])
+            reply = _reply(rule.bind(**roots, item=items[0]))
         elif items:
             return _unsure(found, f"{len(items)} of what {rule.lookup.tool} shows could be it")
         elif rule.complete is None or rule.complete(result=result_of(done.reply)[0]) is not True:
@@ -119,7 +117,7 @@ async def _probe_call(call: Call, found: Recorded, rule: FindRule, on: Services)
             state = await on.journal.resolve(call.id, happened=False, reason=reason, by=by)
             return Finding(call_id=call.id, state=cast("Any", state), why=f"{by}: {reason}")
         before = Seen(kept=found.before) if found.before is not None else None
-        await settle_late(call, _reply(made), before, f"{by} found it", on)
+        await settle_late(call, reply, before, f"{by} found it", on)
     except EvaluationError:
         return _unsure(found, f"what {rule.lookup.tool} shows cannot be compared with the call")
     return Finding(call_id=call.id, state="succeeded", why=f"{by} found it")
@@ -164,9 +162,9 @@ async def _probe_undo(found: Recorded, on: Services) -> Finding:
 
 
 def _reply(made: Any) -> Reply:
-    """What was found, in the place of the answer that was lost."""
+    """What was found, in the place of the answer that was lost. Raises EvaluationError."""
     body: dict[str, Any] = {
-        "content": [{"type": "text", "text": orjson.dumps(made).decode()}],
+        "content": [{"type": "text", "text": worked_out(made).decode()}],
         "isError": False,
     }
     if isinstance(made, dict):

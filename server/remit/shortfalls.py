@@ -65,7 +65,7 @@ def short(
             reason=f"The budget for {charge.label} cannot take this call, so a person must agree to it.",
             remedy=Remedy.ASK,
         )
-    until = charge.window_end_us
+    until = charge.window_end_us if charge.limit else None  # no window brings anything where there is nothing
     when = f" It is free again in {max(1, (until - ledger.now_us) // 1_000_000)} s." if until else ""
     return replace(
         verdict,

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.builders import TOOLS, Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
 from tests.server.test_erasing import a_place
 
 from remit.audit import verify_balances
@@ -98,6 +98,31 @@ async def test_spending_beyond_the_limit_is_recorded_and_ends_spending(tmp_path:
         await remit.done("shop.look", {"thing": "pen"})
 
 
+@pytest.mark.parametrize("on_exceed", ["observe", "deny"])
+async def test_an_account_counts_no_further_than_it_can_and_takes_nothing_more(
+    tmp_path: Path, on_exceed: str
+) -> None:
+    most = 2**53 - 1
+    prices = {"usd": {"estimate": "args.price", "actual": "result.paid"}}
+    rules = tools(buy={"price": prices, "undo": {**TOOLS["shop.buy"]["undo"], "refund": 100}})
+    budgets = [a_budget(most, on_exceed=on_exceed)]
+    async with a_remit(tmp_path, tools=rules, budgets=budgets) as remit:
+        remit.source.on["buy"] = {"order": "o-1", "paid": most}
+        calls = [remit.call("shop.buy", {"thing": thing, "price": 2}) for thing in ("pen", "cup")]
+        await asyncio.gather(*calls)
+        assert balance(remit) == {"held": 0, "posted": most, "overrun": 0}
+        outcome = await remit.call("shop.buy", {"thing": "mug", "price": 100})
+        assert isinstance(outcome, Done if on_exceed == "observe" else Refused)
+        assert balance(remit) == {"held": 0, "posted": most, "overrun": 0}
+        first = remit.rows("SELECT id FROM calls ORDER BY id")[0]["id"]
+        assert isinstance(await undo(first, a_principal(), "run-1", remit.on), Done)
+        # What came back makes no room: nobody knows any more how much was spent.
+        outcome = await remit.call("shop.buy", {"thing": "jug", "price": 100})
+        assert isinstance(outcome, Done if on_exceed == "observe" else Refused)
+    terminal = a_place(tmp_path)
+    assert terminal("audit", "verify").code == terminal("budget", "verify").code == 0
+
+
 async def test_a_call_that_costs_nothing_runs_on_an_empty_budget(tmp_path: Path) -> None:
     async with a_remit(tmp_path, tools=PRICED, budgets=[a_budget(0)]) as remit:
         remit.source.on["send"] = {"paid": 0}
@@ -116,6 +141,13 @@ async def test_a_refusal_says_which_budget_and_until_when(tmp_path: Path) -> Non
         assert "free again in" in verdict.reason
         remit.clock.advance(s=3600)
         await remit.done("shop.look", {"thing": "pen"})
+
+
+async def test_nobody_is_told_to_wait_for_a_budget_of_nothing(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[a_budget(0, unit="calls", window="hour")]) as remit:
+        verdict = (await remit.refused("shop.look", {"thing": "pen"})).verdict
+        assert (verdict.code, verdict.remedy) == ("budget_exhausted", Remedy.ASK)
+        assert "free again" not in verdict.reason
 
 
 async def test_one_account_that_is_empty_holds_nothing_on_the_others(tmp_path: Path) -> None:

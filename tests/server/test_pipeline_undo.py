@@ -155,6 +155,13 @@ async def test_a_way_back_that_the_answer_did_not_give_is_none(tmp_path: Path) -
 # Conflicts.
 
 
+async def test_a_way_back_by_a_number_that_nothing_can_carry_is_none(tmp_path: Path) -> None:
+    back = {"call": "shop.give_back", "args": {"order": "result.order * result.order"}}
+    async with a_remit(tmp_path, tools=tools(buy={"undo": back})) as remit:
+        remit.source.on["buy"] = {"order": 2**60}
+        assert (await remit.done("shop.buy", PEN)).undo is None
+
+
 async def test_a_later_change_of_the_same_thing_must_be_undone_first(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         first, later = await bought(remit), await bought(remit, order="o-2")

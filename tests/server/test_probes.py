@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.server.acme import REPOSITORY, Terminal, a_place, made, refund_of
 from tests.server.builders import (
     TOOLS,
     Clock,
+    Gate,
     Remit,
     a_principal,
     a_remit,
@@ -30,6 +32,7 @@ from remit.probes import Prober, probe
 from remit.undo import undo
 from remit_adapters.base import AdapterError
 
+everywhere = pytest.mark.usefixtures("every_database")
 LOST = AdapterError("The line broke.", no_effect=False)
 FIND = {
     "call": "shop.look",
@@ -73,6 +76,39 @@ async def test_what_is_found_settles_the_call_as_its_answer_would_have(tmp_path:
         assert remit.source.effects("give_back")[0].arguments == {"order": "o-2"}
 
 
+@everywhere
+async def test_of_two_who_look_at_once_one_concludes_and_the_other_goes_on(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        gate = Gate({"orders": [{"key": call_id, "order": "o-1"}], "more": False})
+        remit.source.on["look"] = gate
+        looking = [asyncio.create_task(Prober().round(remit.on)) for _ in range(2)]
+        await remit.source.reached(3)
+        gate.open()
+        found = [it.state for each in await asyncio.gather(*looking) for it in each]
+        assert found == ["succeeded"]
+        assert held(remit) == {"held": 0, "posted": 5}
+
+
+@everywhere
+async def test_an_answer_that_comes_after_a_look_has_told_changes_nothing(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"tools": RULES, "budgets": BUDGETS, "clock": Clock()}
+    async with a_remit(tmp_path, **settings) as heir, a_remit(tmp_path, **settings) as sleeper:
+        sleeper.source.on["buy"] = gate = Gate({"order": "o-1"})
+        making = asyncio.create_task(sleeper.call("shop.buy", PEN))
+        await sleeper.source.reached()
+        sleeper.die()
+        await heir.on.journal.take_over()
+        heir.clock.advance(s=120)
+        call_id = heir.one("SELECT id FROM calls")["id"]
+        shows(heir, {"key": call_id, "order": "o-1"})
+        assert (await probe(call_id, heir.on)).state == "succeeded"
+        gate.open()
+        assert isinstance(await making, InDoubt)
+        assert heir.state(call_id) == "succeeded"
+        assert held(heir) == {"held": 0, "posted": 5}
+
+
 async def test_what_is_certainly_not_there_has_failed_and_may_be_sent_again(tmp_path: Path) -> None:
     async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
         call_id = await in_doubt(remit, client_key="k-1")
@@ -82,6 +118,31 @@ async def test_what_is_certainly_not_there_has_failed_and_may_be_sent_again(tmp_
         remit.source.on["buy"] = {"order": "o-9"}
         await remit.done("shop.buy", PEN, client_key="k-1")
         assert len(remit.source.effects("buy")) == 2
+
+
+async def test_what_is_found_has_not_failed_whatever_words_are_in_it(tmp_path: Path) -> None:
+    failing = tools(buy={**RULES["shop.buy"], "failed_when": "contains(lower(text), 'error')"})
+    async with a_remit(tmp_path, tools=failing, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit, {"key": call_id, "order": "o-2", "note": "delivered in error"})
+        assert (await probe(call_id, remit.on)).state == remit.state(call_id) == "succeeded"
+        assert held(remit) == {"held": 0, "posted": 5}
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        {**FIND, "bind": "item.order * item.order"},
+        {**FIND, "args": {"thing": "args.price * 10000000000000000000"}},
+    ],
+)
+async def test_a_number_that_nothing_can_carry_leaves_the_call_in_doubt(
+    tmp_path: Path, find: dict[str, Any]
+) -> None:
+    async with a_remit(tmp_path, tools=tools(buy={"find": find})) as remit:
+        call_id = await in_doubt(remit)
+        shows(remit, {"key": call_id, "order": 2**60})
+        assert [found.state for found in await Prober().round(remit.on)] == ["in_doubt"]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +246,9 @@ async def test_arguments_that_are_not_kept_exactly_prove_nothing(tmp_path: Path)
         assert (found.state, found.why) == ("in_doubt", "its exact arguments are not kept")
 
 
-async def test_an_undo_in_doubt_is_done_once_its_proof_holds(tmp_path: Path) -> None:
-    verify = {"call": "shop.look", "args": {"thing": "args.thing"}, "expect": "result.gone"}
+@pytest.mark.parametrize("thing", ["args.thing", "original.order"])
+async def test_an_undo_in_doubt_is_done_once_its_proof_holds(tmp_path: Path, thing: str) -> None:
+    verify = {"call": "shop.look", "args": {"thing": thing}, "expect": "result.gone"}
     rules = tools(buy={"undo": {**TOOLS["shop.buy"]["undo"], "verify": verify}})
     async with a_remit(tmp_path, tools=rules) as remit:
         remit.source.on["buy"] = {"order": "o-1"}
