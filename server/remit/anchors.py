@@ -107,11 +107,16 @@ def unfit(anchor: Anchor, at: Location) -> Iterator[tuple[str, str, bool]]:
 def _unfit_place(file: Path, at: Location) -> Iterator[tuple[str, bool]]:
     """Whether this file can be written, and is out of reach for who writes the database."""
     folder = file.parent
-    if not folder.is_dir():
+    try:
+        is_there, is_taken = folder.is_dir(), file.exists()
+    except PermissionError:
+        yield f"{str(folder)!r} cannot be looked into by this user; let them with chmod or chown", False
+        return
+    if not is_there:
         yield f"there is no folder {str(folder)!r}; make it, or name another", False
-    elif file.exists() and not file.is_file():
+    elif is_taken and not file.is_file():
         yield f"{str(file)!r} is not a file; name the file itself", False
-    elif not (os.access(file, os.W_OK) if file.exists() else os.access(folder, os.W_OK | os.X_OK)):
+    elif not (os.access(file, os.W_OK) if is_taken else os.access(folder, os.W_OK | os.X_OK)):
         yield f"{str(file)!r} cannot be written by this user; let them with chmod or chown", False
     elif isinstance(at, Path) and at.parent.is_dir() and folder.stat().st_dev == at.parent.stat().st_dev:
         yield (
