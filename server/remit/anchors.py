@@ -8,10 +8,12 @@ witnesses is c2sp.org/tlog-witness.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,20 +50,23 @@ class _Refused(Exception):
 
 
 async def seal_and_anchor(
-    at: Location, anchors: Sequence[Anchor], *, clock: Clock = now_us
+    at: Location, anchors: Sequence[Anchor], *, clock: Clock = now_us, waiting: bool = True
 ) -> tuple[Sealed | None, list[Anchored]]:
-    """Seal what was committed, and put the checkpoint where it is missing. Raises what `seal` raises."""
+    """Seal what was committed, and put the checkpoint where it is missing. Raises what `seal` raises.
+
+    An authority is asked for a timestamp as often as it may be; without `waiting`, now.
+    """
     sealed = await anyio.to_thread.run_sync(lambda: seal(at, clock=clock))
     if sealed is None:
         return None, []
-    return sealed, [await _anchor(at, anchor, sealed, clock) for anchor in anchors]
+    return sealed, [await _anchor(at, anchor, sealed, clock, waiting) for anchor in anchors]
 
 
-async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock) -> Anchored:
+async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock, waiting: bool) -> Anchored:
     name = anchor.witness or str(anchor.timestamp.url if anchor.timestamp else anchor.file)
     there, at_us = await anyio.to_thread.run_sync(anchored, at, name)
     error = None
-    pause_s = anchor.timestamp.every if anchor.timestamp else 0
+    pause_s = anchor.timestamp.every if anchor.timestamp and waiting else 0
     if there < sealed.size and at_us + pause_s * 1_000_000 <= clock():
         signatures = ""
         try:
@@ -73,8 +78,10 @@ async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock) ->
                 signatures = await _witnessed(at, name, there, sealed)
             await anyio.to_thread.run_sync(note_anchored, at, name, sealed.size, signatures, clock())
             there = sealed.size
-        except (OSError, TimeoutError, NotStamped, _Refused) as failure:
-            error = str(failure) or type(failure).__name__
+        except TimeoutError:
+            error = "it did not answer in time"
+        except (OSError, NotStamped, _Refused) as failure:
+            error = str(failure)
     return Anchored(anchor=name, size=there, error=error)
 
 
@@ -100,11 +107,16 @@ def unfit(anchor: Anchor, at: Location) -> Iterator[tuple[str, str, bool]]:
 def _unfit_place(file: Path, at: Location) -> Iterator[tuple[str, bool]]:
     """Whether this file can be written, and is out of reach for who writes the database."""
     folder = file.parent
-    if not folder.is_dir():
+    try:
+        is_there, is_taken = folder.is_dir(), file.exists()
+    except PermissionError:
+        yield f"{str(folder)!r} cannot be looked into by this user; let them with chmod or chown", False
+        return
+    if not is_there:
         yield f"there is no folder {str(folder)!r}; make it, or name another", False
-    elif file.exists() and not file.is_file():
+    elif is_taken and not file.is_file():
         yield f"{str(file)!r} is not a file; name the file itself", False
-    elif not (os.access(file, os.W_OK) if file.exists() else os.access(folder, os.W_OK | os.X_OK)):
+    elif not (os.access(file, os.W_OK) if is_taken else os.access(folder, os.W_OK | os.X_OK)):
         yield f"{str(file)!r} cannot be written by this user; let them with chmod or chown", False
     elif isinstance(at, Path) and at.parent.is_dir() and folder.stat().st_dev == at.parent.stat().st_dev:
         yield (
@@ -115,11 +127,18 @@ def _unfit_place(file: Path, at: Location) -> Iterator[tuple[str, bool]]:
 
 
 def _append(file: Path, note: str) -> None:
+    content = note.encode()
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "ab") as opened:
-        opened.write(note.encode())
-        opened.flush()
-        os.fsync(opened.fileno())
+    with open(descriptor, "ab", buffering=0) as opened:
+        written = opened.write(content)
+        try:
+            if written < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):  # half of a checkpoint would spoil the next one
+                opened.truncate(opened.tell() - written)
+            raise
 
 
 async def _witnessed(at: Location, prefix: str, there: int, sealed: Sealed) -> str:
@@ -136,14 +155,28 @@ async def _witnessed(at: Location, prefix: str, there: int, sealed: Sealed) -> s
                 # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
                 there = int(answer)
                 status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
-    except httpx2.HTTPError as error:
-        raise _Refused(f"it cannot be reached: {error}") from None
+    except httpx2.TimeoutException:
+        raise TimeoutError from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise _Refused(f"it cannot be reached: {str(error) or 'it broke off'}") from None
     if status != 200:
         raise _Refused(f"it answered {status}")
+    return _signed(sealed.note, answer)
+
+
+def _signed(note: str, answer: str) -> str:
+    """The answer, when it is signatures that can follow those of the note. Raises _Refused."""
     try:
-        return signature_lines(f"{sealed.note}{answer}")[len(signature_lines(sealed.note)) :]
+        fits = bool(answer) and signature_lines(f"{note}{answer}") == f"{signature_lines(note)}{answer}"
     except BadNote:
-        raise _Refused("its answer is no signature") from None
+        fits = False
+    if not fits:
+        raise _Refused("its answer is no signature")
+    log = note.partition("\n")[0]
+    # A false one in the name of the log would have every proof refused.
+    if any(line.split()[1] == log for line in answer.splitlines()):
+        raise _Refused(f"its answer is signed by {log}, which is this log")
+    return answer
 
 
 async def _add_checkpoint(

@@ -28,6 +28,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Facts that have a column of their own in tables.
 _FACTS = ("agent", "user", "run", "tool", "effect", "verdict", "code", "error_code", "by")
 _COLUMNS: tuple[str, ...] = ("stream", "seq", "at", "kind", "tenant", "call_id", *_FACTS, "event", "hash")
+#: What begins a formula, also at full width, or is passed over before one.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 #: Events that one request, or one group of rows, carries.
 _BATCH = 512
 _ROWS = 8192
@@ -66,9 +68,11 @@ def send_otlp(events: Iterable[EventRow], endpoint: str) -> None:
     try:
         from opentelemetry._logs import LogRecord, SeverityNumber
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+        from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
         from opentelemetry.sdk._logs import ReadableLogRecord
         from opentelemetry.sdk._logs.export import LogRecordExportResult
         from opentelemetry.sdk.resources import Resource
+        from requests import Response, Session
     except ImportError:
         raise RemitError("OTLP needs the otlp extra: pip install 'remit[otlp]'") from None
     resource = Resource({"service.name": "remit", "service.version": version("remit")})
@@ -94,7 +98,19 @@ def send_otlp(events: Iterable[EventRow], endpoint: str) -> None:
             resource,
         )
 
-    exporter = OTLPLogExporter(endpoint=endpoint)
+    def must_have_taken_all(answer: Response, *_: Any, **__: Any) -> None:
+        # The exporter counts a redirection, and what was taken in part, as done.
+        content = answer.content
+        if 300 <= answer.status_code < 400:
+            raise RemitError(f"it answered {answer.status_code}")
+        if answer.ok and "protobuf" in answer.headers.get("content-type", ""):
+            part = ExportLogsServiceResponse.FromString(content).partial_success
+            if part.rejected_log_records:
+                raise RemitError(f"it refused {part.rejected_log_records}: {part.error_message}")
+
+    session = Session()
+    session.hooks["response"].append(must_have_taken_all)
+    exporter = OTLPLogExporter(endpoint=endpoint, session=session)
     try:
         left = iter(events)
         while some := [record(event) for event in islice(left, _BATCH)]:
@@ -130,22 +146,23 @@ def _ocsf(events: Iterable[EventRow]) -> Iterator[Json]:
 
     The fingerprint covers `raw_data`, which is the event as it was sealed, and the fingerprint before it.
     """
-    before: dict[str, str] = {}
+    before: dict[str, tuple[int, str]] = {}
     for event in events:
         facts: Json = json.loads(event.body)
         agent, person = facts.get("agent"), facts.get("user") or facts.get("by")
         status = _STATUS.get(event.kind, 99)
         activity = {None: 99, "read": 2}.get(facts.get("effect"), 3)
         previous: Json = {"uid": f"{event.stream}/{event.seq - 1}"}
-        if event.stream in before:
-            previous["fingerprint"] = _fingerprint(before[event.stream])
+        seq, digest = before.get(event.stream, (0, ""))
+        if digest and seq == event.seq - 1:  # of a choice, the one before may be missing
+            previous["fingerprint"] = _fingerprint(digest)
         attestation = {
             "uid": f"{event.stream}/{event.seq}",
             "chain_uid": event.stream,
             "fingerprint": _fingerprint(event.hash),
             **({"prev_event": previous} if event.seq > 1 else {}),
         }
-        before[event.stream] = event.hash
+        before[event.stream] = (event.seq, event.hash)
         yield {
             "activity_id": activity,
             "activity_name": {2: "Read", 3: "Update"}.get(activity, event.kind),
@@ -191,23 +208,26 @@ def _fingerprint(digest: str) -> Json:
 
 def _csv(events: Iterable[EventRow]) -> Iterator[str]:
     held = io.StringIO()
-    writer = csv.DictWriter(held, _COLUMNS, lineterminator="\n")
+    # Only what ends a row is quoted by every Python: a value may have either in it.
+    writer = csv.DictWriter(held, _COLUMNS, lineterminator="\r\n")
     writer.writeheader()
     for event in events:
+        yield _taken(held)
         writer.writerow({name: _inert(value) for name, value in _row(event).items()})
-        yield held.getvalue()
-        held.seek(0)
-        held.truncate()
-    yield held.getvalue()
+    yield _taken(held)
+
+
+def _taken(row: io.StringIO) -> str:
+    """The row that was written, which ends as a line does."""
+    text = row.getvalue().removesuffix("\r\n") + "\n"
+    row.seek(0)
+    row.truncate()
+    return text
 
 
 def _inert(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula (CWE-1236): agents name their runs themselves."""
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _row(event: EventRow) -> Json:

@@ -42,7 +42,10 @@ async def _answer(note: bytes, by: Timestamp) -> bytes:
     import httpx2
     from cryptography.x509 import load_pem_x509_certificates
 
-    roots = load_pem_x509_certificates(await anyio.to_thread.run_sync(by.roots.read_bytes))
+    try:
+        roots = load_pem_x509_certificates(await anyio.to_thread.run_sync(by.roots.read_bytes))
+    except ValueError:
+        raise NotStamped(f"{by.roots} cannot be read as certificates in PEM") from None
     request = rfc3161.TimestampRequestBuilder().data(note).build()
     try:
         async with (
@@ -55,8 +58,10 @@ async def _answer(note: bytes, by: Timestamp) -> bytes:
                 answer += chunk
                 if len(answer) > _ANSWER_BYTES_MAX:
                     raise NotStamped("its answer is too long")
-    except httpx2.HTTPError as error:
-        raise NotStamped(f"it cannot be reached: {error}") from None
+    except httpx2.TimeoutException:
+        raise TimeoutError from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise NotStamped(f"it cannot be reached: {str(error) or 'it broke off'}") from None
     if response.status_code != 200:
         raise NotStamped(f"it answered {response.status_code}")
     verifier = rfc3161.VerifierBuilder.from_request(request)

@@ -74,6 +74,21 @@ def test_where_checkpoints_cannot_go_is_found_without_the_network(acme: Terminal
     assert acme("check", "--offline").code == 0
 
 
+def test_a_folder_that_may_not_be_looked_into_is_found(
+    acme: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme.config.write_text(CONFIG + "audit: {anchors: [{file: shut/kept}]}\n")
+    is_dir = Path.is_dir
+
+    def shut(self: Path) -> bool:
+        if self.name == "shut":
+            raise PermissionError(13, "Permission denied")  # root is never told so
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", shut)
+    assert "shut' cannot be looked into by this user" in acme("check", "--offline").out
+
+
 @pytest.mark.parametrize("url", ["https://", "https:///remit", "https://witness.example:0", "https://[::1"])
 def test_a_witness_without_a_host_is_refused(acme: Terminal, url: str) -> None:
     acme.config.write_text(f"{CONFIG}audit: {{anchors: [{{witness: '{url}'}}]}}\n")

@@ -15,7 +15,10 @@ from typing import Any
 
 import anyio
 import pytest
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
 from tests.server.acme import Terminal
 from tests.server.builders import a_remit
 from tests.server.test_erasing import ROLES, a_place
@@ -43,7 +46,7 @@ def test_a_table_has_a_row_for_each_event_and_the_event_itself(remit: Terminal) 
 
 
 def test_no_spreadsheet_takes_what_an_agent_wrote_for_a_formula(tmp_path: Path) -> None:
-    runs = ["=HYPERLINK(1)", "+1", "-1", "@x", "\tx", "ticket-1"]
+    runs = ["=HYPERLINK(1)", "+1", "-1", "@x", "\tx", "\n=1", "\uff1d1", "ticket-1"]
 
     async def life() -> None:
         async with a_remit(tmp_path, policy=ROLES) as remit:
@@ -55,6 +58,22 @@ def test_no_spreadsheet_takes_what_an_agent_wrote_for_a_formula(tmp_path: Path) 
     rows = [row for row in csv.DictReader(io.StringIO(out)) if row["kind"] == "call.succeeded"]
     assert [row["run"] for row in rows] == [*(f"'{run}" for run in runs[:-1]), "ticket-1"]
     assert [json.loads(row["event"])["run"] for row in rows] == runs
+
+
+def test_what_an_agent_wrote_neither_ends_a_row_of_a_table_nor_begins_one(tmp_path: Path) -> None:
+    runs = ["a\rforged", "a\nforged,1", 'a"\r\nforged,1', "a\0b"]
+
+    async def life() -> None:
+        async with a_remit(tmp_path, policy=ROLES) as remit:
+            for run in runs:
+                await remit.done("shop.look", {"thing": "pen"}, run=run)
+
+    anyio.run(life)
+    place = a_place(tmp_path)
+    out = place("audit", "export", "--format", "csv").out
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert [row["hash"] for row in rows] == [each["hash"] for each in sealed(place)]
+    assert [row["run"] for row in rows if row["kind"] == "call.succeeded"] == runs
 
 
 def test_a_parquet_file_has_the_same_rows(remit: Terminal, tmp_path: Path) -> None:
@@ -98,6 +117,22 @@ def test_ocsf_is_api_activity_with_a_fingerprint_of_what_was_sealed(remit: Termi
         chains[proof["chain_uid"]] = digest
 
 
+def test_a_fingerprint_before_is_that_of_the_event_that_it_names(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with a_remit(tmp_path, policy=ROLES) as remit:
+            await remit.done("shop.look", {"thing": "pen"})
+            await remit.switch("kill", "tool", "shop.set")
+            await remit.done("shop.look", {"thing": "pen"})
+
+    anyio.run(life)
+    place = a_place(tmp_path)
+    whole = {f"{it['event']['stream']}/{it['event']['seq']}": it["hash"] for it in sealed(place)}
+    chosen = place("audit", "export", "--format", "ocsf", "--tenant", "acme").out.splitlines()
+    before = [json.loads(line)["attestation_list"][0]["prev_event"] for line in chosen]
+    assert {"fingerprint" in each for each in before[1:]} == {True, False}
+    assert all(each["fingerprint"]["value"] == whole[each["uid"]] for each in before if "fingerprint" in each)
+
+
 def flaws(value: dict[str, Any], of: dict[str, Any]) -> Generator[str]:
     """What the schema does not allow of an object: its names, types, enumerations, requirements."""
     attributes = of["attributes"]
@@ -124,7 +159,7 @@ def flaws(value: dict[str, Any], of: dict[str, Any]) -> Generator[str]:
 
 
 @contextmanager
-def a_collector(status: int = 200) -> Generator[tuple[str, list[bytes]]]:
+def a_collector(status: int = 200, answer: bytes = b"") -> Generator[tuple[str, list[bytes]]]:
     """An OTLP collector on loopback, and the bodies that it got."""
     got: list[bytes] = []
 
@@ -132,7 +167,10 @@ def a_collector(status: int = 200) -> Generator[tuple[str, list[bytes]]]:
         def do_POST(self) -> None:
             got.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(status)
+            self.send_header("Content-Type", "application/x-protobuf")
+            self.send_header("Location", "/sign-in")
             self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, *args: Any) -> None: ...
 
@@ -179,11 +217,19 @@ def test_a_collector_gets_a_log_record_of_each_event(remit: Terminal) -> None:
 
 
 def test_a_collector_that_refuses_is_said(remit: Terminal) -> None:
-    with a_collector(status=400) as (endpoint, _):
-        refused = remit("audit", "export", "--format", "otlp", "--endpoint", endpoint)
-    assert refused.code == 1
-    assert "did not take the events" in refused.err
+    part = ExportLogsServiceResponse()
+    part.partial_success.rejected_log_records = 1
+    for collector in (
+        a_collector(status=400),
+        a_collector(status=302),
+        a_collector(answer=part.SerializeToString()),
+    ):
+        with collector as (endpoint, _):
+            refused = remit("audit", "export", "--format", "otlp", "--endpoint", endpoint)
+        assert refused.code == 1
+        assert "did not take the events" in refused.err
     assert remit("audit", "export", "--format", "otlp").code == 64
+    assert remit("audit", "export", "--format", "otlp", "--endpoint", "").code == 64
 
 
 def test_what_is_exported_can_be_limited(remit: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,8 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from base64 import b64decode
-from collections.abc import AsyncGenerator, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from remit.checkpoint import (
 )
 from remit.config import Anchor
 from remit.errors import RemitError
+from remit.ids import now_us
 from remit.records import open_records
 from remit.sealer import Sealed, SealRefused, key_file, read_keys, seal
 from remit.verifier import NotProven
@@ -445,6 +447,31 @@ async def test_an_anchor_that_fails_holds_up_neither_the_log_nor_the_others(tmp_
     assert [bool(each.error) for each in anchored] == [True, True, False]
 
 
+async def test_a_disk_that_was_full_leaves_no_half_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, file = await some_records(tmp_path), tmp_path / "checkpoints"
+    await seal_and_anchor(path, [Anchor(file=file)])
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.look", {"thing": "pen"})
+    synced = os.fsync
+
+    def full(descriptor: int) -> None:
+        if os.path.sameopenfile(descriptor, opened.fileno()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        synced(descriptor)
+
+    before = file.read_text()
+    with file.open() as opened, monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        _, (anchored,) = await seal_and_anchor(path, [Anchor(file=file)])
+    assert (anchored.size, "No space left" in str(anchored.error)) == (10, True)
+    assert file.read_text() == before
+    await seal_and_anchor(path, [Anchor(file=file)])
+    notes = split_notes(file.read_text())
+    assert (len(notes), found_in(path, notes)) == (2, [])
+
+
 class Witness:
     """A witness as c2sp.org/tlog-witness has it: it remembers one checkpoint, and signs what follows it."""
 
@@ -452,10 +479,15 @@ class Witness:
         self.signer = Signer(name="witness.example/w", seed=bytes(32))
         self.seen = Checkpoint(origin="", size=0, root=merkle.EMPTY_ROOT)
         self.asked: list[int] = []
+        #: What it answers instead, made of the checkpoint's note and its own signature.
+        self.instead: Callable[[str, str], web.Response] | None = None
         self._log = log
 
     async def add_checkpoint(self, request: web.Request) -> web.Response:
         head, _, note = (await request.text()).partition("\n\n")
+        if self.instead:
+            text = note.rpartition("\n\n")[0] + "\n"
+            return self.instead(note, signature_lines(sign(text, [self.signer])))
         old, *proof = head.split("\n")
         checkpoint = open_checkpoint(note, [self._log])
         self.asked.append(int(old.removeprefix("old ")))
@@ -522,6 +554,47 @@ async def test_a_witness_does_not_sign_another_history(tmp_path: Path) -> None:
         rewritten(path)
         _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
         assert anchored.error == "it answered 422"
+
+
+def in_the_name_of(note: str) -> str:
+    """A signature line as the log's own one in the note, but wrong."""
+    _, name, signature = signature_lines(note).split()
+    return f"\N{EM DASH} {name} {b64encode(b64decode(signature)[:4] + bytes(64)).decode()}\n"
+
+
+@pytest.mark.parametrize(
+    ("instead", "says"),
+    [
+        (lambda _, good: web.Response(text=""), "its answer is no signature"),
+        (lambda _, good: web.Response(text=good.rstrip()), "its answer is no signature"),
+        (lambda _, good: web.Response(text=f"{good}\n{good}{good}"), "its answer is no signature"),
+        (lambda _, good: web.Response(text=f"another root\n\n{good}"), "its answer is no signature"),
+        (lambda _, good: web.Response(body=b"\xff<html>"), "its answer is no signature"),
+        (lambda note, good: web.Response(text=good + in_the_name_of(note)), "which is this log"),
+        (lambda _, good: web.Response(status=409, text="no number"), "it answered 409"),
+        (lambda _, good: web.Response(status=307, headers={"Location": "/"}, text=good), "it answered 307"),
+    ],
+)
+async def test_what_is_no_signature_of_a_witness_is_told_and_goes_into_no_proof(
+    tmp_path: Path, instead: Any, says: str
+) -> None:
+    path = await some_records(tmp_path)
+    async with a_witness(keys(path)) as (witness, prefix):
+        witness.instead = instead
+        sealed, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+    assert sealed
+    assert (anchored.size, says in str(anchored.error)) == (0, True), anchored
+    assert a_proof(path)["checkpoint"] == sealed.note
+
+
+async def test_a_witness_that_does_not_answer_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await some_records(tmp_path)
+    monkeypatch.setattr("remit.anchors._TIMEOUT_S", 0)
+    async with a_witness(keys(path)) as (_, prefix):
+        _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+    assert anchored.error == "it did not answer in time"
 
 
 @pytest.mark.parametrize(
@@ -767,3 +840,17 @@ def test_what_leads_from_the_old_key_to_the_new_goes_to_every_anchor(
     (note,) = split_notes((folder / "kept").read_text())
     for key in (old, rotated.json["verifier"]):
         assert open_checkpoint(note, [read_verifier(key)])
+
+
+def test_a_new_key_does_not_wait_for_the_hour_of_the_next_timestamp(
+    copied: tuple[Terminal, Path, Story],
+) -> None:
+    remit, folder, _ = copied
+    config, nobody = folder / "remit.yaml", "http://127.0.0.1:9/tsr"
+    timestamp = f"{{url: '{nobody}', roots: roots.pem, folder: .}}"
+    config.write_text(config.read_text() + f"audit: {{anchors: [timestamp: {timestamp}]}}\n")
+    with closing(sqlite3.connect(folder / "remit.db")) as db, db:
+        db.execute("INSERT INTO log_anchors VALUES (?, 1, ?, '')", (nobody, now_us()))
+    assert remit("audit", "checkpoint").code == 0
+    rotated = remit("audit", "key", "rotate")
+    assert (rotated.code, f"is not at {nobody}" in rotated.err) == (1, True)

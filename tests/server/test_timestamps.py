@@ -125,8 +125,11 @@ async def test_an_answer_that_cannot_be_relied_on_is_not_kept(tmp_path: Path, au
     async with answering(authority, instead=replayed) as url:
         refused.append(await stamped(tmp_path, url, authority / "root.pem", clock))
     refused.append(await stamped(tmp_path, url, authority / "root.pem", clock))  # it is gone
+    (other / "damaged.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    refused.append(await stamped(tmp_path, url, other / "damaged.pem", clock))
     assert all(each.size == 0 for each in refused)
     said = [str(each.error) for each in refused]
     assert all("cannot be relied on" in error for error in said[:3]), said
     assert "cannot be reached" in said[3]
+    assert "damaged.pem cannot be read as certificates in PEM" in said[4]
     assert list((tmp_path / "stamps").iterdir()) == []

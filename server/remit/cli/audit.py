@@ -212,7 +212,7 @@ def rotate(config_path: Path, as_json: bool, as_user: str | None) -> int:
                 str(new.verifier), replaces=[str(signer.verifier) for signer in old], by=by
             )
         # Where checkpoints are kept, this one above all: it is what leads from the old key to the new.
-        sealed, anchored = await seal_and_anchor(path, loaded.config.audit.anchors)
+        sealed, anchored = await seal_and_anchor(path, loaded.config.audit.anchors, waiting=False)
         assert sealed, "the event of the key was sealed"  # noqa: S101 - it was written just now
         sealer.retire(path, new)
         return str(new.verifier), sealed.note, anchored
@@ -322,7 +322,7 @@ def export(
     must_be_in_order("--since", since_us, "--until", until_us)
     if form == "parquet" and output is None:
         raise click.UsageError("parquet is no text: say --output")
-    if (form == "otlp") != (endpoint is not None) or (endpoint and output):
+    if (form == "otlp") != bool(endpoint) or (endpoint and output):
         raise click.UsageError("otlp goes to --endpoint, and nothing else does")
     with _records(config_path, copy) as found:
         must_be_known(found, tenant, None if copy else config_path)
