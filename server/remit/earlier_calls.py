@@ -14,6 +14,7 @@ import orjson
 from remit.config import Effect
 from remit.database import Row
 from remit.deferred import Waits
+from remit.errors import WrongState
 from remit.identity import Principal
 from remit.ledger import Ledger
 from remit.model import Call, Confirmation, Recorded, Remedy, Verdict
@@ -100,6 +101,12 @@ def recorded(ledger: Ledger, sealer: Sealer, call_id: str) -> Recorded | None:
     """The call as its record has it; None when there is none."""
     row = ledger.one("SELECT * FROM calls WHERE id = ?", (call_id,))
     return None if row is None else _recorded(sealer, row)
+
+
+def must_be_open(ledger: Ledger, call_id: str) -> None:
+    """Raise WrongState when others have concluded how the call ended, perhaps with an answer that they found."""
+    if not ledger.one("SELECT 1 FROM calls WHERE id = ? AND state IN ('dispatched', 'in_doubt')", (call_id,)):
+        raise WrongState("others have concluded meanwhile how this call ended")
 
 
 def due(ledger: Ledger, sealer: Sealer, *, limit: int) -> list[Recorded]:

@@ -491,7 +491,8 @@ class Journal:
 
         def change() -> Settled:
             ledger = self._ledger
-            ledger.ends(call_id, undoable=plan is not None)
+            if not ledger.ends(call_id, undoable=plan is not None):
+                earlier_calls.must_be_open(ledger, call_id)
             commit: str | None = None
             if reply is not None:
                 seal = None if call.tool.effect is Effect.READ else self._sealer.seal_of(call)
