@@ -289,6 +289,22 @@ async def test_while_its_tool_is_not_there_it_waits_on(tmp_path: Path) -> None:
         assert remit.state(call_id) == "succeeded"
 
 
+@pytest.mark.usefixtures("every_database")
+async def test_however_many_wait_for_their_tool_others_are_sent_in_time(tmp_path: Path) -> None:
+    late = {"effect": "deferred", "hold_back": "9m"}
+    async with deferring(tmp_path, rules={**RULES, "shop.give_back": late}) as remit:
+        for n in range(65):
+            await remit.call("shop.give_back", {"order": f"o-{n}"})
+        call_id = await scheduled(remit)
+        there = remit.on.catalog.tools
+        remit.on.catalog = replace(
+            remit.on.catalog, tools={name: tool for name, tool in there.items() if name != "shop.give_back"}
+        )
+        await later(remit)
+        assert remit.state(call_id) == "succeeded"
+        assert len(remit.rows("SELECT id FROM calls WHERE state = 'scheduled'")) == 65
+
+
 ASKS = MAY_UNDO.replace("shop.send, execute", "shop.send, recommend") + (
     "p, role:boss, acme, shop.send, approve, 1 == 1, allow\n"
 )
