@@ -23,7 +23,7 @@ from tests.server.fronts import served
 
 from remit.audit import verify_balances, verify_calls
 from remit.due import send_due
-from remit.errors import StoreUnavailable
+from remit.errors import StoreUnavailable, WrongState
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
 from remit.model import Done, InDoubt, Pending, Refused, Scheduled
@@ -287,6 +287,19 @@ async def test_while_its_tool_is_not_there_it_waits_on(tmp_path: Path) -> None:
         remit.on.catalog = catalog
         await later(remit)
         assert remit.state(call_id) == "succeeded"
+
+
+async def test_while_its_tool_is_not_there_it_is_stopped_and_not_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        catalog = remit.on.catalog
+        remit.on.catalog = replace(catalog, tools={})
+        with pytest.raises(WrongState, match=r"neither sent nor called off: .*remit switch on tool"):
+            await undo(call_id, a_principal(), "run-1", remit.on)
+        await remit.switch("kill", "tool", "shop.send")
+        remit.on.catalog = catalog
+        await later(remit)
+        assert (remit.state(call_id), remit.source.sent, held(remit)) == ("cancelled", [], (0, 0))
 
 
 @pytest.mark.usefixtures("every_database")
