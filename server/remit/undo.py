@@ -115,7 +115,7 @@ def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, 
     if entry.waits and original is None:
         raise WrongState(
             "the tool of this call is not there now, so the call is neither sent nor called off: try again"
-            " later, or have the tool stopped (remit switch on tool), which calls it off as soon as the tool is back"
+            " later, or have the tool stopped (remit switch on tool): once it is back, that calls it off"
         )
     inverse = on.catalog.tools.get(entry.undo_tool)
     if original is None or inverse is None:
