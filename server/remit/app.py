@@ -12,8 +12,8 @@ import hmac
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -276,30 +276,29 @@ class App:
     async def _upkeep(self, journal: Journal) -> None:
         while True:
             await anyio.sleep(_UPKEEP_S)
-            with suppress(StoreUnavailable):
-                await journal.catch_up()
-                await journal.expire()
-                await journal.take_over()
+            for step in (journal.catch_up, journal.expire, journal.take_over):
+                with _going_on(step.__name__):
+                    await step()
 
     async def _retaining(self, journal: Journal) -> None:
         while True:
-            with suppress(StoreUnavailable):
+            with _going_on("erasing"):
                 await resume(journal)
             await anyio.sleep(_RETAIN_S)
-            with suppress(StoreUnavailable):
+            with _going_on("retention"):
                 await sweep(journal, self.config.audit.retention, now_us=self._clock())
 
     async def _probing(self, services: Services) -> None:
         prober = Prober()
         while True:
-            with suppress(StoreUnavailable):
+            with _going_on("probing"):
                 for found in await prober.round(services):
                     _log.info("call %s, in doubt: %s (%s)", found.call_id, found.state, found.why)
             await anyio.sleep(_PROBE_S)
 
     async def _sending(self, services: Services) -> None:
         while True:
-            with suppress(StoreUnavailable):
+            with _going_on("sending what is due"):
                 await send_due(services)
             await anyio.sleep(_DUE_S)
 
@@ -315,7 +314,7 @@ class App:
             under_way.discard(run.id)
 
         while True:
-            with suppress(StoreUnavailable):
+            with _going_on("starting playbooks"):
                 for run in await triggers.resumed(services, self.loaded):
                     if run.id not in under_way:  # it is, where this process was given up for dead, and lives
                         tasks.start_soon(carry_out, run)
@@ -326,7 +325,8 @@ class App:
     async def _sealing(self) -> None:
         while True:
             await anyio.sleep(self.config.audit.seal_every)
-            await self._seal()
+            with _going_on("sealing"):
+                await self._seal()
 
     async def _seal(self) -> None:
         """Seal what was committed, beside the event loop. A failure is told, and tried again next time."""
@@ -343,6 +343,17 @@ class App:
         for each in anchored:
             if each.error:
                 _log.error("the newest checkpoint is not at %s: %s", each.anchor, each.error)
+
+
+@contextmanager
+def _going_on(what: str) -> Generator[None]:
+    """A supervisor of work that is done again and again: no look of it ends the server, or the next look."""
+    try:
+        yield
+    except StoreUnavailable:
+        pass  # calls are refused meanwhile, and say so
+    except Exception:  # noqa: BLE001 - what is done in vain now may be done in a moment
+        _log.exception("%s was cut short, and is tried again", what)
 
 
 def adapter(name: str, source: McpSource, loaded: Loaded) -> Adapter:

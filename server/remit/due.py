@@ -28,7 +28,7 @@ _AT_ONCE = 8
 
 async def send_due(on: Services) -> int:
     """Send every call whose time has come; return how many were looked at. Raises StoreUnavailable."""
-    due = await on.journal.due(limit=64)
+    due = await on.journal.due(on.catalog.tools, limit=64)
     turns = anyio.CapacityLimiter(_AT_ONCE)
 
     async def one(found: Recorded) -> None:

@@ -7,6 +7,7 @@ reading twice does no harm. A user's word is good for one call. What people read
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import orjson
@@ -14,6 +15,7 @@ import orjson
 from remit.config import Effect
 from remit.database import Row
 from remit.deferred import Waits
+from remit.errors import WrongState
 from remit.identity import Principal
 from remit.ledger import Ledger
 from remit.model import Call, Confirmation, Recorded, Remedy, Verdict
@@ -102,16 +104,28 @@ def recorded(ledger: Ledger, sealer: Sealer, call_id: str) -> Recorded | None:
     return None if row is None else _recorded(sealer, row)
 
 
-def due(ledger: Ledger, sealer: Sealer, *, limit: int) -> list[Recorded]:
-    """The calls whose time has come, the first ones first; and the first that waits for each account."""
+def must_be_open(ledger: Ledger, call_id: str) -> None:
+    """Raise WrongState when others have concluded how the call ended, as who found its effect does."""
+    open_calls = "SELECT 1 FROM calls WHERE id = ? AND state IN ('dispatched', 'in_doubt')"
+    if not ledger.one(open_calls, (call_id,)):
+        raise WrongState("others have concluded meanwhile how this call ended")
+
+
+def due(ledger: Ledger, sealer: Sealer, tools: Collection[str], *, limit: int) -> list[Recorded]:
+    """The calls of these tools whose time has come, the first ones first, and the first that waits for each
+    account: what cannot be sent, since its tool is not there, must be in nobody's way."""
+    if not tools:
+        return []
+    marks = ", ".join("?" * len(tools))
     rows = ledger.all(
-        "SELECT * FROM calls WHERE state = 'scheduled' AND due_us <= ? ORDER BY due_us, id LIMIT ?",
-        (ledger.now_us, limit),
+        "SELECT * FROM calls WHERE state = 'scheduled' AND due_us <= ?"  # noqa: S608 - only marks are inserted
+        f" AND tool IN ({marks}) ORDER BY due_us, id LIMIT ?",
+        (ledger.now_us, *tools, limit),
     )
     waiting = ledger.all(
-        "SELECT * FROM calls WHERE due_us > ? AND id IN (SELECT MIN(id) FROM calls"
-        " WHERE state = 'scheduled' AND waits_for IS NOT NULL GROUP BY waits_for)",
-        (ledger.now_us,),
+        "SELECT * FROM calls WHERE due_us > ? AND id IN (SELECT MIN(id) FROM calls"  # noqa: S608 - as above
+        f" WHERE state = 'scheduled' AND waits_for IS NOT NULL AND tool IN ({marks}) GROUP BY waits_for)",
+        (ledger.now_us, *tools),
     )
     return [_recorded(sealer, row) for row in (*rows, *waiting)]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -437,10 +437,11 @@ class Journal:
 
         return await self._write(change)
 
-    async def due(self, *, limit: int) -> list[Recorded]:
-        """The calls whose time has come, the first ones first; and the first that waits for each account."""
+    async def due(self, tools: Collection[str], *, limit: int) -> list[Recorded]:
+        """The calls of these tools whose time has come, the first ones first; and the first of them that
+        waits for each account."""
         return await self._writer.write(
-            lambda: earlier_calls.due(self._ledger, self._sealer, limit=limit), durable=False
+            lambda: earlier_calls.due(self._ledger, self._sealer, tools, limit=limit), durable=False
         )
 
     async def can_take(self, charges: Sequence[Charge]) -> bool:
@@ -491,7 +492,8 @@ class Journal:
 
         def change() -> Settled:
             ledger = self._ledger
-            ledger.ends(call_id, undoable=plan is not None)
+            if not ledger.ends(call_id, undoable=plan is not None):
+                earlier_calls.must_be_open(ledger, call_id)
             commit: str | None = None
             if reply is not None:
                 seal = None if call.tool.effect is Effect.READ else self._sealer.seal_of(call)

@@ -340,10 +340,12 @@ class Ledger:
         self._mine[call_id] = undoable
         self.held.setdefault(call_id, [])
 
-    def ends(self, call_id: str, *, undoable: bool) -> None:
-        """What changes with this call's end is written now."""
-        if self._mine.pop(call_id, None) is not undoable:
-            self._go_straight()  # whether its rows are there is to be seen at once
+    def ends(self, call_id: str, *, undoable: bool) -> bool:
+        """What changes with this call's end is written now; False when others may have ended it before."""
+        if self._mine.pop(call_id, None) is undoable:
+            return True
+        self._go_straight()  # whether its rows are there is to be seen at once
+        return False
 
     def execute(self, sql: str, values: Values = (), /) -> int:
         """Run an UPDATE or DELETE at once; return how many rows it changed."""

@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from remit.database import Postgres, Row
-from remit.errors import Interrupted, Unsure
+from remit.errors import Interrupted, StoreUnavailable, Unsure
 from remit.ids import Clock, uuid7
 from remit.postgres import LIMITS, Session
-from remit.redo import NOT_THERE, Change, Gathered, NotThere
+from remit.redo import CHANGED, NOT_THERE, Change, Gathered, NotThere
 from remit.writer import OthersWrite, Overtaken
 
 #: Microseconds since 1970-01-01 UTC, by the server's clock.
@@ -131,7 +131,8 @@ class PostgresStore:
 
     def changed(self) -> bool:
         row = self._connected().one("SELECT writes FROM write_turn")
-        assert row is not None  # noqa: S101 - the migration put it there
+        if row is None:
+            raise StoreUnavailable(CHANGED)  # the migration put it there
         seen, self._seen = self._seen, row["writes"]
         return seen != self._seen
 

@@ -474,12 +474,13 @@ async def _run(
                 overtaken = replace(decision.verdict, rung=Rung.DENY, code="undo_conflict", reason=_OVERTAKEN)
                 return Refused(call_id=call_id, verdict=overtaken)
             return done
-        except (StoreUnavailable, WrongState):
+        except (StoreUnavailable, WrongState) as error:
             if harmless and on.config.store.reads_when_down:
                 return Done(call_id=call_id, reply=reply, cost={}, undo=None, failed=reply.is_error)
             # The effect happened. Its record is owed, and the journal writes it as soon as it can; or the
             # call was given up for dead while this process slept, and stands as others concluded.
-            return InDoubt(call_id=call_id, code="unrecorded", message=_UNRECORDED)
+            message = _CONCLUDED if isinstance(error, WrongState) else _UNRECORDED
+            return InDoubt(call_id=call_id, code="unrecorded", message=message)
         except BaseException:
             # Cut short while the undo was proved, or a bug: what is not recorded by now is in doubt.
             await _doubt(call, call_id, *_CUT_SHORT, on)
@@ -1041,3 +1042,4 @@ _OVERTAKEN = "Somebody has changed the same thing in that very moment, so nothin
 _TOO_LATE = ("too_late", "The time of the call was over before it was sent.")
 _SENT = Verdict(rung=Rung.EXECUTE, code="allowed", reason="It was sent.", remedy=Remedy.STOP)
 _UNRECORDED = "The source answered, but the answer could not be recorded yet."
+_CONCLUDED = "The source answered late: others have concluded how this call ended, and that is on record."

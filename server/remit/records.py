@@ -437,7 +437,7 @@ class Records:
         after = self._carried(call.id, "after")
         events = tuple(
             as_event(row)
-            for row in self._all("SELECT * FROM events WHERE call_id = ? ORDER BY at_us, seq", (call.id,))
+            for row in self._all("SELECT * FROM events WHERE call_id = ? ORDER BY rowid", (call.id,))
         )
         # Facts of a call that people were asked about anew were looked up for the first request.
         looked_up = [read for event in events for read in json.loads(event.body).get("facts", {}).values()]
@@ -522,9 +522,7 @@ class Records:
         arguments, context = (self._carried(call.id, kind) for kind in ("arguments", "context"))
         if arguments is None or context is None:
             return None
-        opening = self._one(
-            "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (call.id,)
-        )
+        opening = self._one("SELECT body FROM events WHERE call_id = ? ORDER BY rowid LIMIT 1", (call.id,))
         return Asked(
             question=Question(
                 tenant=call.tenant,

@@ -25,7 +25,7 @@ import orjson
 
 from remit.errors import StoreUnavailable
 
-_CHANGED = "the audit database was changed behind Remit's back: see `remit db check`"
+CHANGED = "the audit database was changed behind Remit's back: see `remit db check`"
 Values = Sequence[Any]
 #: The columns of each table, in the order of the values of a row. A record of `redo` names none of them.
 Columns = Mapping[str, tuple[str, ...]]
@@ -200,11 +200,11 @@ class Pile:
             for each in self._transactions:
                 made.add(each)
         except (ValueError, TypeError, KeyError, IndexError):  # somebody else has made it
-            raise StoreUnavailable(_CHANGED) from None
+            raise StoreUnavailable(CHANGED) from None
         try:
             store.write(made.rows())
         except NotThere:
-            raise StoreUnavailable(_CHANGED) from None
+            raise StoreUnavailable(CHANGED) from None
 
 
 class _Made:
@@ -265,7 +265,7 @@ def read_pile(bodies: Iterable[bytes], by: Columns | None = None) -> Pile:
             added = {table: [_with_bytes(row, taken) for row in rows] for table, rows in inserts.items()}
             pile.add(Gathered(added, updates, accounts, streams))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        raise StoreUnavailable(_CHANGED) from None
+        raise StoreUnavailable(CHANGED) from None
     return pile
 
 
@@ -308,7 +308,7 @@ class Log:
             while len(record) < _HEAD.size + length:
                 more = next(rows, None)
                 if more is None:
-                    raise StoreUnavailable(_CHANGED)
+                    raise StoreUnavailable(CHANGED)
                 record += more[1]
             bodies.append(bytes(record[_HEAD.size : _HEAD.size + length]))
             self._number = number
@@ -344,7 +344,7 @@ def is_logged(db: sqlite3.Connection) -> bool:
 def _filed(row: tuple[int, bytes] | None) -> int:
     """The number of the newest record that was filed, as row 0 tells it."""
     if row is None or row[0] != 0:
-        raise StoreUnavailable(_CHANGED)
+        raise StoreUnavailable(CHANGED)
     return _head(row[1])[0]
 
 
@@ -352,7 +352,7 @@ def _head(body: bytes) -> tuple[int, int]:
     try:
         return _HEAD.unpack_from(body)
     except (TypeError, struct.error):
-        raise StoreUnavailable(_CHANGED) from None
+        raise StoreUnavailable(CHANGED) from None
 
 
 class Statements:

@@ -22,7 +22,7 @@ from remit.database import Reader, Row, reading
 from remit.ids import uuid7
 from remit.pipeline import Services
 from remit.playbooks import Run, carry_out, digest
-from remit_rbac import compile_expression
+from remit_rbac import EvaluationError, compile_expression
 
 _log = logging.getLogger(__name__)
 #: Its own calls never set a playbook off.
@@ -45,8 +45,11 @@ async def begun(on: Services, loaded: Loaded) -> list[Run]:
         for trigger in book.on:
             look = _Look(on=on, name=name, book=book, trigger=trigger, now_us=on.clock())
             cause = await anyio.to_thread.run_sync(look.cause)
-            if cause and (run := await _begin(look, cause, loaded)):
-                runs.append(run)
+            try:
+                if cause and (run := await _begin(look, cause, loaded)):
+                    runs.append(run)
+            except EvaluationError as error:
+                _log.error("playbook %s cannot start: its inputs cannot be worked out: %s", name, error)
     return runs
 
 

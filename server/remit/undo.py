@@ -112,6 +112,11 @@ def undo_call(entry: Undoable, principal: Principal, run: str, on: Services, *, 
             of_call=entry.call_id,
             undoing=Undoing(tool=original, arguments=entry.arguments, result=None, cancels=True),
         )
+    if entry.waits and original is None:
+        raise WrongState(
+            "the tool of this call is not there now, so the call is neither sent nor called off: try again"
+            " later, or have the tool stopped (remit switch on tool): once it is back, that calls it off"
+        )
     inverse = on.catalog.tools.get(entry.undo_tool)
     if original is None or inverse is None:
         raise WrongState("the tool that takes this call back is not available now: try again later")

@@ -37,8 +37,6 @@ _NOTHING: Any = object()
 #: A commit that held the event loop this long (seconds) sends what is alone to the thread for a while.
 _SLOW_S = 0.1
 _SLOW_FOR_S = 10.0
-#: How the database, and the files beside it, fail.
-_FAILURES = (sqlite3.Error, StoreUnavailable, OSError)
 #: Most changes in one transaction: bounds the latency of the last of them.
 _BATCH_MAX = 256
 
@@ -189,11 +187,12 @@ class Writer:
         return queued.result()
 
     def _run(self) -> None:
+        # Whatever this thread meets, it goes on: without it, every caller would wait for ever.
         while True:
             try:
                 first = self._queue.get(timeout=self._idle_s)
             except queue.Empty:
-                with suppress(*_FAILURES), self._turn:  # the next write will say what is wrong
+                with suppress(Exception), self._turn:  # the next write will say what is wrong
                     self._ledger.idle()
                 continue
             batch: list[_Queued[Any]] = []
@@ -213,10 +212,10 @@ class Writer:
             if batch:
                 with self._turn:
                     self._commit(batch)
-                    with suppress(*_FAILURES):  # the next write will say what is wrong
+                    with suppress(Exception):  # the next write will say what is wrong
                         self._ledger.after_many()
             if stop:
-                with suppress(*_FAILURES), self._turn:  # then it ends as a killed process does
+                with suppress(Exception), self._turn:  # then it ends as a killed process does
                     self._ledger.close()
                 _wake(stop.loop, [stop])
                 return

@@ -174,9 +174,7 @@ def no_more_comes_back_than_was_paid(db: Reader) -> Iterator[str]:
 def calls_are_their_events(db: Reader) -> Iterator[str]:
     """A3: one first event, and one for each later state, in a possible order."""
     lives: dict[str, list[str]] = defaultdict(list)
-    for event in db.all(
-        "SELECT call_id, kind FROM events WHERE call_id IS NOT NULL ORDER BY at_us, stream, seq"
-    ):
+    for event in db.all("SELECT call_id, kind FROM events WHERE call_id IS NOT NULL ORDER BY rowid"):
         lives[event["call_id"]].append(event["kind"])
     for call in db.all("SELECT id, state, dispatched_us, finished_us FROM calls"):
         last = ""
@@ -263,7 +261,7 @@ def _commitments(db: Reader, at: Location) -> Iterator[str]:
         promised: dict[str, Any] = {"arguments": row["arguments_commit"], "result": row["result_commit"]}
         if row["kind"] == "context":
             opening = db.one(
-                "SELECT body FROM events WHERE call_id = ? ORDER BY at_us, seq LIMIT 1", (row["call_id"],)
+                "SELECT body FROM events WHERE call_id = ? ORDER BY rowid LIMIT 1", (row["call_id"],)
             )
             promised["context"] = json.loads(opening["body"]).get("context_commit")
         opened = vault.opened(row["call_id"], row["kind"], row["keys"], row["body"])

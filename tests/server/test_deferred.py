@@ -23,7 +23,7 @@ from tests.server.fronts import served
 
 from remit.audit import verify_balances, verify_calls
 from remit.due import send_due
-from remit.errors import StoreUnavailable
+from remit.errors import StoreUnavailable, WrongState
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
 from remit.model import Done, InDoubt, Pending, Refused, Scheduled
@@ -287,6 +287,35 @@ async def test_while_its_tool_is_not_there_it_waits_on(tmp_path: Path) -> None:
         remit.on.catalog = catalog
         await later(remit)
         assert remit.state(call_id) == "succeeded"
+
+
+async def test_while_its_tool_is_not_there_it_is_stopped_and_not_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path) as remit:
+        call_id = await scheduled(remit)
+        catalog = remit.on.catalog
+        remit.on.catalog = replace(catalog, tools={})
+        with pytest.raises(WrongState, match=r"neither sent nor called off: .*remit switch on tool"):
+            await undo(call_id, a_principal(), "run-1", remit.on)
+        await remit.switch("kill", "tool", "shop.send")
+        remit.on.catalog = catalog
+        await later(remit)
+        assert (remit.state(call_id), remit.source.sent, held(remit)) == ("cancelled", [], (0, 0))
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_however_many_wait_for_their_tool_others_are_sent_in_time(tmp_path: Path) -> None:
+    late = {"effect": "deferred", "hold_back": "9m"}
+    async with deferring(tmp_path, rules={**RULES, "shop.give_back": late}) as remit:
+        for n in range(65):
+            await remit.call("shop.give_back", {"order": f"o-{n}"})
+        call_id = await scheduled(remit)
+        there = remit.on.catalog.tools
+        remit.on.catalog = replace(
+            remit.on.catalog, tools={name: tool for name, tool in there.items() if name != "shop.give_back"}
+        )
+        await later(remit)
+        assert remit.state(call_id) == "succeeded"
+        assert len(remit.rows("SELECT id FROM calls WHERE state = 'scheduled'")) == 65
 
 
 ASKS = MAY_UNDO.replace("shop.send, execute", "shop.send, recommend") + (

@@ -224,7 +224,9 @@ async def test_who_is_cancelled_by_the_loop_itself_hears_so_once_it_is_written(w
         assert store.committed == [["mine"]]
 
 
-@pytest.mark.parametrize("sees", [sqlite3.OperationalError("disk I/O error"), PermissionError()])
+@pytest.mark.parametrize(
+    "sees", [sqlite3.OperationalError("disk I/O error"), PermissionError(), ValueError()]
+)
 async def test_an_idle_writer_looks_and_survives_what_it_sees(sees: Exception) -> None:
     store = Transactions()
     store.idling = sees

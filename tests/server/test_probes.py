@@ -28,6 +28,7 @@ from remit.config_file import load
 from remit.errors import UnknownRecord, WrongState
 from remit.ids import now_us
 from remit.model import Done, InDoubt, Refused
+from remit.pipeline import govern
 from remit.probes import Prober, probe
 from remit.undo import undo
 from remit_adapters.base import AdapterError
@@ -213,6 +214,52 @@ async def test_a_process_that_slept_past_the_deadline_sends_nothing(tmp_path: Pa
         outcome = await remit.call("shop.buy", PEN)
         assert remit.source.sent == []
         assert remit.state(outcome.call_id) == "failed"
+
+
+@everywhere
+async def test_of_two_who_find_the_same_effect_at_once_one_concludes_it(tmp_path: Path) -> None:
+    async with (
+        a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as one,
+        a_remit(tmp_path, tools=RULES, budgets=BUDGETS, clock=one.clock) as other,
+    ):
+        call_id = await in_doubt(one)
+        gates: list[Gate] = []
+        for each in (one, other):
+            each.source.on["look"] = gate = Gate(
+                {"orders": [{"key": call_id, "order": "o-1"}], "more": False}
+            )
+            gates.append(gate)
+        rounds = [asyncio.create_task(Prober().round(each.on)) for each in (one, other)]
+        await one.source.reached(2)  # after the call itself
+        await other.source.reached()
+        for gate in gates:
+            gate.open()
+        found = [finding for each in rounds for finding in await each]
+        assert [finding.state for finding in found] == ["succeeded"]
+        assert held(one) == {"held": 0, "posted": 5}
+
+
+@everywhere
+async def test_an_answer_that_comes_when_a_probe_has_found_the_effect_changes_nothing(tmp_path: Path) -> None:
+    async with (
+        a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as sleeper,
+        a_remit(tmp_path, tools=RULES, budgets=BUDGETS, clock=sleeper.clock) as other,
+    ):
+        sleeper.source.on["buy"] = gate = Gate({"order": "o-1"})
+        call = sleeper.a_call("shop.buy", PEN)
+        late = asyncio.create_task(govern(call, sleeper.on))
+        await sleeper.source.reached()
+        await other.on.journal.doubt(
+            call, call_id=call.id, code="interrupted", message="It seems to be dead."
+        )
+        sleeper.clock.advance(s=120)
+        shows(other, {"key": call.id, "order": "o-1"})
+        assert (await probe(call.id, other.on)).state == "succeeded"
+        gate.open()
+        outcome = await late
+        assert isinstance(outcome, InDoubt)
+        assert "others have concluded" in outcome.message
+        assert (sleeper.state(call.id), held(sleeper)) == ("succeeded", {"held": 0, "posted": 5})
 
 
 async def test_the_prober_looks_at_few_at_a_time_and_less_and_less_often(tmp_path: Path) -> None:

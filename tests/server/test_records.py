@@ -284,6 +284,19 @@ async def test_a_story_has_what_served_the_call_and_what_served_that(tmp_path: P
     assert (story.undo.state, story.undo.undo_call) == ("done", undone.call_id)
 
 
+async def test_a_story_is_told_in_its_order_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        asked = await remit.call("shop.buy", {"thing": "car", "price": 500})
+        assert isinstance(asked, Pending)
+        remit.clock.advance(s=-7200)
+        await remit.vote(asked.approval_id)
+        await remit.done("shop.buy", {"thing": "car", "price": 500})
+    with open_records(remit.path) as records:
+        told = [event.kind for event in records.story(asked.call_id).events]
+        assert told == ["call.awaiting_approval", "approval.approve", "call.dispatched", "call.succeeded"]
+        assert list(verify(records, payloads=True)) == []
+
+
 async def test_before_images_are_part_of_the_story(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         remit.source.on["look"] = {"value": 1}

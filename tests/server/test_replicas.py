@@ -133,6 +133,17 @@ async def test_a_broken_connection_is_mended_and_nobody_notices(tmp_path: Path) 
         await remit.done("shop.send", {"text": "after"})
 
 
+async def test_who_counts_no_writes_any_more_is_refused_until_that_is_mended(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        builders.by_hand(remit.path, "DELETE FROM write_turn")
+        await until(lambda: remit.on.journal._ledger._store._seen is None)
+        refused = await remit.refused("shop.send", {"text": "meanwhile"})
+        assert refused.verdict.code == "audit_unavailable"
+        builders.by_hand(remit.path, "INSERT INTO write_turn VALUES (1)")
+        await remit.done("shop.send", {"text": "after"})
+
+
 async def test_a_connection_that_ends_between_two_answers_is_one_that_broke(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -302,6 +302,28 @@ def test_a_server_starts_it_when_a_switch_was_turned_on_and_another_carries_it_o
     assert remit("audit", "verify").code == 0
 
 
+def test_one_that_cannot_start_keeps_no_other_from_it_and_no_server_from_serving(tmp_path: Path) -> None:
+    remit = Terminal(a_place(tmp_path))
+    books = "".join(
+        f"  {name}: {{as: {WHO}, inputs: [x], {STEPS},"
+        f" on: [{{switch: {{kind: safe}}, inputs: {{x: {x}}}}}]}}\n"
+        for name, x in (("broken", "trigger.target + 1"), ("careful", "\"'acme.refund'\""))
+    )
+    remit.config.write_text(f"{CONFIG}playbooks:\n{books}")
+    assert remit("check").code == 0, remit("check")
+    assert remit("safe", "on", "--reason", "odd").code == 0
+
+    async def serve() -> None:
+        async with App(load(remit.config), role="http").running():
+            await until(
+                lambda: rows(tmp_path / "remit.db", "SELECT 1 FROM events WHERE kind = 'playbook.ended'")
+            )
+
+    anyio.run(serve)
+    runs = rows(tmp_path / "remit.db", "SELECT name, state FROM playbook_runs")
+    assert runs == [{"name": "careful", "state": "done"}]
+
+
 @pytest.mark.parametrize(
     ("trigger", "message"),
     [
