@@ -2,7 +2,8 @@
 
 A two-phase transfer: a hold reserves, resolving releases it and posts what was really spent. What was
 spent beyond a limit is recorded (`overrun`), since the effect has happened; the next hold is refused, unless
-the limit is one that only observes, a person has agreed, or the call takes another one back.
+the limit is one that only observes, a person has agreed, or the call takes another one back. A source may
+name any price, so what is more than a balance can count is not counted.
 Invariants: `held` = holds - releases, `posted` = posts, `overrun` = max(0, held + posted - refunded - limit).
 """
 
@@ -47,20 +48,24 @@ def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
     ]
 
 
-def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> None:
-    """Reserve what the call may cost."""
+def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> list[Json]:
+    """Reserve what the call may cost; return what is held, by account."""
+    told: list[Json] = []
     if not charges:
-        return
+        return told
     held = ledger.held.setdefault(call_id, [])
     for charge in charges:
-        name, start_us, unit, amount = charge.account, charge.window_start_us, charge.unit, charge.amount
+        name, start_us, unit = charge.account, charge.window_start_us, charge.unit
         account = _account(ledger, charge)
+        amount = min(charge.amount, account.room)
         account.held += amount
         ledger.changes(account)
         row = (call_id, name, start_us, unit, amount, "held", 0, 0, ledger.now_us, None)
         ledger.insert("holds", row)
         held.append(Held(name, start_us, unit, amount))
+        told.append({"account": name, "window_us": start_us, "amount": amount})
         _track_overrun(ledger, call_id, name, start_us, account)
+    return told
 
 
 def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
@@ -81,9 +86,9 @@ def resolve(ledger: Ledger, call_id: str, costs: Mapping[str, int]) -> list[Json
     spent: list[Json] = []
     for held in sorted(held_by(ledger, call_id), key=lambda held: held.account):
         name, start_us = held.account, held.window_start_us
-        cost = costs.get(held.unit, 0)
         account = ledger.account(name, start_us, limit=0)
         account.held -= held.amount
+        cost = min(costs.get(held.unit, 0), account.room)
         account.posted += cost
         ledger.changes(account)
         ledger.update("resolve", ("posted" if cost else "voided", cost, ledger.now_us, call_id, name))

@@ -41,6 +41,8 @@ _NOT_LOGGED = 8
 #: How long to ask whether a commit took place whose answer got lost, and the pause between (seconds).
 _UNSURE_S = 5.0
 _ASK_AGAIN_S = 0.1
+#: As much as a column of a balance takes, on every database.
+_COUNTED_MAX = 2**63 - 1
 _DEAD = "this process was declared dead by another; restart it"
 
 Values = Sequence[Any]
@@ -140,6 +142,11 @@ class Account:
         return self.limit_amount - self.held - self.posted + self.refunded
 
     @property
+    def room(self) -> int:
+        """What it can still count, whatever its limit."""
+        return _COUNTED_MAX - self.held - self.posted
+
+    @property
     def row(self) -> Values:
         """As its table has it, which checks the same; in the redo log nothing else would."""
         spent = self.posted - self.refunded
@@ -148,6 +155,7 @@ class Account:
             and 0 <= self.refunded <= self.posted
             and self.overrun >= 0
             and self.held + spent - self.overrun <= self.limit_amount
+            and self.room >= 0
         ):
             raise ValueError(f"the balance of {self.key[0]} would be wrong: {self}")
         name, start_us = self.key

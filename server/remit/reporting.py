@@ -181,13 +181,17 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
         title="Spent",
         about="What calls cost, undos among them, by unit, less what was given back.",
         columns=("tenant", "agent", "unit", "calls", "spent"),
-        rows=asked(
-            "SELECT tenant, agent, unit, COUNT(*), CAST(SUM(spent) AS BIGINT) FROM ("  # noqa: S608 - the conditions are ours
-            "SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
-            " JOIN holds AS h ON h.call_id = c.id"
-            f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
-            " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"
-        ),
+        # In two parts: what sources say that calls cost may come to more than SQLite can add up.
+        rows=[
+            [*who, int(billions) * 10**9 + int(rest)]
+            for *who, billions, rest in asked(
+                "SELECT tenant, agent, unit, COUNT(*), SUM(spent / 1000000000), SUM(spent % 1000000000) FROM ("  # noqa: S608 - the conditions are ours
+                "SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
+                " JOIN holds AS h ON h.call_id = c.id"
+                f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
+                " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"
+            )
+        ],
     )
     yield Section(
         title="Policies that decided",

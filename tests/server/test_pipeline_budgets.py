@@ -325,3 +325,24 @@ async def test_a_call_that_failed_does_not_warn_of_what_it_gave_back(tmp_path: P
         remit.source.on["send"] = a_reply("out of ink", is_error=True)
         failed = await remit.done("shop.send", {"text": "b"})
         assert (failed.failed, failed.warnings) == (True, ())
+
+
+async def test_what_no_balance_can_count_holds_nobody_up(tmp_path: Path) -> None:
+    """A source names its own prices, and a budget that only observes refuses none of them."""
+    many = 2**63 // 2**53 + 3
+    async with a_remit(
+        tmp_path, tools=PRICED, budgets=[a_budget(10, on_exceed="observe", window="day")], limits=MANY
+    ) as remit:
+        remit.source.on["send"] = {"paid": 2**53 - 1}
+        await asyncio.gather(*(remit.done("shop.send", {"text": str(n)}) for n in range(many)))
+        most = 2**63 - 1
+        assert balance(remit) == {"held": 0, "posted": most, "overrun": most - 10}
+        remit.clock.advance(s=86_400)
+        await remit.done("shop.send", {"text": "and on"})
+    shell = a_place(tmp_path)
+    assert (shell("audit", "verify").code, shell("budget", "verify").code) == (0, 0)
+    assert (
+        shell("report", "--from", "2026-01-01", "--to", "2099-01-01", "-o", tmp_path / "report.html").code
+        == 0
+    )
+    assert str(most + 2**53 - 1) in (tmp_path / "report.html").read_text()
