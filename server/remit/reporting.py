@@ -185,8 +185,8 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
         rows=[
             [*who, int(billions) * 10**9 + int(rest)]
             for *who, billions, rest in asked(
-                "SELECT tenant, agent, unit, COUNT(*), SUM(spent / 1000000000), SUM(spent % 1000000000) FROM ("  # noqa: S608 - the conditions are ours
-                "SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
+                "SELECT tenant, agent, unit, COUNT(*), SUM(spent / 1000000000), SUM(spent % 1000000000)"  # noqa: S608 - the conditions are ours
+                " FROM (SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
                 " JOIN holds AS h ON h.call_id = c.id"
                 f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
                 " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"

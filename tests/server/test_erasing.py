@@ -112,6 +112,22 @@ def test_nothing_of_what_an_erased_users_calls_carried_is_in_the_file(tmp_path: 
     assert (body["subject"], body["reason"], body["by"]) == ("user:ann", "she asked", "user:bea")
 
 
+def test_what_is_erased_is_overwritten_whatever_sqlite_does_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def careless(*names: Any, **more: Any) -> sqlite3.Connection:
+        db = connect(*names, **more)
+        db.execute("PRAGMA secure_delete = OFF")  # as it is where SQLite was built so, which most are
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", careless)
+    anyio.run(a_marked_life, tmp_path)
+    assert a_place(tmp_path)("audit", "erase", "--subject", "user:ann", "--yes").code == 0
+    assert [file.name for file in tmp_path.glob("remit.db*") if MARK.encode() in file.read_bytes()] == []
+
+
 @pytest.mark.parametrize("how", ["by a command", "by the server"])
 async def test_what_is_erased_beside_a_server_that_goes_on_is_in_no_file(tmp_path: Path, how: str) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=tools()) as remit:
