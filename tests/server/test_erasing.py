@@ -217,6 +217,21 @@ async def test_a_repeat_of_an_erased_call_is_refused_and_not_made_again(tmp_path
         assert remit.carried(first.call_id, "arguments") is None
 
 
+def test_what_is_named_like_something_erased_is_erased(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with a_remit(tmp_path, policy=ROLES, tools=tools(send={"resource": "args.text"})) as remit:
+            remit.source.on["buy"] = {"order": "o-1"}
+            for thing in (f"erased:{MARK}", f"erased:{'0' * 32}{MARK}"):
+                await remit.done("shop.buy", {"thing": thing, "price": 5})
+                await remit.done("shop.send", {"text": thing})
+
+    anyio.run(life)
+    shell = a_place(tmp_path)
+    assert shell("audit", "erase", "--subject", "user:ann", "--yes").code == 0
+    assert MARK.encode() not in whole(tmp_path / "remit.db")
+    assert shell("audit", "verify").code == 0
+
+
 @pytest.mark.usefixtures("every_database")
 async def test_a_later_change_stays_a_conflict_when_who_made_it_is_erased(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=tools()) as remit:
