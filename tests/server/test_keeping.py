@@ -361,3 +361,9 @@ def test_what_was_killed_while_it_removed_what_is_of_age_goes_on_from_there(tmp_
     assert shell.json("audit", "retain")["payloads"] == 5
     assert kept(location(tmp_path)) == []
     assert shell("audit", "verify").code == 0
+
+
+@pytest.mark.parametrize("kind", ["payloads", "before_images"])
+def test_to_keep_something_for_no_time_is_refused_and_not_taken_for_ever(tmp_path: Path, kind: str) -> None:
+    told = a_place(tmp_path, audit={"retention": {kind: "0d"}})("audit", "retain", "--dry-run")
+    assert (told.code, "this must last 1s at least" in told.err) == (1, True)
