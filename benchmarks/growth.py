@@ -320,7 +320,7 @@ def loading(at: Location) -> Iterator[Callable[[str, list[Any]], object]]:
             db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
         return
-    session = Session(at, name="loader", limits={})
+    session = Session(at, name="loader", settings={})
     try:
         with session.transaction():
             yield session.many

@@ -10,7 +10,6 @@ Invariants: `held` = holds - releases, `posted` = posts, `overrun` = max(0, held
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from remit.budgets import CALLS
 from remit.ledger import Account, Held, Ledger
@@ -49,24 +48,24 @@ def standing(ledger: Ledger, charges: Sequence[Charge]) -> list[Json]:
     ]
 
 
-def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> Sequence[Charge]:
-    """Reserve what the call may cost; return what is held, on each account what it can still count."""
+def hold(ledger: Ledger, call_id: str, charges: Sequence[Charge]) -> list[Json]:
+    """Reserve what the call may cost; return what is held, by account."""
+    told: list[Json] = []
     if not charges:
-        return charges
+        return told
     held = ledger.held.setdefault(call_id, [])
-    kept: list[Charge] = []
-    for wanted in charges:
-        account = _account(ledger, wanted)
-        charge = wanted if wanted.amount <= account.countable else replace(wanted, amount=account.countable)
-        kept.append(charge)
-        name, start_us, unit, amount = charge.account, charge.window_start_us, charge.unit, charge.amount
+    for charge in charges:
+        name, start_us, unit = charge.account, charge.window_start_us, charge.unit
+        account = _account(ledger, charge)
+        amount = min(charge.amount, account.countable)
         account.held += amount
         ledger.changes(account)
         row = (call_id, name, start_us, unit, amount, "held", 0, 0, ledger.now_us, None)
         ledger.insert("holds", row)
         held.append(Held(name, start_us, unit, amount))
+        told.append({"account": name, "window_us": start_us, "amount": amount})
         _track_overrun(ledger, call_id, name, start_us, account)
-    return kept
+    return told
 
 
 def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:

@@ -825,9 +825,9 @@ class Retention(Strict):
     """How long what calls carried is kept. Calls, events and every proof stay."""
 
     #: Arguments, answers and all else that is sealed, from the call on; but as long as it can be undone.
-    payloads: Duration | None = None
+    payloads: Lasting | None = None
     #: What was there before and after a call. It goes with the call's way back in any case.
-    before_images: Duration | None = None
+    before_images: Lasting | None = None
 
 
 class Audit(Strict):

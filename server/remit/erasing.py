@@ -10,6 +10,7 @@ process ended in the middle; a server does so by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,7 +112,7 @@ def clear(ledger: Ledger, sealer: Sealer, call_ids: Sequence[str]) -> None:
             call_ids,
         )
         for row in rows:
-            if not row["resource"].startswith(_PSEUDONYM):
+            if not _IS_PSEUDONYM(row["resource"]):
                 ledger.execute(
                     f"UPDATE {table} SET resource = ? WHERE call_id = ? AND resource = ?",  # noqa: S608 - the tables are ours
                     (
@@ -168,6 +169,8 @@ def uncleared(ledger: Ledger) -> list[tuple[str, str, str]]:
 
 
 _PSEUDONYM = "erased:"
+#: What calls touch may begin so, too.
+_IS_PSEUDONYM = re.compile(_PSEUDONYM + "[0-9a-f]{32}").fullmatch
 
 
 def pseudonym(vault: Vault, tenant: str, resource: str) -> str:

@@ -302,7 +302,7 @@ class Journal:
             if call.kind == "call" and not waits:
                 runs.let_out(self._ledger, call)
             call_id = approved.call_id if approved else call.id
-            to_hold = balances.hold(self._ledger, call_id, to_hold)
+            holds = balances.hold(self._ledger, call_id, to_hold)
             if way_back:
                 ways_back.register(self._ledger, call_id, way_back, "ready" if waits else "registered")
             if touches is not None and not waits:
@@ -322,7 +322,7 @@ class Journal:
                 **self._digest("key_digest", call, earlier_calls.key_of(call)),
                 **({"due_us": waits.due_us} if waits else {"deadline_us": deadline_us}),
                 **({"waits_for": late.account} if late else {}),
-                holds=_held(to_hold),
+                holds=holds,
                 undo=ways_back.told(way_back),
                 **self._touched(call, touches if not waits else None),
                 **({"forced": True} if call.undoing and call.undoing.forced else {}),
@@ -378,14 +378,14 @@ class Journal:
                 self._ledger.insert("touches", (touches, call.id))
             more: Json = {}
             if call.waited:
-                held = balances.hold(self._ledger, call.id, charges)
+                holds = balances.hold(self._ledger, call.id, charges)
                 way_back = plan if call.tool.effect is not Effect.DEFERRED else None
                 if way_back:
                     self._ledger.execute("DELETE FROM undos WHERE call_id = ?", (call.id,))
                     ways_back.register(self._ledger, call.id, way_back, "registered")
                 if before is not None:
                     self._sealer.keep(self._sealer.seal_of(call), call.id, "before", before)
-                more = {"holds": _held(held), "undo": ways_back.told(way_back)}
+                more = {"holds": holds, "undo": ways_back.told(way_back)}
             more |= self._touched(call, touches)
             self._event("call.dispatched", call, deadline_us=deadline_us, **more, **_decision(verdict))
             return Admitted(deadline_us=deadline_us)
@@ -1218,10 +1218,3 @@ def _decision(verdict: Verdict) -> dict[str, Any]:
         "policy_version": verdict.policy_version,
         "rows": list(verdict.rows),
     }
-
-
-def _held(charges: Sequence[Charge]) -> list[Json]:
-    return [
-        {"account": charge.account, "window_us": charge.window_start_us, "amount": charge.amount}
-        for charge in charges
-    ]

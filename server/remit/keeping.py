@@ -220,7 +220,13 @@ def _remove(ledger: Ledger, sealer: Sealer, kind: Kind, ids: Sequence[str]) -> i
     )
     ledger.execute(f"DELETE FROM payloads AS p WHERE p.call_id IN ({marks}) {wanted}", ids)  # noqa: S608 - only marks are inserted
     if kind == "payloads":
-        erasing.clear(ledger, sealer, ids)
+        # Nothing that was kept of these undos is left to be of age.
+        bare = ledger.all(
+            f"SELECT id FROM calls WHERE kind = 'undo' AND of_call IN ({marks})"  # noqa: S608 - only marks are inserted
+            " AND NOT EXISTS (SELECT 1 FROM payloads WHERE call_id = calls.id)",
+            ids,
+        )
+        erasing.clear(ledger, sealer, [*ids, *_not_held(ledger, sealer, [row["id"] for row in bare])])
     ledger.event(
         "audit.retained",
         tenant=None,

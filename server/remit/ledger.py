@@ -401,7 +401,7 @@ class Ledger:
         return self._seq, self._head
 
     def overwrite_what_goes(self) -> None:
-        """Have what is deleted or replaced from now on overwritten, too, where that can be had."""
+        """Have no older copy stay of what is deleted or replaced from now on, where that can be had."""
         self._go_straight()
         self._store.overwrite_what_goes()
 

@@ -170,7 +170,6 @@ class SqliteStore(redo.Statements):
         self._log.empty()
 
     def overwrite_what_goes(self) -> None:
-        self._db.execute("PRAGMA secure_delete = ON")
         self._log.wipe()
         self._overwrote = True
 
@@ -270,6 +269,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         "cache_size = -16384",
         "fullfsync = ON",  # on macOS, where a plain fsync leaves it in the drive's cache
         "foreign_keys = ON",
+        redo.NOTHING_STAYS,
     ):
         db.execute(f"PRAGMA {pragma}")
     return db

@@ -488,12 +488,16 @@ class Records:
         return row is not None and self.vault.cipher(row["keys"]) is None
 
     def sealed_with(self, key_id: str, *, tenant: str, subject: str) -> Iterator[str]:
-        """The ids of the calls whose payloads are sealed with this key of somebody."""
+        """The ids of the calls whose payloads are, or were, sealed with this destroyed key of somebody."""
         if subject.startswith("user:"):
             for row in self._db.rows(
-                "SELECT calls.id FROM calls JOIN payloads ON call_id = calls.id WHERE tenant = ?"
-                " AND \"user\" = ? AND payloads.kind = 'arguments' AND keys LIKE '%' || ? || '%'",
-                (tenant, subject, key_id),
+                "SELECT calls.id FROM calls LEFT JOIN payloads ON call_id = calls.id"
+                " AND payloads.kind = 'arguments' WHERE tenant = ? AND \"user\" = ?"
+                " AND (keys LIKE '%' || ? || '%'"
+                # An undo whose arguments went with what they put back still says something in words.
+                " OR keys IS NULL AND calls.kind = 'undo'"
+                " AND created_us <= (SELECT erased_us FROM subject_keys WHERE id = ?))",
+                (tenant, subject, key_id, key_id),
             ):
                 yield row["id"]
         for row in self._db.rows("SELECT call_id FROM call_subjects WHERE key_id = ?", (key_id,)):

@@ -26,6 +26,9 @@ import orjson
 from remit.errors import StoreUnavailable
 
 CHANGED = "the audit database was changed behind Remit's back: see `remit db check`"
+#: A pragma for whoever changes rows. What a row was before, and where it lay before its page was full, is
+#: overwritten at once: SQLite leaves it there otherwise, and who erases later does not come by any more.
+NOTHING_STAYS = "secure_delete = ON"
 Values = Sequence[Any]
 #: The columns of each table, in the order of the values of a row. A record of `redo` names none of them.
 Columns = Mapping[str, tuple[str, ...]]
@@ -274,6 +277,7 @@ def file_what_is_logged(db: sqlite3.Connection) -> None:
 
     It was written by the columns that the tables have now, of which this Remit may know more.
     """
+    db.execute(f"PRAGMA {NOTHING_STAYS}")
     log = Log(db)
     by = _columns_in(db)
     read_pile(log.read(), by).file(Statements(db, by))

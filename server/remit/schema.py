@@ -96,10 +96,13 @@ def _migrate(path: Path) -> None:
     from sqlalchemy import URL, create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
+    from remit.redo import NOTHING_STAYS
+
     settings = _alembic()
     engine = create_engine(URL.create("sqlite", database=str(path)))
     try:
         with engine.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA {NOTHING_STAYS}")
             # All or nothing, whenever the power fails: `sqlite3` begins no transaction for DDL by itself.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             settings.attributes["connection"] = connection

@@ -112,6 +112,22 @@ def test_nothing_of_what_an_erased_users_calls_carried_is_in_the_file(tmp_path: 
     assert (body["subject"], body["reason"], body["by"]) == ("user:ann", "she asked", "user:bea")
 
 
+def test_what_is_erased_is_overwritten_whatever_sqlite_does_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def careless(*names: Any, **more: Any) -> sqlite3.Connection:
+        db = connect(*names, **more)
+        db.execute("PRAGMA secure_delete = OFF")  # as it is where SQLite was built so, which most are
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", careless)
+    anyio.run(a_marked_life, tmp_path)
+    assert a_place(tmp_path)("audit", "erase", "--subject", "user:ann", "--yes").code == 0
+    assert [file.name for file in tmp_path.glob("remit.db*") if MARK.encode() in file.read_bytes()] == []
+
+
 @pytest.mark.parametrize("how", ["by a command", "by the server"])
 async def test_what_is_erased_beside_a_server_that_goes_on_is_in_no_file(tmp_path: Path, how: str) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=tools()) as remit:
@@ -199,6 +215,21 @@ async def test_a_repeat_of_an_erased_call_is_refused_and_not_made_again(tmp_path
         later = await remit.done("shop.buy", pen)
         assert remit.carried(later.call_id, "arguments") == pen, "what comes after is kept anew"
         assert remit.carried(first.call_id, "arguments") is None
+
+
+def test_what_is_named_like_something_erased_is_erased(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with a_remit(tmp_path, policy=ROLES, tools=tools(send={"resource": "args.text"})) as remit:
+            remit.source.on["buy"] = {"order": "o-1"}
+            for thing in (f"erased:{MARK}", f"erased:{'0' * 32}{MARK}"):
+                await remit.done("shop.buy", {"thing": thing, "price": 5})
+                await remit.done("shop.send", {"text": thing})
+
+    anyio.run(life)
+    shell = a_place(tmp_path)
+    assert shell("audit", "erase", "--subject", "user:ann", "--yes").code == 0
+    assert MARK.encode() not in whole(tmp_path / "remit.db")
+    assert shell("audit", "verify").code == 0
 
 
 @pytest.mark.usefixtures("every_database")

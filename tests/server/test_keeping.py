@@ -26,7 +26,7 @@ from remit.config import Retention
 from remit.database import Location, Postgres
 from remit.errors import WrongState
 from remit.keeping import sweep
-from remit.model import Done, InDoubt, Pending, Refused, Scheduled
+from remit.model import Done, Failed, InDoubt, Pending, Refused, Scheduled
 from remit.undo import undo
 from remit_adapters.base import AdapterError, Caller, Reply, Request
 
@@ -147,6 +147,32 @@ async def test_what_is_left_of_an_undo_goes_with_its_age(tmp_path: Path) -> None
         aged = Retention.model_validate({"payloads": "1m"})
         await sweep(remit.on.journal, aged, now_us=remit.on.clock())
         assert payloads_of(remit.path, undo_id) == set()
+
+
+@pytest.mark.usefixtures("every_database")
+@pytest.mark.parametrize("words", ["erase --subject user:ann --yes", "retain"])
+def test_an_undo_whose_arguments_are_gone_is_cleared_like_any_call(tmp_path: Path, words: str) -> None:
+    said = "Erika has no such lamp"
+
+    async def life() -> str:
+        async with a_remit(tmp_path, policy=ROLES, tools=ABOUT, clock=Clock(LONG_AGO)) as remit:
+            remit.source.on["look"] = {"value": SECRET}
+            call_id = (await remit.done("shop.set", {"thing": "lamp", "value": 9})).call_id
+            remit.source.on["set"] = AdapterError(said, no_effect=True)
+            outcome = await undo(call_id, a_principal(), "run-1", remit.on)
+            assert isinstance(outcome, Failed)
+            remit.clock.advance(s=86_401)
+            await sweep(remit.on.journal, Retention(), now_us=remit.on.clock())
+            assert payloads_of(remit.path, outcome.call_id) == set()
+            assert remit.record(outcome.call_id)["error"] == said
+            return outcome.call_id
+
+    undo_id = anyio.run(life)
+    shell = a_place(tmp_path, audit=SHORT)
+    assert shell("audit", *words.split()).code == 0
+    (row,) = rows(location(tmp_path), "SELECT reason, error FROM calls WHERE id = ?", undo_id)
+    assert row == {"reason": "", "error": None}
+    assert shell("audit", "verify").code == 0
 
 
 async def test_before_images_stay_while_their_way_back_is_open_or_waits_for_people(tmp_path: Path) -> None:
@@ -335,3 +361,9 @@ def test_what_was_killed_while_it_removed_what_is_of_age_goes_on_from_there(tmp_
     assert shell.json("audit", "retain")["payloads"] == 5
     assert kept(location(tmp_path)) == []
     assert shell("audit", "verify").code == 0
+
+
+@pytest.mark.parametrize("kind", ["payloads", "before_images"])
+def test_to_keep_something_for_no_time_is_refused_and_not_taken_for_ever(tmp_path: Path, kind: str) -> None:
+    told = a_place(tmp_path, audit={"retention": {kind: "0d"}})("audit", "retain", "--dry-run")
+    assert (told.code, "this must last 1s at least" in told.err) == (1, True)
