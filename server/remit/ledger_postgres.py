@@ -257,8 +257,6 @@ class PostgresStore:
         except Exception as error:
             if getattr(error, "sqlstate", None) == NOT_THERE:
                 raise NotThere(cast("Change", str(error))) from None
-            if getattr(error, "constraint_name", None) == "pk_payloads":
-                raise NotThere("call") from None  # others have concluded it, and kept its answer
             raise
         return row is not None and row["wrote"]
 

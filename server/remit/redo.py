@@ -371,12 +371,7 @@ class Statements:
 
     def write(self, gathered: Gathered, /) -> None:
         for table, rows in gathered.inserts.items():
-            try:
-                self._db.executemany(_insert_statement(table, (self._by or columns())[table]), rows)
-            except sqlite3.IntegrityError as error:
-                if table == "payloads" and error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
-                    raise NotThere("call") from None  # others have concluded it, and kept its answer
-                raise
+            self._db.executemany(_insert_statement(table, (self._by or columns())[table]), rows)
         for change, rows in gathered.updates.items():
             if self._db.executemany(_SQL[change], rows).rowcount != len(rows):
                 raise NotThere(change)

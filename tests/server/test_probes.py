@@ -217,29 +217,6 @@ async def test_a_process_that_slept_past_the_deadline_sends_nothing(tmp_path: Pa
 
 
 @everywhere
-async def test_of_two_who_find_the_same_effect_at_once_one_concludes_it(tmp_path: Path) -> None:
-    async with (
-        a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as one,
-        a_remit(tmp_path, tools=RULES, budgets=BUDGETS, clock=one.clock) as other,
-    ):
-        call_id = await in_doubt(one)
-        gates: list[Gate] = []
-        for each in (one, other):
-            each.source.on["look"] = gate = Gate(
-                {"orders": [{"key": call_id, "order": "o-1"}], "more": False}
-            )
-            gates.append(gate)
-        rounds = [asyncio.create_task(Prober().round(each.on)) for each in (one, other)]
-        await one.source.reached(2)  # after the call itself
-        await other.source.reached()
-        for gate in gates:
-            gate.open()
-        found = [finding for each in rounds for finding in await each]
-        assert [finding.state for finding in found] == ["succeeded"]
-        assert held(one) == {"held": 0, "posted": 5}
-
-
-@everywhere
 async def test_an_answer_that_comes_when_a_probe_has_found_the_effect_changes_nothing(tmp_path: Path) -> None:
     async with (
         a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as sleeper,
