@@ -17,6 +17,7 @@ from remit import verifying
 from remit.audit import Progress, ignored, verify_balances
 from remit.ids import first_id
 from remit.records import Records
+from remit.states import PARTS_OF_SPENT
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Rows of a table that lists single things; how many more there are is said.
@@ -158,7 +159,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
             *asked(
                 "SELECT MIN(c.created_us), 'undo: conflict', o.tool, o.id FROM calls AS c"  # noqa: S608 - the conditions are ours
                 f" JOIN calls AS o ON o.id = c.of_call WHERE {within} AND c.kind = 'undo'"
-                " AND c.code = 'undo_conflict' GROUP BY o.tool, o.id"
+                " AND 'undo_conflict' IN (c.code, c.error_code) GROUP BY o.tool, o.id"
             ),
             *asked(
                 f"SELECT at_us, kind, '', '' FROM events WHERE {then}"  # noqa: S608 - the conditions are ours
@@ -181,13 +182,16 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
         title="Spent",
         about="What calls cost, undos among them, by unit, less what was given back.",
         columns=("tenant", "agent", "unit", "calls", "spent"),
-        rows=asked(
-            "SELECT tenant, agent, unit, COUNT(*), CAST(SUM(spent) AS BIGINT) FROM ("  # noqa: S608 - the conditions are ours
-            "SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
-            " JOIN holds AS h ON h.call_id = c.id"
-            f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
-            " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"
-        ),
+        rows=[
+            [*who, high * 2**32 + low]
+            for *who, high, low in asked(
+                f"SELECT tenant, agent, unit, COUNT(*), {PARTS_OF_SPENT} FROM ("  # noqa: S608 - the conditions are ours
+                "SELECT c.tenant, c.agent, h.unit, MAX(h.posted - h.refunded) AS spent FROM calls AS c"
+                " JOIN holds AS h ON h.call_id = c.id"
+                f" WHERE {within} GROUP BY c.id, c.tenant, c.agent, h.unit) AS costs"
+                " GROUP BY tenant, agent, unit ORDER BY tenant, agent, unit"
+            )
+        ],
     )
     yield Section(
         title="Policies that decided",

@@ -1,4 +1,6 @@
-"""The states of a call, and of its way back. Apart from the tables, which take long to import.
+"""The states of a call, and of its way back, and how to sum what calls cost.
+
+Apart from the tables, which take long to import.
 
 What is stored of a way back is what was done about it. What can be done with it now also depends on the time
 and on what others did since: that is worked out when it is asked for, here and nowhere else.
@@ -33,6 +35,11 @@ WAY_BACK_STATES = (
     "expired",
     "impossible",
     "indeterminate",
+)
+
+#: SQL: the sum of `spent` in two parts, `high` * 2^32 + `low`. A database cannot count beyond 2^63.
+PARTS_OF_SPENT = (
+    "CAST(SUM(spent / 4294967296) AS BIGINT) AS high, CAST(SUM(spent & 4294967295) AS BIGINT) AS low"
 )
 
 

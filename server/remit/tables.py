@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-from remit.states import SENT, STATES, way_back
+from remit.states import PARTS_OF_SPENT, SENT, STATES, way_back
 
 metadata = MetaData(
     naming_convention={
@@ -687,25 +687,29 @@ VIEWS = {
         WHERE state = 'posted'
         UNION ALL SELECT at_us, call_id, account, window_start_us, kind, amount FROM budget_adjustments""",
     # What each agent spent, in each unit, by the day (UTC) on which it called.
-    "spend_by_day": """
-        SELECT day_us, tenant, agent, unit, COUNT(*) AS calls,
-               CAST(SUM(spent) AS BIGINT) AS spent FROM (
-            SELECT c.created_us / 86400000000 * 86400000000 AS day_us, c.tenant, c.agent, h.unit,
-                   MAX(h.posted - h.refunded) AS spent
-            FROM calls AS c JOIN holds AS h ON h.call_id = c.id
-            GROUP BY c.id, c.created_us, c.tenant, c.agent, h.unit
-        ) AS costs GROUP BY day_us, tenant, agent, unit""",
+    "spend_by_day": f"""
+        SELECT day_us, tenant, agent, unit, calls,
+               CASE WHEN high + low / 4294967296 < 2147483648 THEN high * 4294967296 + low
+               ELSE {2**63 - 1} END AS spent FROM (
+            SELECT day_us, tenant, agent, unit, COUNT(*) AS calls, {PARTS_OF_SPENT} FROM (
+                SELECT c.created_us / 86400000000 * 86400000000 AS day_us, c.tenant, c.agent, h.unit,
+                       MAX(h.posted - h.refunded) AS spent
+                FROM calls AS c JOIN holds AS h ON h.call_id = c.id
+                GROUP BY c.id, c.created_us, c.tenant, c.agent, h.unit
+            ) AS costs GROUP BY day_us, tenant, agent, unit
+        ) AS sums""",  # noqa: S608 - all of it is ours
     # What was refused, and why. `verdict` is what makes the index fit.
     "denials": """
         SELECT id, created_us, tenant, agent, "user", run, tool, code, reason, policy_rows
         FROM calls WHERE verdict <> 'execute' AND state = 'denied'""",
-    # Requests that people have not decided, or whose approval is not used yet.
-    "approvals_open": """
+    # Requests that people have not decided, or whose approval is not used yet, and can be: whose time is up
+    # is told when somebody looks.
+    "approvals_open": f"""
         SELECT a.id, a.call_id, a.tenant, c.agent, c."user", c.tool, a.state, a.votes_needed,
                (SELECT COUNT(*) FROM votes AS v WHERE v.approval_id = a.id AND v.vote = 'approve') AS votes,
                a.created_us, a.expires_us
         FROM approvals AS a JOIN calls AS c ON c.id = a.call_id
-        WHERE a.state IN ('pending', 'approved')""",
+        WHERE a.state IN ('pending', 'approved') AND a.expires_us > {_NOW}""",  # noqa: S608 - all of it is ours
     # What can be taken back, until `expires_us`.
     "undoable": f"""
         SELECT c.id, c.tenant, c.agent, c."user", c.run, c.tool, u.tool AS undo_tool, u.resource,

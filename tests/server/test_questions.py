@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.docs.pages import ROOT
-from tests.server.builders import Remit, a_remit, rows, tools
+from tests.server.builders import Remit, a_remit, by_hand, rows, tools
 from tests.server.test_erasing import ROLES, a_place
 
 from remit.database import Location
@@ -61,6 +61,24 @@ def test_the_views_tell_what_happened(anyplace: Location) -> None:
         ("shop.buy", "pen", "ready"),
         ("shop.buy", "cup", "ready"),
     }
+
+
+def test_what_was_spent_is_told_beyond_what_a_database_can_count(anyplace: Location, tmp_path: Path) -> None:
+    shell = a_place(tmp_path, tools=PRICED)
+    spent = "SELECT calls, spent FROM spend_by_day WHERE unit = 'eur_cent'"
+    by_hand(anyplace, "UPDATE holds SET account = call_id WHERE unit = 'eur_cent'")  # so much is never on one
+    for each, sum_ in ((2**62 - 1, 2**63 - 2), (2**62, 2**63 - 1), (2**63 - 1, 2**63 - 1)):
+        by_hand(anyplace, f"UPDATE holds SET posted = {each} WHERE unit = 'eur_cent' AND posted > 0")  # noqa: S608
+        assert rows(anyplace, spent) == [{"calls": 2, "spent": sum_}]
+        told = shell("report", "--from", "2020-01-01", "--to", "2100-01-01", "--json").json
+        (section,) = (each["rows"] for each in told["sections"] if each["title"] == "Spent")
+        assert ["acme", "agent:bot", "eur_cent", 2, 2 * each] in section
+
+
+def test_no_request_is_open_whose_time_is_up(anyplace: Location) -> None:
+    assert len(rows(anyplace, "SELECT * FROM approvals_open")) == 1
+    by_hand(anyplace, "UPDATE approvals SET expires_us = 1")
+    assert rows(anyplace, "SELECT * FROM approvals_open") == []
 
 
 def documented() -> list[str]:
