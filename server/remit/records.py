@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import merge
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from remit.chain import EventRow
 from remit.comparing import Difference, Group
@@ -794,12 +794,11 @@ _CALLS_AT_ONCE = 500
 def _at(value: Any, path: str) -> str | None:
     """What is at a dotted path, as text: JSON where it is no text. Items of lists count from 0."""
     for name in path.split("."):
-        if isinstance(value, list):
-            items = cast("list[Any]", value)
-            value = items[int(name)] if name.isdecimal() and int(name) < len(items) else None
-        else:
-            value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+        try:
+            value = value[int(name) if isinstance(value, list) and name.isdecimal() else name]
+        except (LookupError, TypeError, ValueError):  # nothing is there, or is numbered by so many digits
+            return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _call(row: Row) -> CallRecord:

@@ -158,7 +158,7 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
             *asked(
                 "SELECT MIN(c.created_us), 'undo: conflict', o.tool, o.id FROM calls AS c"  # noqa: S608 - the conditions are ours
                 f" JOIN calls AS o ON o.id = c.of_call WHERE {within} AND c.kind = 'undo'"
-                " AND c.code = 'undo_conflict' GROUP BY o.tool, o.id"
+                " AND 'undo_conflict' IN (c.code, c.error_code) GROUP BY o.tool, o.id"
             ),
             *asked(
                 f"SELECT at_us, kind, '', '' FROM events WHERE {then}"  # noqa: S608 - the conditions are ours

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).with_name("migrations")
 #: The newest revision in there; a test keeps the two equal.
 HEAD = "0004"
+_REVISION = re.compile(r"\d{4}")
 #: One process migrates at a time. A number that other programs on the same database do not use.
 _MIGRATING = 0x72656D69745F6462
 
@@ -33,12 +34,19 @@ def upgrade(at: Location) -> None:
     if isinstance(at, Postgres):
         _upgrade_postgres(at)
         return
-    at = real_file(at)
+    try:
+        at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _upgrade_file(real_file(at))
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise RemitError(f"the audit database {at} cannot be used: {error.strerror}") from None
+
+
+def _upgrade_file(at: Path) -> None:
     must_have_one_name(at)
     with locked(at, ".lock"):
         _make(at)
         version = _version(at)
-        _must_not_be_newer(at, version)
+        _must_be_known(at, version)
         if version != HEAD:
             if version is not None:
                 _file_redo_log(at)
@@ -69,26 +77,31 @@ def _file_redo_log(path: Path) -> None:
         raise RemitError(f"the audit database {path} cannot be brought up to date: {error}") from None
 
 
-def _must_not_be_newer(at: Location, version: str | None) -> None:
-    if version is not None and version > HEAD:
+def _must_be_known(at: Location, version: str | None) -> None:
+    """Raise RemitError for a database of a newer Remit, or of another program: nothing is added to that."""
+    if version is None:
+        return
+    if not _REVISION.fullmatch(version):
+        raise RemitError(f"{at} is another program's database, not an audit database: give Remit its own")
+    if version > HEAD:
         raise RemitError(
             f"{at} was written by a newer Remit (schema {version}; this one knows {HEAD}): upgrade Remit"
         )
 
 
 def _version(path: Path) -> str | None:
-    db = sqlite3.connect(path, timeout=10)
+    """The schema of the file: None when it is new, and nothing of ours when another program has made it."""
     try:
-        row = db.execute("SELECT version_num FROM alembic_version").fetchone()
+        with closing(sqlite3.connect(path, timeout=10)) as db:
+            made = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+            if "alembic_version" not in made:
+                return "" if made else None
+            row = db.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return None
         raise RemitError(f"the audit database {path} cannot be read: {error}") from None
     except sqlite3.DatabaseError as error:
         raise RemitError(f"{path} is not an audit database: {error}") from None
-    finally:
-        db.close()
-    return row[0] if row else None
+    return row[0] if row else ""
 
 
 def _migrate(path: Path) -> None:
@@ -119,7 +132,7 @@ def _upgrade_postgres(at: Postgres) -> None:
     session = Session(at, name="schema", settings={})
     try:
         version = session.version()
-        _must_not_be_newer(at, version)
+        _must_be_known(at, version)
         if version == HEAD:
             return
         encoding = session.one("SHOW server_encoding")

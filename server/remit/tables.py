@@ -699,13 +699,14 @@ VIEWS = {
     "denials": """
         SELECT id, created_us, tenant, agent, "user", run, tool, code, reason, policy_rows
         FROM calls WHERE verdict <> 'execute' AND state = 'denied'""",
-    # Requests that people have not decided, or whose approval is not used yet.
-    "approvals_open": """
+    # Requests that people have not decided, or whose approval is not used yet, and can be: whose time is up
+    # is told when somebody looks.
+    "approvals_open": f"""
         SELECT a.id, a.call_id, a.tenant, c.agent, c."user", c.tool, a.state, a.votes_needed,
                (SELECT COUNT(*) FROM votes AS v WHERE v.approval_id = a.id AND v.vote = 'approve') AS votes,
                a.created_us, a.expires_us
         FROM approvals AS a JOIN calls AS c ON c.id = a.call_id
-        WHERE a.state IN ('pending', 'approved')""",
+        WHERE a.state IN ('pending', 'approved') AND a.expires_us > {_NOW}""",  # noqa: S608 - all of it is ours
     # What can be taken back, until `expires_us`.
     "undoable": f"""
         SELECT c.id, c.tenant, c.agent, c."user", c.run, c.tool, u.tool AS undo_tool, u.resource,

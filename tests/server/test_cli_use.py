@@ -336,6 +336,38 @@ def test_a_copy_that_is_no_audit_database_is_told_with_what_to_do(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE TABLE orders (id)",
+        "CREATE TABLE calls (id)",
+        "CREATE TABLE alembic_version (version_num)",
+        "CREATE TABLE alembic_version AS SELECT '27c6a30d7c24' AS version_num",
+    ],
+)
+def test_nothing_is_put_into_another_programs_database(tmp_path: Path, made: str) -> None:
+    remit, file = Terminal(a_place(tmp_path)), tmp_path / "remit.db"
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(made)
+        db.commit()
+    before = file.read_bytes()
+    for command in (("db", "upgrade"), ("safe", "on", "--reason", "x", "--as", "user:sue")):
+        ran = remit(*command)
+        assert (ran.code, ran.err.count("\n")) == (1, 1), ran
+        assert "is another program's database, not an audit database: give Remit its own" in ran.err
+    assert file.read_bytes() == before
+
+
+def test_a_database_is_made_with_its_folder_or_why_it_cannot_be_is_told(tmp_path: Path) -> None:
+    config = a_place(tmp_path)
+    text = config.read_text()
+    config.write_text(text.replace("remit.db", "data/remit.db"))
+    assert Terminal(config)("db", "upgrade").code == 0
+    config.write_text(text.replace("remit.db", "policy.csv/remit.db"))
+    ran = Terminal(config)("db", "upgrade")
+    assert (ran.code, ran.err.count("\n"), "cannot be used: File exists" in ran.err) == (1, 1, True), ran
+
+
+@pytest.mark.parametrize(
     "url", ["postgresql://remit:sek/ret@db/remit", "postgresql://remit:sekret@db:port/remit", "sekret"]
 )
 def test_what_is_no_url_of_a_database_is_told_in_one_sentence_without_its_password(

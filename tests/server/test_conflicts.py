@@ -21,6 +21,7 @@ from tests.server.builders import (
 from remit.identity import Principal
 from remit.model import Done, Outcome, Refused
 from remit.records import open_records
+from remit.reporting import report
 from remit.undo import undo
 from remit_adapters.base import AdapterError, Caller, Offer, Reply, Request
 
@@ -293,6 +294,10 @@ async def test_who_writes_between_the_look_and_the_undo_is_a_conflict_and_not_a_
         assert (record["state"], record["error_code"]) == ("failed", "undo_conflict")
         with open_records(remit.path) as records:
             way = records.undo(call_id)
+            to_us = remit.clock() + 1000
+            told = report(records, from_us=0, to_us=to_us, tenant=None, now_us=to_us)
+        (incidents,) = (each.rows for each in told.sections if each.title == "Incidents")
+        assert [row[1:] for row in incidents] == [["undo: conflict", "shop.set", call_id]]
         assert way is not None
         assert way.state == "conflict"
         assert shelf.values == {"pen": 7}

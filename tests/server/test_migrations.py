@@ -73,23 +73,28 @@ def test_holds_of_schema_0001_come_to_say_when(anywhere: tuple[Terminal, Story])
         assert (found := remit(*command)).code == 0, found
 
 
-def test_views_of_schema_0002_are_made_anew_and_who_may_read_them_still_may(
-    anywhere: tuple[Terminal, Story],
+@pytest.mark.parametrize(
+    ("schema", "views"),
+    [("0002", ("undoable", "run_timeline")), ("0003", ("approvals_open",))],
+)
+def test_views_of_earlier_schemas_are_made_anew_and_who_may_read_them_still_may(
+    anywhere: tuple[Terminal, Story], schema: str, views: tuple[str, ...]
 ) -> None:
     remit, _ = anywhere
     at = load(remit.config).config.store.location
     dialect = "postgresql" if isinstance(at, Postgres) else "sqlite"
-    for name in ("undoable", "run_timeline"):
-        run(at, [f"DROP VIEW {name}", f"CREATE VIEW {name} AS {view(name, dialect)} AND 1 = 1"])
+    for name in views:
+        other = f"SELECT * FROM ({view(name, dialect)}) AS it"  # noqa: S608 - it is ours
+        run(at, [f"DROP VIEW {name}", f"CREATE VIEW {name} AS {other}"])
     if isinstance(at, Postgres):
-        run(at, ["GRANT SELECT ON undoable TO PUBLIC"])
-    assert "undoable is not as Remit made it" in remit("db", "check").out
-    run(at, ["UPDATE alembic_version SET version_num = '0002'"])
+        run(at, [f"GRANT SELECT ON {views[0]} TO PUBLIC"])
+    assert f"{views[0]} is not as Remit made it" in remit("db", "check").out
+    run(at, [f"UPDATE alembic_version SET version_num = '{schema}'"])  # noqa: S608 - it is ours
     assert remit("db", "upgrade").code == 0
     assert (found := remit("db", "check")).code == 0, found
     if isinstance(at, Postgres):
         granted = "SELECT 1 FROM information_schema.table_privileges WHERE grantee = 'PUBLIC'"
-        assert rows(at, f"{granted} AND table_name = 'undoable'")
+        assert rows(at, f"{granted} AND table_name = '{views[0]}'")
 
 
 @pytest.mark.usefixtures("never_idle")

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.docs.pages import ROOT
-from tests.server.builders import Remit, a_remit, rows, tools
+from tests.server.builders import Remit, a_remit, by_hand, rows, tools
 from tests.server.test_erasing import ROLES, a_place
 
 from remit.database import Location
@@ -61,6 +61,12 @@ def test_the_views_tell_what_happened(anyplace: Location) -> None:
         ("shop.buy", "pen", "ready"),
         ("shop.buy", "cup", "ready"),
     }
+
+
+def test_no_request_is_open_whose_time_is_up(anyplace: Location) -> None:
+    assert len(rows(anyplace, "SELECT * FROM approvals_open")) == 1
+    by_hand(anyplace, "UPDATE approvals SET expires_us = 1")
+    assert rows(anyplace, "SELECT * FROM approvals_open") == []
 
 
 def documented() -> list[str]:
@@ -192,7 +198,26 @@ async def test_items_of_lists_are_found_by_their_number(tmp_path: Path) -> None:
     shell = a_place(tmp_path)
     for said, found in (("lines.1.sku=b", 1), ("lines.2=7", 1), ("lines.0.sku=b", 0), ("lines.3=7", 0)):
         assert len(shell.json("calls", "list", "--arg", said)) == found
-    assert shell.json("calls", "list", "--arg", "lines.-1=7") == []
+    for nowhere in ("lines.-1", "lines.sku", f"lines.{'9' * 5000}", "thing.0", "lines.2.0"):
+        assert shell.json("calls", "list", "--arg", f"{nowhere}=7") == []
+
+
+async def test_what_is_no_text_is_found_as_json(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES) as remit:
+        await remit.refused("shop.look", {"thing": None, "tags": ["é", None], "sold": True})
+    shell = a_place(tmp_path)
+    for said in ("thing=null", 'tags=["é", null]', "tags.1=null", "sold=true"):
+        assert len(shell.json("calls", "list", "--arg", said)) == 1, said
+    for said in ("none=null", "thing=", "thing=None", "tags.2=null"):
+        assert shell.json("calls", "list", "--arg", said) == [], said
+
+
+@pytest.mark.parametrize(
+    "words", [("--arg", "thing=pen", "--arg", "thing=cup"), ("--cost-over", "eur=9", "--cost-over", "eur=1")]
+)
+def test_what_would_not_count_is_refused(path: Path, words: tuple[str, ...]) -> None:
+    ran = a_place(path.parent)("calls", "list", *words)
+    assert (ran.code, "says the same name twice" in ran.err) == (64, True)
 
 
 def test_a_filter_in_no_form_is_wrong_use(path: Path) -> None:

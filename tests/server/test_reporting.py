@@ -50,6 +50,7 @@ def test_a_report_tells_what_happened_and_loads_nothing(
     assert ["user:sue", "approve", "acme.refund", 1] in sections["Approvals, by whom"]
     assert ["acme.refund", "user:sue", "done", 1] in sections["Undone"]
     assert remit.json("report", "--from", "2020-01-01", "--to", "2020-02-01")["sections"][0]["rows"] == []
+    assert remit.json("report", "--from", "1969-01-01", "--to", "1970-01-01T00:00Z")["to_us"] == 0
     assert file.stat().st_mode & 0o777 == 0o600
 
 

@@ -130,7 +130,10 @@ def list_(
 def _pairs(option: str, said: tuple[str, ...], form: str) -> dict[str, str]:
     if wrong := [each for each in said if "=" not in each]:
         raise click.UsageError(f"{option} takes {form}, not {wrong[0]!r}")
-    return {name: value for name, _, value in (each.partition("=") for each in said)}
+    pairs = {name: value for name, _, value in (each.partition("=") for each in said)}
+    if len(pairs) < len(said):
+        raise click.UsageError(f"{option} says the same name twice, and one of them would not count")
+    return pairs
 
 
 def _amount(said: str) -> int:

@@ -46,7 +46,7 @@ def report(
     from remit.proofs import size_of
 
     now = now_us()
-    to_us = to_us or now
+    to_us = now if to_us is None else to_us
     must_be_in_order("--from", from_us, "--to", to_us)
     with to_file(output) as write, records(config_path) as found:
         must_be_known(found, tenant, config_path)
