@@ -118,7 +118,7 @@ def floor_ms(folder: Path, seconds: float, sync_s: float) -> float:
             times.append(time.perf_counter() - began)
     finally:
         os.close(file)
-    return round(sorted(times)[len(times) // 2] * 1000, 3)
+    return Sums(latencies_s=times).percentile_ms(50)
 
 
 async def bare_inserts_ms(at: Postgres, seconds: float) -> float:
@@ -135,7 +135,7 @@ async def bare_inserts_ms(at: Postgres, seconds: float) -> float:
             times.append(time.perf_counter() - began)
     finally:
         await db.close()
-    return round(sorted(times)[len(times) // 2] * 1000, 3)
+    return Sums(latencies_s=times).percentile_ms(50)
 
 
 @contextmanager

@@ -72,8 +72,10 @@ def near(ledger: Ledger, charges: Sequence[Charge]) -> tuple[str, ...]:
     """A sentence for each limit that has come near."""
     told: list[str] = []
     for charge in charges:
+        if charge.warn_from is None:
+            continue
         account = ledger.account(charge.account, charge.window_start_us, limit=charge.limit)
-        if charge.warn_from is not None and account.limit_amount - account.left >= charge.warn_from:
+        if account.limit_amount - account.left >= charge.warn_from:
             told.append(f"{max(0, account.left)} of {account.limit_amount} are left of {charge.label}.")
     return tuple(told)
 

@@ -135,6 +135,12 @@ def real_file(at: Path) -> Path:
     return Path(os.path.realpath(at))
 
 
+def placed(at: Path) -> Path:
+    """The same, in a folder that is made where there is none. Raises OSError."""
+    at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return real_file(at)
+
+
 def has_one_name(at: Path) -> bool:
     """Whether no hard link gives the file another name. Beside each lie other locks, and another log."""
     status = _status(at)

@@ -146,23 +146,23 @@ def _ocsf(events: Iterable[EventRow]) -> Iterator[Json]:
 
     The fingerprint covers `raw_data`, which is the event as it was sealed, and the fingerprint before it.
     """
-    before: dict[str, tuple[int, str]] = {}
+    newest: dict[str, EventRow] = {}
     for event in events:
         facts: Json = json.loads(event.body)
         agent, person = facts.get("agent"), facts.get("user") or facts.get("by")
         status = _STATUS.get(event.kind, 99)
         activity = {None: 99, "read": 2}.get(facts.get("effect"), 3)
         previous: Json = {"uid": f"{event.stream}/{event.seq - 1}"}
-        seq, digest = before.get(event.stream, (0, ""))
-        if digest and seq == event.seq - 1:  # of a choice, the one before may be missing
-            previous["fingerprint"] = _fingerprint(digest)
+        before = newest.get(event.stream)
+        if before and before.seq == event.seq - 1:  # of a choice, the one before may be missing
+            previous["fingerprint"] = _fingerprint(before.hash)
         attestation = {
             "uid": f"{event.stream}/{event.seq}",
             "chain_uid": event.stream,
             "fingerprint": _fingerprint(event.hash),
             **({"prev_event": previous} if event.seq > 1 else {}),
         }
-        before[event.stream] = (event.seq, event.hash)
+        newest[event.stream] = event
         yield {
             "activity_id": activity,
             "activity_name": {2: "Read", 3: "Update"}.get(activity, event.kind),

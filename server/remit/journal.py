@@ -50,7 +50,7 @@ from remit.checks.containment import Switch
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
-from remit.database import Location, Postgres, real_file
+from remit.database import Location, Postgres, placed
 from remit.deferred import Waits
 from remit.earlier_calls import Repeated
 from remit.erasing import Erasure
@@ -1196,8 +1196,7 @@ def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: flo
         upgrade(at)
         return PostgresStore(at, stream=stream, role=role, relaxed=relaxed, lease_s=lease_s, clock=clock)
     try:
-        at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = real_file(at)
+        file = placed(at)
         must_be_local(file.parent)
         upgrade(file)
         return SqliteStore(file, stream=stream, relaxed=relaxed)

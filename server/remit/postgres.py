@@ -34,7 +34,8 @@ _CONNECT_S = 5
 #: Longer than every limit that the server is told, so that the server's own words arrive.
 _ANSWER_S = 45
 _ROWS_AT_ONCE = 1000
-#: What a session may not outlast (milliseconds): a process that is stopped holds nobody up for ever.
+#: What a session may not outlast (milliseconds): a process that is stopped holds nobody up for ever. They are
+#: set in this order: until the first is, what is usual on that server may end the others.
 LIMITS = {
     "statement_timeout": "30000",
     "lock_timeout": "10000",

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from remit.database import Location, Postgres, locked, must_have_one_name, reading, real_file
+from remit.database import Location, Postgres, locked, must_have_one_name, placed, reading
 from remit.errors import RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def upgrade(at: Location) -> None:
         _upgrade_postgres(at)
         return
     try:
-        at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _upgrade_file(real_file(at))
+        _upgrade_file(placed(at))
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise RemitError(f"the audit database {at} cannot be used: {error.strerror}") from None
 
