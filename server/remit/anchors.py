@@ -7,7 +7,6 @@ witnesses is c2sp.org/tlog-witness.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -26,6 +25,7 @@ from remit.checkpoint import BadNote, signature_lines
 from remit.config import Anchor
 from remit.database import Location
 from remit.ids import Clock, now_us
+from remit.outside import asking
 from remit.sealer import Sealed, anchored, note_anchored, read_tiles, seal
 from remit.timestamps import NotStamped, stamp
 
@@ -143,22 +143,12 @@ def _append(file: Path, note: str) -> None:
 
 async def _witnessed(at: Location, prefix: str, there: int, sealed: Sealed) -> str:
     """What the witness signed, as signature lines. Raises _Refused, OSError or TimeoutError."""
-    import httpx2
-
-    try:
-        async with (
-            asyncio.timeout(_TIMEOUT_S),
-            httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client,
-        ):
+    async with asking(_Refused, timeout_s=_TIMEOUT_S) as client:
+        status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
+        if status == 409 and re.fullmatch(r"[0-9]{1,19}\n?", answer):
+            # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
+            there = int(answer)
             status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
-            if status == 409 and re.fullmatch(r"[0-9]{1,19}\n?", answer):
-                # It knows another checkpoint than we noted: an answer of it was lost, or a backup restored.
-                there = int(answer)
-                status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
-    except httpx2.TimeoutException:
-        raise TimeoutError from None
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise _Refused(f"it cannot be reached: {str(error) or 'it broke off'}") from None
     if status != 200:
         raise _Refused(f"it answered {status}")
     return _signed(sealed.note, answer)

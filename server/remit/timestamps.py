@@ -7,13 +7,13 @@ Needs the `timestamps` extra.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from remit.errors import RemitError
 from remit.files import put_whole
+from remit.outside import asking
 
 if TYPE_CHECKING:
     from remit.config import Timestamp
@@ -39,7 +39,6 @@ async def _answer(note: bytes, by: Timestamp) -> bytes:
         import rfc3161_client as rfc3161
     except ModuleNotFoundError:
         raise NotStamped("timestamps need the timestamps extra: pip install 'remit[timestamps]'") from None
-    import httpx2
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
@@ -47,21 +46,15 @@ async def _answer(note: bytes, by: Timestamp) -> bytes:
     except ValueError:
         raise NotStamped(f"{by.roots} cannot be read as certificates in PEM") from None
     request = rfc3161.TimestampRequestBuilder().data(note).build()
-    try:
-        async with (
-            asyncio.timeout(_TIMEOUT_S),
-            httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client,
-            client.stream("POST", by.url, content=request.as_bytes(), headers=_QUERY) as response,
-        ):
-            answer = b""
-            async for chunk in response.aiter_bytes():
-                answer += chunk
-                if len(answer) > _ANSWER_BYTES_MAX:
-                    raise NotStamped("its answer is too long")
-    except httpx2.TimeoutException:
-        raise TimeoutError from None
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise NotStamped(f"it cannot be reached: {str(error) or 'it broke off'}") from None
+    async with (
+        asking(NotStamped, timeout_s=_TIMEOUT_S) as client,
+        client.stream("POST", by.url, content=request.as_bytes(), headers=_QUERY) as response,
+    ):
+        answer = b""
+        async for chunk in response.aiter_bytes():
+            answer += chunk
+            if len(answer) > _ANSWER_BYTES_MAX:
+                raise NotStamped("its answer is too long")
     if response.status_code != 200:
         raise NotStamped(f"it answered {response.status_code}")
     verifier = rfc3161.VerifierBuilder.from_request(request)
