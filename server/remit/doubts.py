@@ -39,6 +39,19 @@ def put_in_doubt(ledger: Ledger, call: Call, call_id: str, code: str, message: s
     return moved == 1
 
 
+def contradict(ledger: Ledger, call: Call, call_id: str, state: str) -> None:
+    """Record that a call whose end others have concluded has ended in another `state`. Theirs stands."""
+    row = ledger.one("SELECT state FROM calls WHERE id = ?", (call_id,))
+    if row is not None and row["state"] != state:
+        ledger.event(
+            "call.contradicted",
+            tenant=call.principal.tenant,
+            call_id=call_id,
+            answered=state,
+            stands=row["state"],
+        )
+
+
 def take_over(ledger: Ledger) -> None:
     """Conclude for processes that died what they left open."""
     for stream in ledger.bury():

@@ -136,7 +136,13 @@ def cloud_event(event: EventRow) -> Json:
 
 
 #: OCSF: 1 informational, 2 low, 3 medium.
-_SEVERITY: Mapping[str, int] = {"call.denied": 2, "call.failed": 2, "call.in_doubt": 3, "policy.rejected": 3}
+_SEVERITY: Mapping[str, int] = {
+    "call.denied": 2,
+    "call.failed": 2,
+    "call.in_doubt": 3,
+    "call.contradicted": 3,
+    "policy.rejected": 3,
+}
 #: OCSF: 1 success, 2 failure.
 _STATUS: Mapping[str, int] = {"call.succeeded": 1, "call.denied": 2, "call.failed": 2, "call.in_doubt": 0}
 

@@ -126,7 +126,8 @@ class Journal:
         self._ledger = ledger
         self._sealer = sealer
         self._writer = writer
-        self._owed: deque[Callable[[], object]] = deque()
+        #: What could not be written, each with what is written instead when others have concluded it.
+        self._owed: deque[tuple[Callable[[], object], Callable[[], None]]] = deque()
         self._gap: Gap | None = None
         self._under_way = _UnderWay()
         self.at = at
@@ -536,7 +537,11 @@ class Journal:
                 event=entry(ledger.stream, *ledger.position), warnings=balances.near(ledger, charges)
             )
 
-        return await self._write_or_owe(change, durable=False)
+        return await self._write_or_owe(
+            change,
+            durable=False,
+            otherwise=lambda: doubts.contradict(self._ledger, call, call_id, state),
+        )
 
     async def doubt(self, call: Call, *, call_id: str, code: str, message: str) -> None:
         """Record that nobody knows what became of a call that was sent. Its holds stay."""
@@ -571,12 +576,14 @@ class Journal:
                 self._gap = gap.with_later(self._gap) if self._gap else gap
                 return
         while self._owed:
+            change, otherwise = self._owed[0]
             try:
-                await self._writer.write(self._owed[0], must=True)
+                try:
+                    await self._writer.write(change, must=True)
+                except WrongState:  # a person has resolved it meanwhile
+                    await self._writer.write(otherwise, must=True)
             except StoreUnavailable:
                 return
-            except WrongState:
-                pass  # a person has resolved it meanwhile
             self._owed.popleft()
 
     async def take_over(self) -> None:
@@ -587,12 +594,21 @@ class Journal:
         """Write a step of a call: with those of other calls, or at once where there is no other call."""
         return await self._writer.write(change, durable=durable, must=must, alone=self._under_way.calls == 1)
 
-    async def _write_or_owe(self, change: Callable[[], T], *, durable: bool = True) -> T:
-        """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing."""
+    async def _write_or_owe(
+        self, change: Callable[[], T], *, durable: bool = True, otherwise: Callable[[], None] = lambda: None
+    ) -> T:
+        """Write what has already happened in the world; never forget it. Raises StoreUnavailable, owing.
+
+        `otherwise` is what is written instead when others have concluded how the call ended, which raises
+        WrongState.
+        """
         try:
             return await self._write(change, durable=durable, must=True)
         except StoreUnavailable:
-            self._owed.append(change)
+            self._owed.append((change, otherwise))
+            raise
+        except WrongState:
+            await self._write_or_owe(otherwise)
             raise
 
     # What people do between calls.

@@ -142,8 +142,9 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield _listing(
         title="Incidents",
-        about="Calls in doubt; undos in doubt, failed or in conflict; policies that a server would not take; "
-        "gaps in which reads went through unrecorded.",
+        about="Calls in doubt; answers that came later and say otherwise than what others had concluded; "
+        "undos in doubt, failed or in conflict; policies that a server would not take; gaps in which reads "
+        "went through unrecorded.",
         columns=("when", "what", "tool", "call"),
         rows=[
             *asked(
@@ -161,8 +162,9 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
                 " AND 'undo_conflict' IN (c.code, c.error_code) GROUP BY o.tool, o.id"
             ),
             *asked(
-                f"SELECT at_us, kind, '', '' FROM events WHERE {then}"  # noqa: S608 - the conditions are ours
-                " AND kind IN ('policy.rejected', 'store.gap')",
+                "SELECT at_us, kind, COALESCE((SELECT tool FROM calls WHERE id = call_id), ''),"  # noqa: S608 - the conditions are ours
+                " COALESCE(call_id, '') FROM events"
+                f" WHERE {then} AND kind IN ('policy.rejected', 'store.gap', 'call.contradicted')",
                 when,
             ),
         ],

@@ -46,10 +46,11 @@ _NEXT: dict[str, frozenset[str]] = {
     "approval.expired": frozenset(),
     "approval.withdrawn": frozenset(),
     "call.dispatched": frozenset({"call.succeeded", "call.failed", "call.in_doubt"}),
-    "call.succeeded": frozenset(),
-    "call.failed": frozenset(),
+    "call.succeeded": frozenset({"call.contradicted"}),
+    "call.failed": frozenset({"call.contradicted"}),
     "call.in_doubt": frozenset({"call.succeeded", "call.failed", "call.resolved"}),
-    "call.resolved": frozenset(),
+    "call.resolved": frozenset({"call.contradicted"}),
+    "call.contradicted": frozenset(),
 }
 _LAST = {
     "denied": {"call.denied"},
@@ -60,8 +61,8 @@ _LAST = {
     "scheduled": {"call.scheduled", "call.postponed"},
     "cancelled": {"call.cancelled"},
     "dispatched": {"call.dispatched"},
-    "succeeded": {"call.succeeded", "call.resolved"},
-    "failed": {"call.failed", "call.resolved"},
+    "succeeded": {"call.succeeded", "call.resolved", "call.contradicted"},
+    "failed": {"call.failed", "call.resolved", "call.contradicted"},
     "in_doubt": {"call.in_doubt"},
 }
 

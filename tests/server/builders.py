@@ -200,6 +200,8 @@ class Gate:
             self.ended.append("cancelled")
             raise
         self.ended.append("answered")
+        if isinstance(self._answer, Exception):
+            raise self._answer
         return self._answer if isinstance(self._answer, Reply) else a_reply(self._answer)
 
 

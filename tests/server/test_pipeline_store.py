@@ -26,7 +26,7 @@ from remit.errors import RemitError, StoreUnavailable
 from remit.journal import open_journal
 from remit.model import Done, InDoubt, Outcome, Refused, Remedy
 from remit.undo import undo
-from remit_adapters.base import AdapterError, Caller, Reply, Request
+from remit_adapters.base import AdapterError
 
 BUDGET = {"scope": "agent", "unit": "calls", "window": "total", "limit": 100}
 
@@ -93,14 +93,7 @@ async def test_who_holds_the_database_for_ever_is_named_and_not_waited_for(
 
 async def ended_while_full(remit: Remit, ending: Any) -> Outcome:
     """A call whose answer comes when it can no longer be recorded."""
-    gate = Gate(ending) if isinstance(ending, dict) else None
-
-    async def fail(request: Request, caller: Caller) -> Reply:
-        await opened.wait()
-        raise ending
-
-    opened = gate.opened if gate else anyio.Event()
-    remit.source.on["buy"] = gate or fail
+    remit.source.on["buy"] = gate = Gate(ending)
     outcomes: list[Outcome] = []
 
     async def buy() -> None:
@@ -110,7 +103,7 @@ async def ended_while_full(remit: Remit, ending: Any) -> Outcome:
         tasks.start_soon(buy)
         await remit.source.reached()
         with full_disk(remit.path):
-            opened.set()
+            gate.open()
             await until(lambda: outcomes)
     return outcomes[0]
 
@@ -135,6 +128,20 @@ async def test_a_failure_that_cannot_be_recorded_is_recorded_later(
         assert not isinstance(outcome, Refused)
         await remit.on.journal.catch_up()
         assert remit.state(outcome.call_id) == state
+
+
+async def test_what_is_owed_of_a_call_that_a_person_has_resolved_is_a_contradiction(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[BUDGET]) as remit:
+        outcome = await ended_while_full(remit, {"order": "o-1"})
+        assert isinstance(outcome, InDoubt)
+        call = remit.a_call("shop.buy", {"thing": "pen", "price": 5})
+        await remit.on.journal.doubt(call, call_id=outcome.call_id, code="interrupted", message="Is it dead?")
+        remit.clock.advance(s=120)
+        await remit.on.journal.resolve(outcome.call_id, happened=False, reason="looked", by="user:ann")
+        for _ in range(2):
+            await remit.on.journal.catch_up()
+        assert remit.state(outcome.call_id) == "failed"
+        assert remit.events(outcome.call_id)[-2:] == ["call.resolved", "call.contradicted"]
 
 
 async def test_what_is_owed_is_written_before_the_journal_closes(tmp_path: Path) -> None:

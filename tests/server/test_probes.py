@@ -30,6 +30,8 @@ from remit.ids import now_us
 from remit.model import Done, InDoubt, Refused
 from remit.pipeline import govern
 from remit.probes import Prober, probe
+from remit.records import open_records
+from remit.reporting import report
 from remit.undo import undo
 from remit_adapters.base import AdapterError
 
@@ -237,6 +239,36 @@ async def test_an_answer_that_comes_when_a_probe_has_found_the_effect_changes_no
         assert isinstance(outcome, InDoubt)
         assert "others have concluded" in outcome.message
         assert (sleeper.state(call.id), held(sleeper)) == ("succeeded", {"held": 0, "posted": 5})
+
+
+@everywhere
+@pytest.mark.parametrize("says", [{"order": "o-1"}, AdapterError("Nothing was done.", no_effect=True)])
+async def test_an_answer_that_contradicts_what_a_person_said_is_on_record(tmp_path: Path, says: Any) -> None:
+    async with (
+        a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as sleeper,
+        a_remit(tmp_path, tools=RULES, budgets=BUDGETS, clock=sleeper.clock) as other,
+    ):
+        sleeper.source.on["buy"] = gate = Gate(says)
+        call = sleeper.a_call("shop.buy", PEN)
+        late = asyncio.create_task(govern(call, sleeper.on))
+        await sleeper.source.reached()
+        await other.on.journal.doubt(
+            call, call_id=call.id, code="interrupted", message="It seems to be dead."
+        )
+        sleeper.clock.advance(s=120)
+        happened = isinstance(says, AdapterError)
+        stands = await other.on.journal.resolve(call.id, happened=happened, reason="I looked", by="user:ann")
+        gate.open()
+        await late
+        assert sleeper.state(call.id) == stands
+        assert held(sleeper) == {"held": 0, "posted": 5 if happened else 0}
+        assert sleeper.events(call.id)[-2:] == ["call.resolved", "call.contradicted"]
+        with open_records(sleeper.path) as records:
+            now_us = sleeper.clock()
+            told = report(records, from_us=0, to_us=now_us, tenant=None, now_us=now_us)
+        (incidents,) = (each for each in told.sections if each.title == "Incidents")
+        assert [list(row)[1:] for row in incidents.rows][-1] == ["call.contradicted", "shop.buy", call.id]
+        assert told.findings == ()
 
 
 async def test_the_prober_looks_at_few_at_a_time_and_less_and_less_often(tmp_path: Path) -> None:
