@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from remit import merkle
-from remit.checkpoint import BadNote, signature_lines
+from remit.checkpoint import BadNote, Verifier, cosigned_at, read_witness, signature_lines
 from remit.config import Anchor
 from remit.database import Location
 from remit.ids import Clock, now_us
@@ -75,7 +75,7 @@ async def _anchor(at: Location, anchor: Anchor, sealed: Sealed, clock: Clock, wa
             elif anchor.timestamp:
                 await stamp(sealed.note, sealed.size, anchor.timestamp)
             else:
-                signatures = await _witnessed(at, name, there, sealed)
+                signatures = await _witnessed(at, name, read_witness(anchor.key or ""), there, sealed)
             await anyio.to_thread.run_sync(note_anchored, at, name, sealed.size, signatures, clock())
             there = sealed.size
         except TimeoutError:
@@ -141,8 +141,8 @@ def _append(file: Path, note: str) -> None:
             raise
 
 
-async def _witnessed(at: Location, prefix: str, there: int, sealed: Sealed) -> str:
-    """What the witness signed, as signature lines. Raises _Refused, OSError or TimeoutError."""
+async def _witnessed(at: Location, prefix: str, witness: Verifier, there: int, sealed: Sealed) -> str:
+    """The signature lines of the witness. Raises _Refused, OSError or TimeoutError."""
     async with asking(_Refused, timeout_s=_TIMEOUT_S) as client:
         status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
         if status == 409 and re.fullmatch(r"[0-9]{1,19}\n?", answer):
@@ -151,22 +151,20 @@ async def _witnessed(at: Location, prefix: str, there: int, sealed: Sealed) -> s
             status, answer = await _add_checkpoint(client, at, prefix, there, sealed)
     if status != 200:
         raise _Refused(f"it answered {status}")
-    return _signed(sealed.note, answer)
+    return _signed(sealed.note, answer, witness)
 
 
-def _signed(note: str, answer: str) -> str:
-    """The answer, when it is signatures that can follow those of the note. Raises _Refused."""
+def _signed(note: str, answer: str, witness: Verifier) -> str:
+    """Those lines of the answer that are its own, and true; others are nobody's. Raises _Refused."""
+    both = f"{note}{answer}"
     try:
-        fits = bool(answer) and signature_lines(f"{note}{answer}") == f"{signature_lines(note)}{answer}"
-    except BadNote:
-        fits = False
-    if not fits:
-        raise _Refused("its answer is no signature")
-    log = note.partition("\n")[0]
-    # A false one in the name of the log would have every proof refused.
-    if any(line.split()[1] == log for line in answer.splitlines()):
-        raise _Refused(f"its answer is signed by {log}, which is this log")
-    return answer
+        if signature_lines(both) != f"{signature_lines(note)}{answer}":
+            raise BadNote("it is more than signatures")
+        if cosigned_at(both, witness) is None:
+            raise BadNote(f"{witness.name} has not signed it with the configured key")
+    except BadNote as error:
+        raise _Refused(f"its answer is no signature: {error}") from None
+    return signature_lines(both, witness)
 
 
 async def _add_checkpoint(

@@ -1,8 +1,9 @@
 """Checkpoints: the size and root of a log, as text that somebody signed and anybody can verify.
 
-The forms are C2SP's: signed notes (c2sp.org/signed-note), checkpoints (c2sp.org/tlog-checkpoint) and the
-key encodings that go with them, with Ed25519 (RFC 8032). What reads these also reads Go's checksum database
-and Sigstore's logs. Nothing here knows about events or files.
+The forms are C2SP's: signed notes (c2sp.org/signed-note), checkpoints (c2sp.org/tlog-checkpoint), the key
+encodings that go with them, with Ed25519 (RFC 8032), and what witnesses add (c2sp.org/tlog-cosignature), with
+Ed25519 or ML-DSA-44 (FIPS 204). What reads these also reads Go's checksum database and Sigstore's logs.
+Nothing here knows about events or files.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-#: The signature type of Ed25519 in c2sp.org/signed-note.
-_ED25519 = b"\x01"
+#: The signature types of c2sp.org/signed-note for Ed25519, and of c2sp.org/tlog-cosignature for witnesses.
+_ED25519, _WITNESS_ED25519, _WITNESS_ML_DSA_44 = b"\x01", b"\x04", b"\x06"
+#: How long a public key of each type is.
+_KEY_BYTES = {_ED25519: 32, _WITNESS_ED25519: 32, _WITNESS_ML_DSA_44: 1312}
 _SIGNATURE = "\N{EM DASH} "
 _PRIVATE = "PRIVATE+KEY+"
 #: A note with more signatures is refused; the specification asks for at least 16.
@@ -25,6 +28,7 @@ _SIGNATURES_MAX = 100
 #: So much of what is no key is named: more than a whole key with its name.
 _SHOWN = 200
 _WRITE_KEY = "write NAME+ID+KEY, as `remit audit key show` prints it"
+_WRITE_WITNESS = "write NAME+ID+KEY, as who runs the witness publishes it"
 
 
 class BadNote(ValueError):
@@ -37,13 +41,15 @@ class Verifier:
 
     name: str
     public: bytes
+    #: How it signs: as a log does, or as witnesses do, with the time.
+    kind: bytes = _ED25519
 
     @property
     def id(self) -> bytes:
-        return sha256(self.name.encode() + b"\n" + _ED25519 + self.public).digest()[:4]
+        return sha256(self.name.encode() + b"\n" + self.kind + self.public).digest()[:4]
 
     def __str__(self) -> str:
-        return f"{self.name}+{self.id.hex()}+{b64encode(_ED25519 + self.public).decode()}"
+        return f"{self.name}+{self.id.hex()}+{b64encode(self.kind + self.public).decode()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,19 +89,26 @@ def new_signer(name: str) -> Signer:
 def read_signer(encoded: str) -> Signer:
     if not encoded.startswith(_PRIVATE):
         raise BadNote("not a private key")
-    name, identifier, seed = _read_key(encoded.removeprefix(_PRIVATE))
+    name, identifier, kind, seed = _read_key(encoded.removeprefix(_PRIVATE))
     signer = Signer(name=name, seed=seed)
-    if signer.verifier.id != identifier:
+    if kind != _ED25519 or signer.verifier.id != identifier:
         raise BadNote("the key is damaged")
     return signer
 
 
 def read_verifier(encoded: str) -> Verifier:
-    """A verifier key as `NAME+ID+KEY`, which is also how Go's tools write it."""
-    name, identifier, public = _read_key(encoded)
-    verifier = Verifier(name=name, public=public)
-    if verifier.id != identifier:
-        raise BadNote("the key is damaged")
+    """A log's verifier key as `NAME+ID+KEY`, which is also how Go's tools write it."""
+    return _of_a_log(_read_verifier(encoded))
+
+
+def read_witness(encoded: str) -> Verifier:
+    """A witness's verifier key as `NAME+ID+KEY`. Raises BadNote."""
+    try:
+        verifier = _read_verifier(encoded)
+    except BadNote:
+        raise BadNote(f"{encoded[:_SHOWN]!r} is not a key, or damaged: {_WRITE_WITNESS}") from None
+    if verifier.kind == _ED25519:
+        raise BadNote(f"the key of {verifier.name} is that of a log, and not of a witness: {_WRITE_WITNESS}")
     return verifier
 
 
@@ -113,10 +126,11 @@ def read_verifiers(texts: Iterable[str]) -> list[Verifier]:
             if line.startswith(_PRIVATE):  # which is not repeated: what is told here is kept in logs
                 raise BadNote("a private key is not to be given away: say what `remit audit key show` prints")
             try:
-                found.append(read_verifier(line))
+                verifier = _read_verifier(line)
             except BadNote:
                 shown = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
                 raise BadNote(f"{shown!r} is not a key, or damaged: {_WRITE_KEY}") from None
+            found.append(_of_a_log(verifier))
     return found
 
 
@@ -143,19 +157,30 @@ def read_note(note: str, verifiers: Sequence[Verifier]) -> tuple[str, tuple[Veri
         verifier = known.get((name, identifier))
         if verifier is None:
             continue
-        try:
-            Ed25519PublicKey.from_public_bytes(verifier.public).verify(signature, text.encode())
-        except (InvalidSignature, ValueError):
-            raise BadNote(f"the signature by {name} is wrong") from None
+        _verify(verifier, signature, text)
         signed.append(verifier)
     if not signed:
         raise BadNote("nobody whose key is known has signed it")
     return text, tuple(signed)
 
 
-def signature_lines(note: str) -> str:
-    """The signatures of a note as they stand, without its text."""
-    return note[len(_parts(note)[0]) + 1 :]
+def cosigned_at(note: str, witness: Verifier) -> int | None:
+    """When the witness signed a checkpoint, in seconds since 1970; None: it has not. Raises BadNote."""
+    text, signatures = _parts(note)
+    for name, identifier, signature in signatures:
+        if (name, identifier) == (witness.name, witness.id):
+            _verify(witness, signature, text)
+            return int.from_bytes(signature[:8])
+    return None
+
+
+def signature_lines(note: str, by: Verifier | None = None) -> str:
+    """The signatures of a note as they stand, without its text; only those of one key."""
+    return "".join(
+        f"{_SIGNATURE}{name} {b64encode(identifier + signature).decode()}\n"
+        for name, identifier, signature in _parts(note)[1]
+        if by is None or (name, identifier) == (by.name, by.id)
+    )
 
 
 def read_checkpoint(text: str) -> Checkpoint:
@@ -214,14 +239,76 @@ def _parts(note: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     return text + "\n", signatures
 
 
-def _read_key(encoded: str) -> tuple[str, bytes, bytes]:
+def _verify(verifier: Verifier, signature: bytes, text: str) -> None:
+    """Raise BadNote when the signature is not of this text by this key."""
+    try:
+        if verifier.kind == _ED25519:
+            Ed25519PublicKey.from_public_bytes(verifier.public).verify(signature, text.encode())
+            return
+        at_s = int.from_bytes(signature[:8])
+        if at_s >= 1 << 63:
+            raise ValueError
+        if verifier.kind == _WITNESS_ED25519:
+            Ed25519PublicKey.from_public_bytes(verifier.public).verify(
+                signature[8:], f"cosignature/v1\ntime {at_s}\n{text}".encode()
+            )
+        else:
+            from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
+
+            MLDSA44PublicKey.from_public_bytes(verifier.public).verify(
+                signature[8:], _cosigned(verifier.name, at_s, read_checkpoint(text))
+            )
+    except (InvalidSignature, ValueError):
+        raise BadNote(f"the signature by {verifier.name} is wrong") from None
+    except UnsupportedAlgorithm:
+        raise BadNote(
+            f"the signature by {verifier.name} is ML-DSA-44, which this OpenSSL does not know"
+        ) from None
+
+
+def _cosigned(witness: str, at_s: int, checkpoint: Checkpoint) -> bytes:
+    """What a witness signs with ML-DSA-44: `cosigned_message` in c2sp.org/tlog-cosignature."""
+    name, origin = witness.encode(), checkpoint.origin.encode()
+    if len(name) > 255 or len(origin) > 255:
+        raise BadNote("a name is too long for ML-DSA-44")
+    return b"".join(
+        (
+            b"subtree/v1\n\0",
+            bytes([len(name)]) + name,
+            at_s.to_bytes(8),
+            bytes([len(origin)]) + origin,
+            (0).to_bytes(8),
+            checkpoint.size.to_bytes(8),
+            checkpoint.root,
+        )
+    )
+
+
+def _read_verifier(encoded: str) -> Verifier:
+    name, identifier, kind, public = _read_key(encoded)
+    verifier = Verifier(name=name, public=public, kind=kind)
+    if verifier.id != identifier:
+        raise BadNote("the key is damaged")
+    return verifier
+
+
+def _of_a_log(verifier: Verifier) -> Verifier:
+    """The same; a witness's key is refused, whose signature says nothing about who wrote the log."""
+    if verifier.kind != _ED25519:
+        raise BadNote(f"the key of {verifier.name} is that of a witness, and not of a log: {_WRITE_KEY}")
+    return verifier
+
+
+def _read_key(encoded: str) -> tuple[str, bytes, bytes, bytes]:
+    """The name, id and type of a key, and the key itself."""
     name, _, rest = encoded.strip().partition("+")
-    identifier, _, key = rest.partition("+")
-    decoded = _base64(key)
-    if not _is_name(name) or len(identifier) != 8 or len(decoded) != 33 or decoded[:1] != _ED25519:
+    identifier, _, encoded_key = rest.partition("+")
+    decoded = _base64(encoded_key)
+    kind, key = decoded[:1], decoded[1:]
+    if not _is_name(name) or len(identifier) != 8 or len(key) != _KEY_BYTES.get(kind):
         raise BadNote(f"not a key: {_WRITE_KEY}")
     try:
-        return name, bytes.fromhex(identifier), decoded[1:]
+        return name, bytes.fromhex(identifier), kind, key
     except ValueError:
         raise BadNote("the id of the key is eight hexadecimal digits") from None
 

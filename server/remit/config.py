@@ -805,6 +805,8 @@ class Anchor(Strict):
     file: Path | None = None
     #: A witness (c2sp.org/tlog-witness): its submission prefix. Plain http only on loopback.
     witness: str | None = None
+    #: The key of the witness, as `NAME+ID+KEY`: what is not signed with it is no signature.
+    key: str | None = None
     #: Needs the `timestamps` extra.
     timestamp: Timestamp | None = None
 
@@ -818,6 +820,14 @@ class Anchor(Strict):
             raise ValueError("witness must begin with https:// (or http:// on loopback)")
         if self.witness:
             _must_name_a_host(self.witness)
+        if (self.key is None) != (self.witness is None):
+            raise ValueError(
+                "give the key of a witness, as NAME+ID+KEY, with the witness, and with nothing else"
+            )
+        if self.key is not None:
+            from remit.checkpoint import read_witness  # loads what only logs need
+
+            read_witness(self.key)
         return self
 
 

@@ -13,12 +13,22 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from remit import merkle
-from remit.checkpoint import BadNote, Checkpoint, Verifier, open_checkpoint, read_verifiers, split_notes
+from remit.checkpoint import (
+    BadNote,
+    Checkpoint,
+    Verifier,
+    cosigned_at,
+    open_checkpoint,
+    read_verifiers,
+    read_witness,
+    split_notes,
+)
 
 T = TypeVar("T")
 _GENESIS = "0" * 64
@@ -224,10 +234,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="TEXT",
         help="`event` of a call's receipt: it must be there; may be repeated",
     )
+    parser.add_argument(
+        "--witness",
+        action="append",
+        default=[],
+        metavar="NAME+ID+KEY",
+        help="the public key of a witness: it must have signed the checkpoint of the proof, or that of the"
+        " whole export; may be repeated",
+    )
     asked = parser.parse_args(argv)
     try:
         verifiers = read_verifiers(asked.key)
-        said = _verified(asked.file, verifiers, asked.checkpoint, asked.receipt)
+        witnesses = [read_witness(each) for each in asked.witness]
+        said = _verified(asked.file, verifiers, asked.checkpoint, asked.receipt, witnesses)
     except OSError as error:
         return _failed(f"{error.filename or asked.file} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
@@ -240,7 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verified(
-    file: Path, verifiers: Sequence[Verifier], notes: Sequence[Path], receipts: Sequence[str]
+    file: Path,
+    verifiers: Sequence[Verifier],
+    notes: Sequence[Path],
+    receipts: Sequence[str],
+    witnesses: Sequence[Verifier],
 ) -> str:
     kept = {path: _checkpoints(path, verifiers) for path in notes}
     with file.open(encoding="utf-8", newline="\n") as opened:
@@ -248,20 +271,43 @@ def _verified(
         if first.startswith(_BEGIN):
             if not kept:
                 raise NotProven("an export needs --checkpoint: its own, and those that were kept elsewhere")
-            events = verify_export(chain([first], opened), [*chain(*kept.values())], receipts)
-            return f"{events} events are as they were sealed."
+            every = [*chain(*kept.values())]
+            events = verify_export(chain([first], opened), [found for _, found in every], receipts)
+            whole = [note for note, found in every if found.size == events]
+            return f"{events} events are as they were sealed.{_witnessed(whole, witnesses)}"
         proof = _json(first + opened.read(), _NEITHER)
-    bodies = verify_proof(proof, verifiers, receipts, kept)
+    checkpoints = {path: [found for _, found in each] for path, each in kept.items()}
+    bodies = verify_proof(proof, verifiers, receipts, checkpoints)
     said = f"{len(bodies)} events of call {proof['call_id']} are in the log."
     for path in kept:
         said += f" Their checkpoint is in {path}."
+    said += _witnessed([proof["checkpoint"]], witnesses)
     return "\n".join(map(_visible, [*bodies, said]))
 
 
-def _checkpoints(file: Path, verifiers: Sequence[Verifier]) -> list[Checkpoint]:
-    """All of them in the file, which has at least one."""
+def _witnessed(notes: Sequence[str], witnesses: Sequence[Verifier]) -> str:
+    """When each witness signed one of these notes, in sentences. Raises NotProven for who has not."""
+    said = ""
+    for witness in witnesses:
+        at_s = next((at_s for note in notes if (at_s := cosigned_at(note, witness)) is not None), None)
+        if at_s is None:
+            raise NotProven(f"the witness {witness.name} has not signed the checkpoint with this key")
+        said += f" {witness.name} signed the checkpoint at {_time(at_s)}."
+    return said
+
+
+def _time(at_s: int) -> str:
     try:
-        found = [open_checkpoint(note, verifiers) for note in split_notes(file.read_text("utf-8"))]
+        return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%SZ}"
+    except (OverflowError, ValueError, OSError):  # later than any calendar
+        return f"{at_s} seconds after 1970"
+
+
+def _checkpoints(file: Path, verifiers: Sequence[Verifier]) -> list[tuple[str, Checkpoint]]:
+    """All notes in the file with what they say, of which there is at least one."""
+    try:
+        notes = split_notes(file.read_text("utf-8"))
+        found = [(note, open_checkpoint(note, verifiers)) for note in notes]
     except BadNote as error:
         raise NotProven(f"{file} cannot be relied on: {error}") from None
     if not found:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.server.witnessing import AT_S, WitnessKey
 
 from remit.checkpoint import (
     BadNote,
     Checkpoint,
     Signer,
+    cosigned_at,
     new_signer,
     open_checkpoint,
     read_checkpoint,
     read_note,
     read_signer,
     read_verifier,
+    read_verifiers,
+    read_witness,
     sign,
     signature_lines,
     split_notes,
@@ -145,3 +151,48 @@ def test_notes_that_were_appended_to_one_file_come_apart_again() -> None:
 
 def test_the_signatures_of_a_note_are_what_follows_its_text() -> None:
     assert signature_lines(NOTE) == NOTE[len(TEXT) + 1 :]
+
+
+@pytest.mark.parametrize("kind", [4, 6])
+def test_what_a_witness_signed_is_verified_with_its_time(kind: int) -> None:
+    key, signer = WitnessKey(kind), a_signer()
+    witness = read_witness(key.key)
+    assert str(witness) == key.key
+    plain = sign(a_checkpoint().text(), [signer])
+    line = key.line(a_checkpoint().text())
+    note = plain + line
+    assert cosigned_at(note, witness) == AT_S
+    assert open_checkpoint(note, [signer.verifier]) == a_checkpoint(), "to others it is a line to be ignored"
+    assert signature_lines(note, witness) == line
+    assert cosigned_at(plain, witness) is None
+    assert cosigned_at(note, read_witness(WitnessKey(kind, seed=bytes([1] * 32)).key)) is None
+    for other in (
+        plain + key.line(a_checkpoint(6).text()),
+        plain + key.line(a_checkpoint().text(), at_s=1 << 63),
+        note.replace(plain, sign(a_checkpoint(6).text(), [signer])),
+    ):
+        with pytest.raises(BadNote, match=r"the signature by witness.example/w is wrong"):
+            cosigned_at(other, witness)
+
+
+@pytest.mark.parametrize("kind", [4, 6])
+@given(at=st.integers(0), change=st.integers(1, 255))
+def test_a_signature_of_a_witness_that_is_changed_anywhere_is_wrong(kind: int, at: int, change: int) -> None:
+    key = WitnessKey(kind)
+    name, encoded = key.line(a_checkpoint().text())[2:].split()
+    signed = bytearray(b64decode(encoded))
+    signed[4 + at % (len(signed) - 4)] ^= change
+    note = f"{a_checkpoint().text()}\n\N{EM DASH} {name} {b64encode(signed).decode()}\n"
+    with pytest.raises(BadNote, match="is wrong"):
+        cosigned_at(note, read_witness(key.key))
+
+
+def test_the_keys_of_logs_and_of_witnesses_are_not_taken_for_each_other() -> None:
+    with pytest.raises(BadNote, match=r"is that of a log, and not of a witness"):
+        read_witness(VKEY)
+    for read in (read_verifier, lambda key: read_verifiers([key])):
+        with pytest.raises(BadNote, match=r"is that of a witness, and not of a log"):
+            read(WitnessKey().key)
+    for damaged in (WitnessKey().key[:-8], WitnessKey(6).key.replace("example", "sample"), "key"):
+        with pytest.raises(BadNote, match=r"is not a key, or damaged: write NAME\+ID\+KEY, as who runs"):
+            read_witness(damaged)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.server.acme import CONFIG, Terminal, a_place
+from tests.server.witnessing import WitnessKey
 
 
 @pytest.fixture
@@ -91,8 +92,20 @@ def test_a_folder_that_may_not_be_looked_into_is_found(
 
 @pytest.mark.parametrize("url", ["https://", "https:///remit", "https://witness.example:0", "https://[::1"])
 def test_a_witness_without_a_host_is_refused(acme: Terminal, url: str) -> None:
-    acme.config.write_text(f"{CONFIG}audit: {{anchors: [{{witness: '{url}'}}]}}\n")
+    acme.config.write_text(f"{CONFIG}audit: {{anchors: [{{witness: '{url}', key: {WitnessKey().key}}}]}}\n")
     assert "this URL names no host" in acme("check", "--offline").out
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("", "give the key of a witness, as NAME+ID+KEY, with the witness"),
+        (", key: w+c74f20a3+AAAA", "'w+c74f20a3+AAAA' is not a key, or damaged"),
+    ],
+)
+def test_a_witness_without_a_sound_key_is_refused(acme: Terminal, key: str, says: str) -> None:
+    acme.config.write_text(f"{CONFIG}audit: {{anchors: [{{witness: 'https://witness.example'{key}}}]}}\n")
+    assert says in acme("check", "--offline").out
 
 
 @pytest.mark.parametrize(

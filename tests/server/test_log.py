@@ -24,6 +24,7 @@ from aiohttp import web
 from tests.server.acme import Story, Terminal, a_place, a_story, made, serving
 from tests.server.builders import a_remit
 from tests.server.test_records import some_records, sql, tampering
+from tests.server.witnessing import AT_S, WitnessKey
 
 from remit import merkle, proofs, verifier
 from remit.anchors import seal_and_anchor
@@ -32,15 +33,17 @@ from remit.checkpoint import (
     BadNote,
     Checkpoint,
     Signer,
+    cosigned_at,
     open_checkpoint,
     read_note,
     read_verifier,
-    sign,
+    read_witness,
     signature_lines,
     split_notes,
 )
 from remit.config import Anchor
 from remit.errors import RemitError
+from remit.exports import lines
 from remit.ids import now_us
 from remit.records import open_records
 from remit.sealer import Sealed, SealRefused, key_file, read_keys, seal
@@ -441,7 +444,7 @@ async def test_a_file_elsewhere_gets_each_new_checkpoint_once(tmp_path: Path) ->
 async def test_an_anchor_that_fails_holds_up_neither_the_log_nor_the_others(tmp_path: Path) -> None:
     path = await some_records(tmp_path)
     absent, there = Anchor(file=tmp_path / "no" / "folder"), Anchor(file=tmp_path / "checkpoints")
-    nobody = Anchor(witness="http://127.0.0.1:9/")
+    nobody = Anchor(witness="http://127.0.0.1:9/", key=WitnessKey().key)
     sealed, anchored = await seal_and_anchor(path, [absent, nobody, there])
     assert sealed
     assert [bool(each.error) for each in anchored] == [True, True, False]
@@ -476,7 +479,7 @@ class Witness:
     """A witness as c2sp.org/tlog-witness has it: it remembers one checkpoint, and signs what follows it."""
 
     def __init__(self, log: Any) -> None:
-        self.signer = Signer(name="witness.example/w", seed=bytes(32))
+        self.key = WitnessKey()
         self.seen = Checkpoint(origin="", size=0, root=merkle.EMPTY_ROOT)
         self.asked: list[int] = []
         #: What it answers instead, made of the checkpoint's note and its own signature.
@@ -487,7 +490,7 @@ class Witness:
         head, _, note = (await request.text()).partition("\n\n")
         if self.instead:
             text = note.rpartition("\n\n")[0] + "\n"
-            return self.instead(note, signature_lines(sign(text, [self.signer])))
+            return self.instead(note, self.key.line(text))
         old, *proof = head.split("\n")
         checkpoint = open_checkpoint(note, [self._log])
         self.asked.append(int(old.removeprefix("old ")))
@@ -499,7 +502,8 @@ class Witness:
         ):
             return web.Response(status=422)
         self.seen = checkpoint
-        return web.Response(text=signature_lines(sign(checkpoint.text(), [self.signer])))
+        others = WitnessKey(6, name="witness.example/other")
+        return web.Response(text=others.line(checkpoint.text()) + self.key.line(checkpoint.text()))
 
 
 @asynccontextmanager
@@ -515,45 +519,85 @@ async def a_witness(log: Any) -> AsyncGenerator[tuple[Witness, str]]:
         await runner.cleanup()
 
 
+def witnessed_by(witness: Witness, prefix: str) -> Anchor:
+    return Anchor(witness=prefix, key=witness.key.key)
+
+
 async def test_a_witness_signs_what_follows_and_its_signature_goes_with_the_proof(tmp_path: Path) -> None:
     path = await some_records(tmp_path)
     seal(path)
     async with a_witness(keys(path)[0]) as (witness, prefix):
         for _ in range(2):
-            _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+            _, (anchored,) = await seal_and_anchor(path, [witnessed_by(witness, prefix)])
             assert anchored.error is None
             async with a_remit(tmp_path) as remit:
                 await remit.done("shop.look", {"thing": "pen"})
         assert witness.asked == [0, 10]
-        await seal_and_anchor(path, [Anchor(witness=prefix)])
+        await seal_and_anchor(path, [witnessed_by(witness, prefix)])
     note = a_proof(path)["checkpoint"]
-    for verifiers in (keys(path), [witness.signer.verifier]):
-        assert read_note(note, verifiers)[1] == tuple(verifiers)
+    assert read_note(note, keys(path))[1] == tuple(keys(path))
+    assert cosigned_at(note, read_witness(witness.key.key)) == AT_S
+    assert "witness.example/other" not in note, "whom nobody named"
 
 
 async def test_a_witness_that_has_seen_another_checkpoint_is_told_from_there(tmp_path: Path) -> None:
     path = await some_records(tmp_path)
     seal(path)
     async with a_witness(keys(path)[0]) as (witness, prefix):
-        await seal_and_anchor(path, [Anchor(witness=prefix)])
+        await seal_and_anchor(path, [witnessed_by(witness, prefix)])
         async with a_remit(tmp_path) as remit:
             await remit.done("shop.look", {"thing": "pen"})
         with closing(sqlite3.connect(path)) as db, db:
             db.execute("DELETE FROM log_anchors")
-        _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+        _, (anchored,) = await seal_and_anchor(path, [witnessed_by(witness, prefix)])
         assert (witness.asked, anchored.error) == ([0, 0, 10], None)
 
 
 async def test_a_witness_does_not_sign_another_history(tmp_path: Path) -> None:
     path = await some_records(tmp_path)
     seal(path)
-    async with a_witness(keys(path)[0]) as (_, prefix):
-        await seal_and_anchor(path, [Anchor(witness=prefix)])
+    async with a_witness(keys(path)[0]) as (witness, prefix):
+        await seal_and_anchor(path, [witnessed_by(witness, prefix)])
         async with a_remit(tmp_path) as remit:
             await remit.done("shop.look", {"thing": "pen"})
         rewritten(path)
-        _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+        _, (anchored,) = await seal_and_anchor(path, [witnessed_by(witness, prefix)])
         assert anchored.error == "it answered 422"
+
+
+@pytest.mark.parametrize("of", ["a proof", "an export"])
+async def test_the_verifier_demands_the_signature_of_a_witness(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str
+) -> None:
+    path = await some_records(tmp_path)
+    seal(path)
+    file, checkpoint, (log_key,) = tmp_path / "file", tmp_path / "checkpoint", keys(path)
+
+    def verified(*witnesses: str) -> int:
+        with open_records(path) as records:
+            checkpoint.write_text(proofs.newest_checkpoint(records)[0])
+            exported = "".join(lines(proofs.in_log_order(records), "jsonl")) if of == "an export" else ""
+        file.write_text(exported or json.dumps(a_proof(path)))
+        given = [f"--witness={witness}" for witness in witnesses]
+        given += [f"--checkpoint={checkpoint}"] if exported else []
+        return verifier.main([str(file), f"--key={log_key}", *given])
+
+    key = WitnessKey()
+    assert verified(key.key) == 1
+    assert "the witness witness.example/w has not signed the checkpoint" in capsys.readouterr().err
+    async with a_witness(log_key) as (witness, prefix):
+        await seal_and_anchor(path, [witnessed_by(witness, prefix)])
+    assert verified(key.key) == 0
+    told = capsys.readouterr().out
+    assert told.endswith("witness.example/w signed the checkpoint at 2033-05-18 03:33:20Z.\n")
+    assert verified() == 0
+    assert verified(key.key, WitnessKey(6).key) == 1
+    assert verified(str(log_key)) == 1
+    assert "is that of a log, and not of a witness" in capsys.readouterr().err
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE log_anchors SET signatures = ?", (key.line("another\n1\nAA==\n"),))
+    assert verified(key.key) == 1
+    assert "the signature by witness.example/w is wrong" in capsys.readouterr().err
 
 
 def in_the_name_of(note: str) -> str:
@@ -565,12 +609,14 @@ def in_the_name_of(note: str) -> str:
 @pytest.mark.parametrize(
     ("instead", "says"),
     [
-        (lambda _, good: web.Response(text=""), "its answer is no signature"),
+        (lambda _, good: web.Response(text=""), "w has not signed it with the configured key"),
         (lambda _, good: web.Response(text=good.rstrip()), "its answer is no signature"),
         (lambda _, good: web.Response(text=f"{good}\n{good}{good}"), "its answer is no signature"),
         (lambda _, good: web.Response(text=f"another root\n\n{good}"), "its answer is no signature"),
         (lambda _, good: web.Response(body=b"\xff<html>"), "its answer is no signature"),
-        (lambda note, good: web.Response(text=good + in_the_name_of(note)), "which is this log"),
+        (lambda note, _: web.Response(text=in_the_name_of(note)), "has not signed it with the configured"),
+        (lambda *_: web.Response(text=WitnessKey().line("log\n1\nAA==\n")), "witness.example/w is wrong"),
+        (lambda _, good: web.Response(text=good.replace("/w ", "/x ")), "has not signed it with the conf"),
         (lambda _, good: web.Response(status=409, text="no number"), "it answered 409"),
         (lambda _, good: web.Response(status=307, headers={"Location": "/"}, text=good), "it answered 307"),
     ],
@@ -581,7 +627,7 @@ async def test_what_is_no_signature_of_a_witness_is_told_and_goes_into_no_proof(
     path = await some_records(tmp_path)
     async with a_witness(keys(path)) as (witness, prefix):
         witness.instead = instead
-        sealed, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+        sealed, (anchored,) = await seal_and_anchor(path, [witnessed_by(witness, prefix)])
     assert sealed
     assert (anchored.size, says in str(anchored.error)) == (0, True), anchored
     assert a_proof(path)["checkpoint"] == sealed.note
@@ -592,8 +638,8 @@ async def test_a_witness_that_does_not_answer_is_told_in_a_sentence(
 ) -> None:
     path = await some_records(tmp_path)
     monkeypatch.setattr("remit.anchors._TIMEOUT_S", 0)
-    async with a_witness(keys(path)) as (_, prefix):
-        _, (anchored,) = await seal_and_anchor(path, [Anchor(witness=prefix)])
+    async with a_witness(keys(path)) as (witness, prefix):
+        _, (anchored,) = await seal_and_anchor(path, [witnessed_by(witness, prefix)])
     assert anchored.error == "it did not answer in time"
 
 
@@ -602,8 +648,11 @@ async def test_a_witness_that_does_not_answer_is_told_in_a_sentence(
     [
         {},
         {"file": "x", "witness": "https://w.example"},
-        {"witness": "http://w.example"},
-        {"witness": "ftp://w"},
+        {"witness": "http://w.example", "key": WitnessKey().key},
+        {"witness": "ftp://w", "key": WitnessKey().key},
+        {"witness": "https://w.example"},
+        {"witness": "https://w.example", "key": "damaged"},
+        {"file": "x", "key": WitnessKey().key},
     ],
 )
 def test_an_anchor_is_one_safe_place(settings: dict[str, str]) -> None:
