@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from remit import balances, deferred
 from remit.ledger import Ledger
@@ -66,7 +67,11 @@ def short(
             remedy=Remedy.ASK,
         )
     until = charge.window_end_us if charge.limit else None  # no window brings anything where there is nothing
-    when = f" It is free again in {max(1, (until - ledger.now_us) // 1_000_000)} s." if until else ""
+    when = (
+        f" It is free again at {datetime.fromtimestamp(until // 1_000_000, UTC):%Y-%m-%d %H:%M:%SZ}."
+        if until
+        else ""
+    )
     return replace(
         verdict,
         rung=Rung.DENY,
