@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import anyio
 import anyio.to_thread
 import orjson
 
@@ -128,6 +129,8 @@ class Journal:
         self._writer = writer
         self._owed: deque[Callable[[], object]] = deque()
         self._gap: Gap | None = None
+        #: Held while what is owed is written: who closes the journal may come upon who looks again and again.
+        self._catching_up = anyio.Lock()
         self._under_way = _UnderWay()
         self.at = at
 
@@ -560,24 +563,25 @@ class Journal:
 
         That is outcomes, and how many reads went through without a record.
         """
-        if gap := self._gap:
-            self._gap = None  # what comes meanwhile is counted anew
-            told = gap.told()
-            try:
-                await self._writer.write(
-                    lambda: self._ledger.event("store.gap", tenant=None, call_id=None, **told), must=True
-                )
-            except StoreUnavailable:
-                self._gap = gap.with_later(self._gap) if self._gap else gap
-                return
-        while self._owed:
-            try:
-                await self._writer.write(self._owed[0], must=True)
-            except StoreUnavailable:
-                return
-            except WrongState:
-                pass  # a person has resolved it meanwhile
-            self._owed.popleft()
+        async with self._catching_up:
+            if gap := self._gap:
+                self._gap = None  # what comes meanwhile is counted anew
+                told = gap.told()
+                try:
+                    await self._writer.write(
+                        lambda: self._ledger.event("store.gap", tenant=None, call_id=None, **told), must=True
+                    )
+                except StoreUnavailable:
+                    self._gap = gap.with_later(self._gap) if self._gap else gap
+                    return
+            while self._owed:
+                try:
+                    await self._writer.write(self._owed[0], must=True)
+                except StoreUnavailable:
+                    return
+                except WrongState:
+                    pass  # a person has resolved it meanwhile
+                self._owed.popleft()
 
     async def take_over(self) -> None:
         """Conclude for processes that died since what they left open, as opening the file does."""
