@@ -13,6 +13,7 @@ The application opens one journal for each process and closes it; opening regist
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -1008,9 +1009,14 @@ class Journal:
     async def close(self) -> None:
         """Write what is queued or owed, seal this incarnation and let go of the file.
 
+        What then still cannot be told on record of reads without one is told in the log of the process.
+
         Raises StoreUnavailable when that cannot be written; who opens the file next takes over then.
         """
         await self.catch_up()
+        if self._gap:
+            told = orjson.dumps(self._gap.told()).decode()
+            _log.error("the audit database takes no writes, so nothing on record tells of reads: %s", told)
 
         def change() -> None:
             self._ledger.write_out()  # calls may have been let out in this very transaction
@@ -1210,6 +1216,7 @@ def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: flo
         raise RemitError(f"the audit database {at} cannot be used: {error}") from None
 
 
+_log = logging.getLogger(__name__)
 _LET_IN = ("scheduled", "dispatched")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 

@@ -49,7 +49,17 @@ async def test_a_call_that_is_cut_short_by_the_end_is_in_doubt_and_its_agent_is_
     config.write_text(CONFIG.format(python=sys.executable, server=server, folder=tmp_path))
     words = ("agents", "key", "create", "--agent", "agent:bot", "--user", "user:sue")
     key = await anyio.to_thread.run_sync(lambda: Terminal(config).json(*words))
-    command = [sys.executable, "-m", "remit", "serve", "--http", "127.0.0.1:0", "--json", "--config", config]
+    command = [
+        sys.executable,
+        "-m",
+        "remit",
+        "serve",
+        "--http",
+        "127.0.0.1:0",
+        "--json",
+        "--config",
+        str(config),
+    ]
     answers: list[Any] = []
 
     async def drop(url: str) -> None:
@@ -61,19 +71,18 @@ async def test_a_call_that_is_cut_short_by_the_end_is_in_doubt_and_its_agent_is_
             answers.append(await client.call_tool("held.drop", {"name": "thing"}))
 
     said = tmp_path / "stderr"
-    with (
-        said.open("wb") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as serving,
-        anyio.fail_after(60),
-    ):
+    with said.open("wb") as stderr, anyio.fail_after(60):
+        serving = await anyio.open_process(
+            [*command, "--config", str(config)], stdin=subprocess.DEVNULL, stderr=stderr
+        )
         assert serving.stdout is not None
-        url = json.loads(serving.stdout.readline())["url"]
+        url = json.loads(await serving.stdout.receive())["url"]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(drop, url)
             await until((tmp_path / "waits").exists)
             for each in told:
                 serving.send_signal(each)
-        assert await anyio.to_thread.run_sync(serving.wait) == 0
+        assert await serving.wait() == 0
     assert said.read_text() == ""
     (answer,) = answers
     assert answer.is_error

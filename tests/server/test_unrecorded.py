@@ -165,6 +165,23 @@ async def test_a_count_that_failed_to_be_written_is_written_by_who_came_meanwhil
         assert sum(gap["reads"] for gap in gaps(remit)) == 2
 
 
+async def test_an_end_while_nothing_can_be_recorded_tells_of_the_reads_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lenient(tmp_path) as remit:
+        journal = remit.on.journal
+        with taking_no_writes(remit.path):
+            await remit.done("shop.look", PEN)
+            with pytest.raises(StoreUnavailable):
+                await journal.close()
+        remit.died = True  # its end is on no record
+        monkeypatch.setattr(journal, "close", anyio.lowlevel.checkpoint)
+    (said,) = [record.message for record in caplog.records if record.name == "remit.journal"]
+    told = json.loads(said[said.index("{") :])
+    assert told["reads"] == 1
+    assert [(each["agent"], each["tool"]) for each in told["by"]] == [("agent:bot", "shop.look")]
+
+
 async def test_an_answer_that_comes_when_it_can_no_longer_be_recorded_is_given_and_recorded_later(
     tmp_path: Path,
 ) -> None:
