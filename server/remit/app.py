@@ -180,12 +180,19 @@ class App:
         finally:
             self._settled.set()
 
+    async def cut_short(self) -> None:
+        """Take their sources from the calls that are under way: these end, and are recorded and answered."""
+        if self._services is None:
+            return
+        async with anyio.create_task_group() as tasks:
+            for each in self._services.adapters.values():
+                tasks.start_soon(each.stop)
+
     async def _stop(self) -> None:
         if self._services is None:
             return
         try:
-            for each in self._services.adapters.values():
-                await each.stop()
+            await self.cut_short()
             await self._shadow.finish(self._services)
             await self._services.journal.close()
         finally:

@@ -13,6 +13,7 @@ The application opens one journal for each process and closes it; opening regist
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,6 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import anyio
 import anyio.to_thread
 import orjson
 
@@ -129,6 +131,8 @@ class Journal:
         #: What could not be written, each with what is written instead when others have concluded it.
         self._owed: deque[tuple[Callable[[], object], Callable[[], None]]] = deque()
         self._gap: Gap | None = None
+        #: Held while what is owed is written: who closes the journal may come upon who looks again and again.
+        self._catching_up = anyio.Lock()
         self._under_way = _UnderWay()
         self.at = at
 
@@ -565,26 +569,27 @@ class Journal:
 
         That is outcomes, and how many reads went through without a record.
         """
-        if gap := self._gap:
-            self._gap = None  # what comes meanwhile is counted anew
-            told = gap.told()
-            try:
-                await self._writer.write(
-                    lambda: self._ledger.event("store.gap", tenant=None, call_id=None, **told), must=True
-                )
-            except StoreUnavailable:
-                self._gap = gap.with_later(self._gap) if self._gap else gap
-                return
-        while self._owed:
-            change, otherwise = self._owed[0]
-            try:
+        async with self._catching_up:
+            if gap := self._gap:
+                self._gap = None  # what comes meanwhile is counted anew
+                told = gap.told()
                 try:
-                    await self._writer.write(change, must=True)
-                except WrongState:  # a person has resolved it meanwhile
-                    await self._writer.write(otherwise, must=True)
-            except StoreUnavailable:
-                return
-            self._owed.popleft()
+                    await self._writer.write(
+                        lambda: self._ledger.event("store.gap", tenant=None, call_id=None, **told), must=True
+                    )
+                except StoreUnavailable:
+                    self._gap = gap.with_later(self._gap) if self._gap else gap
+                    return
+            while self._owed:
+                change, otherwise = self._owed[0]
+                try:
+                    try:
+                        await self._writer.write(change, must=True)
+                    except WrongState:  # a person has resolved it meanwhile
+                        await self._writer.write(otherwise, must=True)
+                except StoreUnavailable:
+                    return
+                self._owed.popleft()
 
     async def take_over(self) -> None:
         """Conclude for processes that died since what they left open, as opening the file does."""
@@ -1020,9 +1025,14 @@ class Journal:
     async def close(self) -> None:
         """Write what is queued or owed, seal this incarnation and let go of the file.
 
+        What then still cannot be told on record of reads without one is told in the log of the process.
+
         Raises StoreUnavailable when that cannot be written; who opens the file next takes over then.
         """
         await self.catch_up()
+        if self._gap:
+            told = orjson.dumps(self._gap.told()).decode()
+            _log.error("the audit database takes no writes, so nothing on record tells of reads: %s", told)
 
         def change() -> None:
             self._ledger.write_out()  # calls may have been let out in this very transaction
@@ -1222,6 +1232,7 @@ def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: flo
         raise RemitError(f"the audit database {at} cannot be used: {error}") from None
 
 
+_log = logging.getLogger(__name__)
 _LET_IN = ("scheduled", "dispatched")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 

@@ -262,5 +262,6 @@ def _failure(at: Postgres, error: Exception) -> StoreUnavailable | None:
         return None  # a value that does not fit its column
     # asyncpg's own state does not fit any more when the server hangs up between two of its answers.
     if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        return Interrupted(f"the audit database {at} cannot be reached: {error or type(error).__name__}")
+        why = str(error) or "it did not answer in time"
+        return Interrupted(f"the audit database {at} cannot be reached: {why}")
     return None

@@ -22,6 +22,7 @@ from tests.server.acme import (
     refunded_twice,
     serving,
 )
+from tests.server.builders import by_hand
 
 from remit.model import Done, Outcome, Refused, Scheduled
 from remit.pipeline import Services
@@ -308,6 +309,18 @@ def test_a_dry_run_of_what_is_held_back_says_that_it_is_called_off(remit: Termin
     told = remit.json("undo", waits.call_id, "--dry-run")
     assert (told["calls_off"], told["tool"], told["cost"]) == (True, None, {})
     assert remit("undo", waits.call_id).out == "Undone.\n"
+
+
+def test_a_call_that_a_dead_process_left_is_told_of_until_a_server_concludes_it(
+    remit: Terminal, story: Story
+) -> None:
+    path = remit.folder / "remit.db"
+    by_hand(path, "UPDATE calls SET state = 'dispatched', deadline_us = 1 WHERE state = 'in_doubt'")
+    told = remit("doubt", "list")
+    assert told.out == "No call is in doubt.\n"
+    assert "1 calls more were sent, and have no end on record" in told.err
+    by_hand(path, "UPDATE calls SET deadline_us = 9007199254740992 WHERE state = 'dispatched'")
+    assert remit("doubt", "list").err == ""
 
 
 def test_a_doubt_is_resolved_as_not_happened_and_its_budget_is_free_again(

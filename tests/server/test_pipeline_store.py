@@ -162,6 +162,15 @@ async def test_what_is_still_owed_while_nothing_can_be_written_stays_owed(tmp_pa
         assert remit.state(outcome.call_id) == "succeeded"
 
 
+async def test_what_is_owed_is_written_once_by_two_who_catch_up_at_once(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, budgets=[BUDGET]) as remit:
+        outcome = await ended_while_full(remit, {"order": "o-1"})
+        # The journal is closed while one looks again, as it does every two seconds.
+        await asyncio.gather(remit.on.journal.catch_up(), remit.on.journal.catch_up())
+        assert remit.state(outcome.call_id) == "succeeded"
+        assert remit.one("SELECT held, posted FROM accounts") == {"held": 0, "posted": 1}
+
+
 async def test_too_many_waiting_calls_are_told_to_come_back_and_no_outcome_is_dropped(tmp_path: Path) -> None:
     async with a_remit(tmp_path, limits={"queue": 3, "per_agent": 100}, budgets=[BUDGET]) as remit:
         gate = Gate()

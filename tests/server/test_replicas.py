@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.server import builders
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
-from remit.database import Postgres, reading
+from remit.database import Postgres, exists, reading
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
@@ -181,6 +182,14 @@ async def test_what_a_server_is_set_to_for_others_does_not_hold_here(tmp_path: P
         assert tuple(db.one("SHOW transaction_isolation") or ()) == ("read committed",)
     async with a_remit(tmp_path) as remit:
         await remit.done("shop.send", {"text": "hi"})
+
+
+def test_a_database_that_does_not_answer_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remit.postgres._CONNECT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://remit@127.0.0.1:{silent.getsockname()[1]}/remit"
+        with pytest.raises(StoreUnavailable, match="cannot be reached: it did not answer in time"):
+            exists(Postgres(url, Path()))
 
 
 def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postgres: Databases) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from tests.server.builders import (
     POLICY,
@@ -21,6 +23,7 @@ from tests.server.builders import (
 from tests.server.fronts import served, texts
 
 from remit.audit import verify_balances, verify_calls, verify_events
+from remit.errors import StoreUnavailable
 from remit.identity import Identify
 from remit.model import Failed
 from remit.records import Records, open_records
@@ -136,6 +139,47 @@ async def test_what_is_counted_while_the_count_cannot_be_written_is_not_lost(tmp
             assert isinstance(await remit.call("shop.look", PEN), Failed)
     (gap,) = gaps(remit)  # at the latest when the process ends
     assert gap["reads"] == 2
+
+
+async def test_a_count_that_failed_to_be_written_is_written_by_who_came_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lenient(tmp_path) as remit:
+        journal, fails = remit.on.journal, anyio.Event()
+
+        async def fail(*change: Any, **more: Any) -> Any:
+            await fails.wait()
+            raise StoreUnavailable("it took too long")
+
+        async with anyio.create_task_group() as tasks:
+            with taking_no_writes(remit.path):
+                await remit.done("shop.look", PEN)
+                with monkeypatch.context() as slow:
+                    slow.setattr(journal._writer, "write", fail)
+                    tasks.start_soon(journal.catch_up)
+                    await anyio.wait_all_tasks_blocked()
+                await remit.done("shop.look", PEN)
+            tasks.start_soon(journal.catch_up)  # as the journal is closed
+            await anyio.lowlevel.checkpoint()
+            fails.set()
+        assert sum(gap["reads"] for gap in gaps(remit)) == 2
+
+
+async def test_an_end_while_nothing_can_be_recorded_tells_of_the_reads_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lenient(tmp_path) as remit:
+        journal = remit.on.journal
+        with taking_no_writes(remit.path):
+            await remit.done("shop.look", PEN)
+            with pytest.raises(StoreUnavailable):
+                await journal.close()
+        remit.died = True  # its end is on no record
+        monkeypatch.setattr(journal, "close", anyio.lowlevel.checkpoint)
+    (said,) = [record.message for record in caplog.records if record.name == "remit.journal"]
+    told = json.loads(said[said.index("{") :])
+    assert told["reads"] == 1
+    assert [(each["agent"], each["tool"]) for each in told["by"]] == [("agent:bot", "shop.look")]
 
 
 async def test_an_answer_that_comes_when_it_can_no_longer_be_recorded_is_given_and_recorded_later(

@@ -37,10 +37,20 @@ def doubt() -> None:
 def list_(config_path: Path, as_json: bool, limit: int) -> None:
     """List the calls in doubt, the newest first. Their budget stays held, and equal calls are refused."""
     from remit.cli.output import listing, short, when
+    from remit.doubts import GRACE_US
+    from remit.ids import now_us
     from remit.records import CallQuery
 
     with records(config_path) as found:
         rows = found.calls(CallQuery(state="in_doubt"), limit=limit)
+        sent = found.calls(CallQuery(state="dispatched"), limit=limit)
+    over_us = now_us() - GRACE_US
+    if left := sum(call.deadline_us is not None and call.deadline_us < over_us for call in sent):
+        click.echo(
+            f"remit: {left} calls more were sent, and have no end on record although their time is over:"
+            " their process died, or cannot write. A server that runs concludes them (remit serve)",
+            err=True,
+        )
     listing(
         rows,
         {

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 MCP_PATH = "/mcp"
+#: How long calls that run may take to end when the server is to, to be answered when they are cut short, and
+#: the pause between two looks at whether they are (seconds).
+_PATIENCE_S = 5.0
+_LAST_ANSWERS_S = 2.0
+_LOOK_S = 0.01
 
 
 class NotServed(RemitError):
@@ -83,7 +88,6 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
                 server_header=False,
                 date_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=5,
                 ssl_certfile=str(settings.tls.certificate) if settings.tls else None,
                 ssl_keyfile=str(settings.tls.key) if settings.tls else None,
             )
@@ -94,6 +98,8 @@ async def serve_http(app: App, announce: Callable[[str], None]) -> None:
             settle_memory()
             announce(url)
             await server.serve(sockets=[listener])
+            if server.force_exit:  # else it has
+                await server.lifespan.shutdown()
             tasks.cancel_scope.cancel()
 
 
@@ -109,13 +115,28 @@ async def _heed_signals(server: uvicorn.Server, app: App) -> None:
 
     SIGHUP means what it means to most servers: look at what may have changed, here the policy.
     """
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number == signal.SIGHUP:
-                app.look_at_policy()
-                continue
-            server.force_exit = server.should_exit
-            server.should_exit = True
+    async with anyio.create_task_group() as tasks:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    app.look_at_policy()
+                    continue
+                tasks.start_soon(_end, server, app, 0 if server.should_exit else _PATIENCE_S)
+                server.should_exit = True
+
+
+async def _end(server: uvicorn.Server, app: App, patience_s: float) -> None:
+    """Cut short what still runs then, and wait for no more than to have it answered.
+
+    uvicorn would cancel it: nobody would be told that a call is in doubt.
+    """
+    await anyio.sleep(patience_s)
+    on = app.services_now
+    await app.cut_short()
+    with anyio.move_on_after(_LAST_ANSWERS_S):
+        while on and on.in_flight:  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(_LOOK_S)
+    server.force_exit = True
 
 
 def _name(host: str) -> str:
