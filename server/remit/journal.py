@@ -181,6 +181,17 @@ class Journal:
 
         await self._write(change)
 
+    async def repeated(self, call: Call) -> Repeated | None:
+        """The equal call that was made before, if there is one. Changes nothing."""
+        if call.kind != "call" or call.scheduled_us is not None or call.tool.effect is Effect.READ:
+            return None
+
+        def look() -> Repeated | None:
+            earlier = earlier_calls.equal_to(self._ledger, self._sealer, call)
+            return earlier if isinstance(earlier, Repeated) else None
+
+        return await self._write(look, durable=False)
+
     async def ask_people(
         self,
         call: Call,
@@ -200,6 +211,9 @@ class Journal:
         """
 
         def change() -> Waiting | Approved | Repeated | Verdict:
+            # Whatever people say now of another request for the same.
+            if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
+                return earlier
             said = approval_requests.said(self._ledger, call, verdict, binding)
             if call.undoing:
                 asked_us = said.asked_us if isinstance(said, Waiting | Approved) else self._ledger.now_us
@@ -209,8 +223,6 @@ class Journal:
                     return refusal
             if said:
                 return said
-            if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
-                return earlier
             approval_id = uuid7(self._ledger.now_us)
             sealed = self._insert_call(call, verdict, saw, state="awaiting_approval", approval_id=approval_id)
             waiting = approval_requests.put(

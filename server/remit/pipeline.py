@@ -207,6 +207,8 @@ async def _in_four_steps(
     if on.shadow is not None and first and decision.context is not None and verdict.policy_version:
         on.shadow(call, decision.context, on.policy)
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
+        if earlier := await _made_before(call, verdict, on):
+            return await _repeat(call, earlier, on)
         await on.journal.refuse(call, verdict, decision.saw)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     # Before anybody is asked or anything is read: what is taken back by now, or too late, is no conflict.
@@ -227,6 +229,8 @@ async def _in_four_steps(
     if call.confirmation and not verdict.owes("confirm"):
         call = replace(call, confirmation=None)  # nobody asked for it, so it stays good
     if verdict.owes("confirm") and not confirmations.holds(call):
+        if earlier := await _made_before(call, verdict, on):
+            return await _repeat(call, earlier, on)
         answer = await _ask_user(call, decision, on, asking)
         if not isinstance(answer, Confirmation):
             return answer
@@ -238,6 +242,8 @@ async def _in_four_steps(
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
+        if earlier := await _made_before(call, refusal, on):
+            return await _repeat(call, earlier, on)
         await on.journal.refuse(call, refusal, decision.saw)
         return Refused(call_id=call.id, verdict=refusal)
 
@@ -622,6 +628,18 @@ async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: 
 async def _doubt(call: Call, call_id: str, code: str, message: str, on: Services) -> None:
     with suppress(StoreUnavailable):  # it is owed then
         await on.journal.doubt(call, call_id=call_id, code=code, message=message)
+
+
+async def _made_before(call: Call, verdict: Verdict, on: Services) -> Repeated | None:
+    """The equal call that was let out before, of a call that is not let out as things are now.
+
+    Often it is that one which has changed them: what was taken is not there any more. Who were refused for it
+    would try another way. What a switch stops, and whoever has lost the tool altogether, is told nothing.
+    """
+    who = call.principal
+    if not verdict.policy_version or not on.policy.visible(who.tenant, who.agent, who.user, call.tool.name):
+        return None
+    return await on.journal.repeated(call)
 
 
 async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
