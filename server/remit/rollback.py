@@ -107,7 +107,7 @@ async def plan(
     steps: dict[str, Step] = {}
     entries: dict[str, Undoable] = {}
     for call in sorted(calls, key=_moment, reverse=True):
-        if call.kind == "call" and call.effect != "read" and call.state in _ACTED:
+        if has_acted(call):
             step = _recorded(call, records.undo(call.id), on.catalog.tools)
             if step.part == "undo" and step.resource is not None:
                 step = _in_order(step, records.later_touches(call, step.resource), steps, force=force)
@@ -145,6 +145,11 @@ async def roll_back(
         ended.append(step)
         advance()
     return ended
+
+
+def has_acted(call: CallRecord) -> bool:
+    """Whether a rollback is concerned with the call: it was let out, did not fail, and is no read."""
+    return call.kind == "call" and call.effect != "read" and call.state in _ACTED
 
 
 _ACTED = ("scheduled", "cancelled", "dispatched", "in_doubt", "succeeded")

@@ -370,6 +370,32 @@ def test_a_person_sees_the_plan_first_and_then_goes_through_with_it(remit: Termi
     assert remit("audit", "verify").code == 0
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_the_run_does_while_it_is_rolled_back_stays_and_is_named(
+    remit: Terminal, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    refunds(remit, 100)
+    late: list[str] = []
+
+    async def roll_back_while_it_goes_on(*planned: Any, **more: Any) -> list[Step]:
+        late.extend(await anyio.to_thread.run_sync(refunds, remit, 200))
+        return await roll_back(*planned, **more)
+
+    monkeypatch.setattr("remit.rollback.roll_back", roll_back_while_it_goes_on)
+    words = ("rollback", "--tool", "acme.refund", "--since", "1h", "--yes")
+    ran = remit(*words, *(("--json",) if as_json else ()))
+    assert ran.code == 1
+    if as_json:
+        assert ran.json["meanwhile"] == late
+    else:
+        assert (
+            f"1 calls were made meanwhile and stay, the newest is {late[0]}: stop who makes them" in ran.out
+        )
+    monkeypatch.undo()
+    assert f"{late[0][:18]}" in remit(*words, "--json").out
+    assert issued(remit) == 0
+
+
 def test_calls_that_are_named_are_not_narrowed_and_are_ones_own(remit: Terminal) -> None:
     (one,) = refunds(remit, 100)
     for more in (("ticket-7",), ("--agent", "agent:nobody"), ("--tool", "acme.send_mail"), ("--since", "1h")):
