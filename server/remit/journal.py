@@ -517,7 +517,12 @@ class Journal:
                 ledger.update("call", (*ended, call_id))
             if after is not None:
                 self._sealer.keep(self._sealer.seal_of(call), call_id, "after", after)
-            spent = balances.resolve(ledger, call_id, costs)
+            paid = costs
+            if (
+                resolution is not None
+            ):  # its tool may have another price by now: what that does not name was paid
+                paid = {**{hold.unit: hold.amount for hold in balances.held_by(ledger, call_id)}, **costs}
+            spent = balances.resolve(ledger, call_id, paid)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
             if plan:

@@ -527,6 +527,11 @@ async def settle_late(call: Call, reply: Reply, before: Seen | None, how: str, o
     """
     touches = _touched(call, {"args": call.arguments})
     plan, _ = _plan(call, touches, on)
+    entry = await on.journal.undoable(call.id)
+    if (plan and plan.tool) != (entry and entry.undo_tool):
+        # Declared anew since: what is worked out by one declaration is not for the way back of another.
+        call = replace(call, tool=replace(call.tool, undo=None))
+        plan = entry and UndoPlan(tool=entry.undo_tool, resource=entry.resource, expires_us=entry.expires_us)
     decision = Decision(verdict=_SENT, estimates=estimates_of(call), plan=plan, touches=touches)
     return await _settle(call, call.id, decision, reply, before, on, late=how)
 
