@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.acme import Terminal, made, refund_of, serving
-from tests.server.builders import POLICY, Clock, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.builders import POLICY, Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
 
 from remit.due import send_due
 from remit.identity import Principal
@@ -249,6 +249,43 @@ async def test_an_undo_that_fails_stops_only_what_was_done_to_the_same_thing_bef
             ("set", "conflict"),
         ]
         assert world.values == {"pen": 2, "lamp": 0}
+
+
+async def test_what_another_rollback_took_back_is_done_here_too(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        await remit.done("shop.buy", {"thing": "lamp", "price": 5})
+        steps = await planned(remit)
+        one, other = [await roll_back(steps, BOSS, "cli", remit.on, force=False) for _ in range(2)]
+        assert [step.part for step in (*one, *other)] == ["done"] * 4
+        assert other[0].why == "It has been taken back."
+        assert world.orders == set()
+
+
+async def test_what_another_rollback_takes_back_just_now_is_not_in_doubt_for_good(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        World(remit)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        steps, gate = await planned(remit), Gate()
+        remit.source.on["give_back"] = gate
+        ended: list[Step] = []
+
+        async def other() -> None:
+            await remit.source.reached(2)
+            try:
+                ended.extend(await roll_back(steps, BOSS, "cli", remit.on, force=False))
+                ended.extend(await planned(remit))
+            finally:
+                gate.open()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other)
+            (mine,) = await roll_back(steps, BOSS, "cli", remit.on, force=False)
+        assert mine.part == "done"
+        assert [(step.part, step.why.partition(":")[0]) for step in ended] == [
+            ("doubt", "An undo of it is under way")
+        ] * 2
 
 
 async def test_who_may_not_undo_takes_nothing_back(tmp_path: Path) -> None:
