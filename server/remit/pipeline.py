@@ -570,6 +570,16 @@ async def _settle(
         undo_state = "failed" if failed else await took_hold(call, call_id, roots, on)
         if failed and await _overtaken(call, call_id, call.undoing, decision.verdict, before, on):
             undo_state, error = "ready", ("undo_conflict", _OVERTAKEN)
+        if undo_state == "indeterminate":
+            # It stays open: a later look, or a person, says whether it worked.
+            await _doubt(call, call_id, *_UNPROVED, on)
+            return Done(
+                call_id=call_id,
+                reply=reply,
+                cost=decision.estimates,
+                undo=None,
+                undone={"state": undo_state, "residue": call.undoing.residue},
+            )
         if undo_state == "done" and call.undoing.tool.after and call.undoing.tool.after.etag:
             left, _ = await _still_as_left(call, call_id, call.undoing, decision.verdict, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
@@ -1060,6 +1070,7 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
 
 _log = logging.getLogger(__name__)
 _LATE = ("timeout", "The call did not end in time.")
+_UNPROVED = ("unproved", "The source answered, but whether that was undone could not be looked at.")
 _CUT_SHORT = ("interrupted", "The call was cut short.")
 _OVERTAKEN = "Somebody has changed the same thing in that very moment, so nothing was undone: ask a person."
 _TOO_LATE = ("too_late", "The time of the call was over before it was sent.")
