@@ -66,6 +66,8 @@ async def ask(
     # Asked as it will be when they vote: of what lasts, at the time that it is then.
     able = eligible(question_of(call, at_vote(lasting(context), on.clock(), on.config)), on.policy)
     if len(able) < votes:
+        if earlier := await on.journal.repeated(call):
+            return earlier
         nobody = replace(
             verdict,
             rung=Rung.DENY,

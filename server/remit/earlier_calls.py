@@ -66,8 +66,9 @@ def equal_to(ledger: Ledger, sealer: Sealer, call: Call) -> Repeated | Verdict |
             )
         if row is None and call.tool.repeat_window_s:
             row = ledger.one(
-                columns + "WHERE fingerprint = ? AND created_us > ?"
-                " AND state IN ('scheduled', 'dispatched', 'succeeded') ORDER BY created_us DESC LIMIT 1",
+                columns + "WHERE fingerprint = ? AND created_us > ?"  # noqa: S608 - the columns are ours
+                " AND state IN ('scheduled', 'dispatched', 'succeeded') AND NOT EXISTS (SELECT 1 FROM undos"
+                " WHERE undos.call_id = calls.id AND undos.state = 'done') ORDER BY created_us DESC LIMIT 1",
                 (call.fingerprint, ledger.now_us - call.tool.repeat_window_s * 1_000_000),
             )
     if row is None:

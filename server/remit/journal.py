@@ -186,6 +186,17 @@ class Journal:
 
         await self._write(change)
 
+    async def repeated(self, call: Call) -> Repeated | None:
+        """The equal call that was made before, if there is one. Changes nothing."""
+        if call.kind != "call" or call.scheduled_us is not None or call.tool.effect is Effect.READ:
+            return None
+
+        def look() -> Repeated | None:
+            earlier = earlier_calls.equal_to(self._ledger, self._sealer, call)
+            return earlier if isinstance(earlier, Repeated) else None
+
+        return await self._write(look, durable=False)
+
     async def ask_people(
         self,
         call: Call,
@@ -205,6 +216,9 @@ class Journal:
         """
 
         def change() -> Waiting | Approved | Repeated | Verdict:
+            # Whatever people say now of another request for the same.
+            if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
+                return earlier
             said = approval_requests.said(self._ledger, call, verdict, binding)
             if call.undoing:
                 asked_us = said.asked_us if isinstance(said, Waiting | Approved) else self._ledger.now_us
@@ -214,8 +228,6 @@ class Journal:
                     return refusal
             if said:
                 return said
-            if earlier := earlier_calls.equal_to(self._ledger, self._sealer, call):
-                return earlier
             approval_id = uuid7(self._ledger.now_us)
             sealed = self._insert_call(call, verdict, saw, state="awaiting_approval", approval_id=approval_id)
             waiting = approval_requests.put(
@@ -510,7 +522,10 @@ class Journal:
                 ledger.update("call", (*ended, call_id))
             if after is not None:
                 self._sealer.keep(self._sealer.seal_of(call), call_id, "after", after)
-            spent = balances.resolve(ledger, call_id, costs)
+            paid = dict(costs)
+            if resolution is not None:  # its tool may name other units by now: what was held in these was paid
+                paid = {hold.unit: hold.amount for hold in balances.held_by(ledger, call_id)} | paid
+            spent = balances.resolve(ledger, call_id, paid)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
             if plan:

@@ -207,6 +207,8 @@ async def _in_four_steps(
     if on.shadow is not None and first and decision.context is not None and verdict.policy_version:
         on.shadow(call, decision.context, on.policy)
     if verdict.rung in (Rung.DENY, Rung.ADVISE):
+        if earlier := await _made_before(call, verdict, on):
+            return await _repeat(call, earlier, on)
         await on.journal.refuse(call, verdict, decision.saw)
         return Refused(call_id=call.id, verdict=verdict, advice=_advice(verdict, decision))
     # Before anybody is asked or anything is read: what is taken back by now, or too late, is no conflict.
@@ -227,6 +229,8 @@ async def _in_four_steps(
     if call.confirmation and not verdict.owes("confirm"):
         call = replace(call, confirmation=None)  # nobody asked for it, so it stays good
     if verdict.owes("confirm") and not confirmations.holds(call):
+        if earlier := await _made_before(call, verdict, on):
+            return await _repeat(call, earlier, on)
         answer = await _ask_user(call, decision, on, asking)
         if not isinstance(answer, Confirmation):
             return answer
@@ -238,6 +242,8 @@ async def _in_four_steps(
     call_id = approved.call_id if approved else call.id
     before, refusal = await _capture(call, call_id, decision, on)
     if refusal:
+        if earlier := await _made_before(call, refusal, on):
+            return await _repeat(call, earlier, on)
         await on.journal.refuse(call, refusal, decision.saw)
         return Refused(call_id=call.id, verdict=refusal)
 
@@ -521,6 +527,11 @@ async def settle_late(call: Call, reply: Reply, before: Seen | None, how: str, o
     """
     touches = _touched(call, {"args": call.arguments})
     plan, _ = _plan(call, touches, on)
+    entry = await on.journal.undoable(call.id)
+    if (plan and plan.tool) != (entry and entry.undo_tool):
+        # Declared anew since: what is worked out by one declaration is not for the way back of another.
+        call = replace(call, tool=replace(call.tool, undo=None))
+        plan = entry and UndoPlan(tool=entry.undo_tool, resource=entry.resource, expires_us=entry.expires_us)
     decision = Decision(verdict=_SENT, estimates=estimates_of(call), plan=plan, touches=touches)
     return await _settle(call, call.id, decision, reply, before, on, late=how)
 
@@ -559,6 +570,16 @@ async def _settle(
         undo_state = "failed" if failed else await took_hold(call, call_id, roots, on)
         if failed and await _overtaken(call, call_id, call.undoing, decision.verdict, before, on):
             undo_state, error = "ready", ("undo_conflict", _OVERTAKEN)
+        if undo_state == "indeterminate":
+            # It stays open: a later look, or a person, says whether it worked.
+            await _doubt(call, call_id, *_UNPROVED, on)
+            return Done(
+                call_id=call_id,
+                reply=reply,
+                cost=decision.estimates,
+                undo=None,
+                undone={"state": undo_state, "residue": call.undoing.residue},
+            )
         if undo_state == "done" and call.undoing.tool.after and call.undoing.tool.after.etag:
             left, _ = await _still_as_left(call, call_id, call.undoing, decision.verdict, on)
     costs = {CALLS: 1} if no_effect else _costs(call, decision.estimates, roots, failed=failed)
@@ -622,6 +643,18 @@ async def _settle_failure(call: Call, call_id: str, error: tuple[str, str], on: 
 async def _doubt(call: Call, call_id: str, code: str, message: str, on: Services) -> None:
     with suppress(StoreUnavailable):  # it is owed then
         await on.journal.doubt(call, call_id=call_id, code=code, message=message)
+
+
+async def _made_before(call: Call, verdict: Verdict, on: Services) -> Repeated | None:
+    """The equal call that was let out before, of a call that is not let out as things are now.
+
+    Often it is that one which has changed them: what was taken is not there any more. Who were refused for it
+    would try another way. What a switch stops, and whoever has lost the tool altogether, is told nothing.
+    """
+    who = call.principal
+    if not verdict.policy_version or not on.policy.visible(who.tenant, who.agent, who.user, call.tool.name):
+        return None
+    return await on.journal.repeated(call)
 
 
 async def _repeat(call: Call, earlier: Repeated, on: Services) -> Outcome:
@@ -1037,6 +1070,7 @@ def _counted(call: Call, on: Services) -> Generator[Decision | None]:
 
 _log = logging.getLogger(__name__)
 _LATE = ("timeout", "The call did not end in time.")
+_UNPROVED = ("unproved", "The source answered, but whether that was undone could not be looked at.")
 _CUT_SHORT = ("interrupted", "The call was cut short.")
 _OVERTAKEN = "Somebody has changed the same thing in that very moment, so nothing was undone: ask a person."
 _TOO_LATE = ("too_late", "The time of the call was over before it was sent.")

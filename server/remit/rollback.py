@@ -107,7 +107,7 @@ async def plan(
     steps: dict[str, Step] = {}
     entries: dict[str, Undoable] = {}
     for call in sorted(calls, key=_moment, reverse=True):
-        if call.kind == "call" and call.effect != "read" and call.state in _ACTED:
+        if has_acted(call):
             step = _recorded(call, records.undo(call.id), on.catalog.tools)
             if step.part == "undo" and step.resource is not None:
                 step = _in_order(step, records.later_touches(call, step.resource), steps, force=force)
@@ -139,7 +139,9 @@ async def roll_back(
     for step in steps:
         if step.is_tried:
             try:
-                step = _ended(step, await undo(step.call_id, principal, run, on, force=force))
+                outcome = await undo(step.call_id, principal, run, on, force=force)
+                taken = await _taken(step.call_id, outcome, on)
+                step = replace(step, part=taken[0], why=taken[1]) if taken else _ended(step, outcome)
             except (UnknownRecord, WrongState) as error:
                 step = replace(step, part="refused", why=_sentence(str(error)))
         ended.append(step)
@@ -147,7 +149,27 @@ async def roll_back(
     return ended
 
 
+async def _taken(call_id: str, outcome: Outcome, on: Services) -> tuple[Part, str] | None:
+    """What became of a call that others have begun to take back since it was planned."""
+    if not isinstance(outcome, Refused) or outcome.verdict.code != "undo_used":
+        return None
+    entry = await on.journal.undoable(call_id)
+    return _TAKEN.get(entry.state) if entry else None
+
+
+def has_acted(call: CallRecord) -> bool:
+    """Whether a rollback is concerned with the call: it was let out, did not fail, and is no read."""
+    return call.kind == "call" and call.effect != "read" and call.state in _ACTED
+
+
 _ACTED = ("scheduled", "cancelled", "dispatched", "in_doubt", "succeeded")
+#: By the state of a way back that was taken.
+_TAKEN: Mapping[str, tuple[Part, str]] = {
+    "done": ("done", "It has been taken back."),
+    "running": ("doubt", "An undo of it is under way: give the command again when that has ended."),
+    "indeterminate": ("doubt", "An undo of it was begun, and nobody knows whether it worked (remit doubt)."),
+    "failed": ("failed", "An undo of it was tried, and the source refused or the proof failed."),
+}
 
 
 def _moment(call: CallRecord) -> tuple[int, str]:
@@ -182,13 +204,9 @@ def _part(call: CallRecord, way: UndoRecord | None, tools: Collection[str]) -> t
         return "open", "It is not known what it did: resolve it first (remit doubt)."
     if way is None:
         return "impossible", f"Its effect is {call.effect}: no way back was declared."
+    if taken := _TAKEN.get(way.state):
+        return taken
     match way.state:
-        case "done":
-            return "done", "It has been taken back."
-        case "running" | "indeterminate":
-            return "doubt", "An undo of it was begun, and nobody knows whether it worked (remit doubt)."
-        case "failed":
-            return "failed", "An undo of it was tried, and the source refused or the proof failed."
         case "expired" if call.effect == "deferred":
             return "expired", "It was held back, and has been sent: after that it does not come back."
         case "expired":

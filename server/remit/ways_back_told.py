@@ -33,7 +33,7 @@ def left_as(happened: Happened) -> str:
     """The state in which a call itself left its way back, before any undo took it."""
     if "call.cancelled" in happened:
         return "done" if happened["call.cancelled"].get("by_call") else "void"
-    if happened.get("call.resolved", _NOTHING).get("state") == "failed":
+    if "call.resolved" in happened:
         return "void"
     if (bound := ended(happened).get("undo")) in ("ready", "void"):
         return bound

@@ -232,7 +232,7 @@ _UNDO_CALL = {
 def _undos(db: Reader) -> Iterator[str]:
     for row in db.all(
         "SELECT undos.call_id, undos.state, calls.state AS call_state, back.state AS back_state,"
-        " back.of_call, calls.resolution FROM undos JOIN calls ON calls.id = undos.call_id"
+        " back.of_call FROM undos JOIN calls ON calls.id = undos.call_id"
         " LEFT JOIN calls AS back ON back.id = undos.undo_call"
     ):
         expected = _UNDO_CALL.get(row["state"])
@@ -240,8 +240,7 @@ def _undos(db: Reader) -> Iterator[str]:
             yield f"the undo of {row['call_id']} is {row['state']}, its own call {row['back_state']}"
         if row["back_state"] is not None and row["of_call"] != row["call_id"]:
             yield f"the undo of {row['call_id']} is another call's"
-        settled = row["call_state"] not in ("dispatched", "in_doubt") and row["resolution"] is None
-        if row["state"] == "registered" and settled:
+        if row["state"] == "registered" and row["call_state"] not in ("dispatched", "in_doubt"):
             yield f"call {row['call_id']} is {row['call_state']}, its undo is only registered"
         if row["call_state"] in ("denied", "awaiting_approval", "rejected", "expired", "withdrawn"):
             yield f"call {row['call_id']} is {row['call_state']} and has an undo"

@@ -115,6 +115,10 @@ def test_wrong_use_ends_with_64_and_says_how_to_use_it(tmp_path: Path, words: tu
             ("doubt", "resolve", "0", "--happened", "--did-not-happen", "--reason", "x"),
             "say --happened or --did-not-happen, and not both",
         ),
+        (
+            ("doubt", "resolve", "0", "--happened", "--force", "--reason", "x"),
+            "--force is for --did-not-happen: what happened may be said at any time",
+        ),
         *(
             (words, f"{words[-1]} is too far off: a time can be in the years 0002 to 9998")
             for words in (

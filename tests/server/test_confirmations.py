@@ -65,6 +65,16 @@ async def test_the_user_is_shown_the_call_and_it_is_made_when_they_say_yes(tmp_p
         assert remit.source.sent[0].request_state is None
 
 
+async def test_nobody_is_asked_about_a_call_that_was_made_under_the_same_key(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=CONFIRMED) as remit:
+        question = await asked(remit, client_key="k")
+        first = await sent(remit, state=question.state, answers=YES, client_key="k")
+        again = await sent(remit, client_key="k")
+        assert isinstance(again, Done)
+        assert (again.call_id, again.repeated) == (first.call_id, True)
+        assert isinstance(await sent(remit, client_key="other"), Unconfirmed)
+
+
 async def test_it_is_good_for_one_call(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=CONFIRMED) as remit:
         question = await asked(remit)

@@ -26,6 +26,7 @@ from remit.calls import REDACTED
 from remit.model import Done, Failed, InDoubt, Pending, Remedy
 from remit.pipeline import govern
 from remit.records import open_records
+from remit.undo import undo
 from remit_adapters.base import AdapterError, Caller, Offer, Operation, Reply, Request
 from remit_rbac import Rung, load_text
 
@@ -399,6 +400,67 @@ async def test_an_error_answer_is_repeated_as_one(tmp_path: Path) -> None:
         assert len(remit.source.sent) == 1
 
 
+async def test_a_repeat_is_answered_also_when_its_call_has_left_nothing_to_replace(tmp_path: Path) -> None:
+    there = {"pen": 1}
+
+    async def look(request: Request, caller: Caller) -> Reply:
+        return a_reply({"value": there["pen"]}) if there else a_reply("There is no pen.", is_error=True)
+
+    async def put_away(request: Request, caller: Caller) -> Reply:
+        return a_reply({"was": there.pop("pen")})
+
+    async with a_remit(tmp_path) as remit:
+        remit.source.on.update(look=look, set=put_away)
+        first = await remit.done("shop.set", {"thing": "pen", "value": 0}, client_key="k")
+        again = await remit.done("shop.set", {"thing": "pen", "value": 0}, client_key="k")
+        assert (again.call_id, again.repeated) == (first.call_id, True)
+        assert len(remit.source.effects("set")) == 1
+        other = await remit.refused("shop.set", {"thing": "pen", "value": 0}, client_key="other")
+        assert other.verdict.code == "no_before_image"
+
+
+@pytest.mark.parametrize("rung", ["execute", "recommend"])
+async def test_a_repeat_is_answered_also_when_its_call_has_changed_what_policy_goes_by(
+    tmp_path: Path, rung: str
+) -> None:
+    looked = {"call": "shop.look", "args": {"thing": "args.thing"}}
+    row = f"p, role:clerk, acme, shop.buy, {rung}, r.ctx.facts.item.left > 0, allow\n"
+    policy = "".join(line for line in POLICY.splitlines(True) if "shop.buy, " not in line) + row
+    policy += "p, role:boss, acme, shop.buy, approve, 1 == 1, allow\n"
+    left = [1]
+
+    async def buy(request: Request, caller: Caller) -> Reply:
+        return a_reply({"order": f"o-{left.pop()}"})
+
+    async def look(request: Request, caller: Caller) -> Reply:
+        return a_reply({"left": len(left)})
+
+    async with a_remit(tmp_path, policy=policy, tools=tools(buy={"facts": {"item": looked}})) as remit:
+        remit.source.on.update(look=look, buy=buy)
+        if rung == "recommend":
+            pending = await remit.call("shop.buy", BUY, client_key="k")
+            assert isinstance(pending, Pending)
+            await remit.vote(pending.approval_id)
+        first = await remit.done("shop.buy", BUY, client_key="k")
+        assert (await remit.refused("shop.buy", BUY)).verdict.code == "no_rule"
+        again = await remit.done("shop.buy", BUY, client_key="k")
+        assert (again.call_id, again.repeated) == (first.call_id, True)
+        assert again.reply.body["structuredContent"] == {"order": "o-1"}
+
+
+async def test_who_has_lost_a_tool_or_was_stopped_is_told_nothing_of_what_it_answered(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "hi"}, client_key="k")
+        await remit.switch("safe", "all")
+        assert (await remit.refused("shop.send", {"text": "hi"}, client_key="k")).verdict.code == "safe_mode"
+        await remit.switch("safe", "all", on=False)
+        remit.use_policy(POLICY.replace("shop.send", "shop.other"))
+        assert (await remit.refused("shop.send", {"text": "hi"}, client_key="k")).verdict.code == "no_rule"
+        remit.use_policy(POLICY.replace("g3, agent:bot", "g3, agent:cat"))
+        again = await remit.refused("shop.send", {"text": "hi"}, client_key="k")
+        assert again.verdict.code == "no_delegation"
+
+
 async def test_a_key_belongs_to_its_call_and_its_agent(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         await remit.done("shop.send", {"text": "hi"}, client_key="k")
@@ -477,6 +539,17 @@ async def test_within_the_repeat_window_an_equal_call_is_answered_from_the_recor
         remit.clock.advance(s=2)
         assert not (await remit.done("shop.send", {"text": "hi"})).repeated
         assert len(remit.source.sent) == 2
+
+
+async def test_what_was_taken_back_may_be_done_again_at_once(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=tools(buy={"repeat_window": "60s"})) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        first = await remit.done("shop.buy", BUY)
+        await undo(first.call_id, a_principal(), "run-1", remit.on)
+        second = await remit.done("shop.buy", BUY)
+        assert not second.repeated
+        assert (await remit.done("shop.buy", BUY)).call_id == second.call_id
+        assert len(remit.source.effects("buy")) == 2
 
 
 async def test_within_the_repeat_window_equal_calls_at_the_same_time_make_one_effect(tmp_path: Path) -> None:

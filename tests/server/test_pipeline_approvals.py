@@ -376,3 +376,29 @@ async def test_a_repeated_key_needs_no_second_approval(tmp_path: Path) -> None:
         again = await remit.done("shop.buy", CAR, client_key="k")
         assert (again.call_id, again.repeated) == (first.call_id, True)
         assert remit.one("SELECT COUNT(*) AS n FROM approvals") == {"n": 1}
+
+
+@pytest.mark.parametrize("vote", [None, "approve", "reject"])
+async def test_a_repeated_key_is_answered_whatever_people_say_of_the_same_call_under_another(
+    tmp_path: Path, vote: str | None
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        pending = await asked(remit, client_key="k")
+        await remit.vote(pending.approval_id)
+        first = await remit.done("shop.buy", CAR, client_key="k")
+        other = await asked(remit, client_key="another")
+        if vote:
+            await remit.vote(other.approval_id, vote=vote)
+        again = await remit.done("shop.buy", CAR, client_key="k")
+        assert (again.call_id, again.repeated) == (first.call_id, True)
+        assert len(remit.source.effects("buy")) == 1
+
+
+async def test_a_repeated_key_is_answered_when_nobody_could_approve_any_more(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        pending = await asked(remit, client_key="k")
+        await remit.vote(pending.approval_id)
+        first = await remit.done("shop.buy", CAR, client_key="k")
+        remit.use_policy("".join(line for line in POLICY.splitlines(True) if "approve" not in line))
+        assert (await remit.done("shop.buy", CAR, client_key="k")).call_id == first.call_id
+        assert (await remit.refused("shop.buy", CAR, client_key="other")).verdict.code == "no_approver"

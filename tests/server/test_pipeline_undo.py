@@ -15,6 +15,7 @@ from remit.approvals import NotAllowed
 from remit.due import send_due
 from remit.errors import UnknownRecord, WrongState
 from remit.model import Done, Failed, InDoubt, Outcome, Pending, Refused
+from remit.probes import probe
 from remit.undo import undo
 from remit_adapters.base import AdapterError, Reply
 
@@ -298,6 +299,31 @@ async def test_an_undo_that_the_world_does_not_show_is_not_called_done(
         again = await taken_back(remit, call_id)
         assert isinstance(again, Refused)
         assert again.verdict.code == "undo_used"
+
+
+@pytest.mark.parametrize("by", ["a look", "a person"])
+async def test_an_undo_that_could_not_be_proved_is_in_doubt_until_somebody_tells(
+    tmp_path: Path, by: str
+) -> None:
+    price = {"usd": "args.price"}
+    undo_rule = {**VERIFIED["shop.buy"]["undo"], "refund": 100}
+    rules = {**VERIFIED, "shop.buy": {**VERIFIED["shop.buy"], "price": price, "undo": undo_rule}}
+    budgets = [{"scope": "agent", "unit": "usd", "window": "total", "limit": 100}]
+    async with a_remit(tmp_path, tools=rules, budgets=budgets) as remit:
+        call_id = await bought(remit)
+        remit.source.on["look"] = AdapterError("It is down.", no_effect=True)
+        outcome = await taken_back(remit, call_id)
+        assert isinstance(outcome, Done)
+        assert (outcome.undone["state"], remit.state(outcome.call_id)) == ("indeterminate", "in_doubt")
+        remit.source.on["look"] = {"owner": "shop"}
+        remit.clock.advance(s=120)
+        if by == "a look":
+            assert (await probe(outcome.call_id, remit.on)).state == "succeeded"
+        else:
+            await remit.on.journal.resolve(outcome.call_id, happened=True, reason="seen", by="user:bea")
+        assert undo_state(remit, call_id) == "done"
+        assert remit.one("SELECT posted - refunded AS paid FROM accounts") == {"paid": 0}
+        assert len(remit.source.effects("give_back")) == 1
 
 
 async def test_a_proof_needs_no_right_of_the_agent_and_no_budget(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.server.builders import (
     Clock,
     Gate,
     Remit,
+    a_config,
     a_principal,
     a_remit,
     rows,
@@ -23,6 +24,7 @@ from tests.server.builders import (
     until,
 )
 
+from remit import catalog
 from remit.app import App
 from remit.config_file import load
 from remit.errors import UnknownRecord, WrongState
@@ -77,6 +79,47 @@ async def test_what_is_found_settles_the_call_as_its_answer_would_have(tmp_path:
         outcome = await undo(call_id, a_principal(), "run-1", remit.on)
         assert isinstance(outcome, Done)
         assert remit.source.effects("give_back")[0].arguments == {"order": "o-2"}
+
+
+def declared_anew(remit: Remit, **rules: Any) -> None:
+    """The configuration has changed, and whoever looks has been started with the new one."""
+    remit.on.config = remit.on.config.model_copy(
+        update={"tools": a_config(remit.on.config.store.path.parent, tools=tools(buy=rules)).tools}
+    )
+    remit.on.catalog = catalog.build(remit.on.config, {"shop": remit.source.offered})
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"undo": {"call": "shop.set", "args": {"thing": "result.order", "value": "0"}}},
+        {"effect": "irreversible", "undo": None},
+    ],
+    ids=["another", "none"],
+)
+async def test_what_is_found_is_not_for_a_way_back_that_was_declared_since(
+    tmp_path: Path, rules: dict[str, Any]
+) -> None:
+    async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        declared_anew(remit, find=FIND, **rules)
+        shows(remit, {"key": call_id, "order": "o-2"})
+        assert (await probe(call_id, remit.on)).state == "succeeded"
+        with open_records(remit.path, clock=remit.clock) as records:
+            assert records.call(call_id).way_back == "impossible"
+        with pytest.raises(WrongState, match="its way back could not be worked out"):
+            await undo(call_id, a_principal(), "run-1", remit.on)
+
+
+async def test_what_is_found_has_cost_what_was_held_where_its_price_is_in_another_unit_by_now(
+    tmp_path: Path,
+) -> None:
+    async with a_remit(tmp_path, tools=RULES, budgets=BUDGETS) as remit:
+        call_id = await in_doubt(remit)
+        declared_anew(remit, find=FIND, price={"eur": "args.price"})
+        shows(remit, {"key": call_id, "order": "o-2"})
+        assert (await probe(call_id, remit.on)).state == "succeeded"
+        assert held(remit) == {"held": 0, "posted": 5}
 
 
 @everywhere

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.acme import Terminal, made, refund_of, serving
-from tests.server.builders import POLICY, Clock, Remit, a_principal, a_remit, a_reply, tools
+from tests.server.builders import POLICY, Clock, Gate, Remit, a_principal, a_remit, a_reply, tools
 
 from remit.due import send_due
 from remit.identity import Principal
@@ -251,6 +251,43 @@ async def test_an_undo_that_fails_stops_only_what_was_done_to_the_same_thing_bef
         assert world.values == {"pen": 2, "lamp": 0}
 
 
+async def test_what_another_rollback_took_back_is_done_here_too(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        world = World(remit)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        await remit.done("shop.buy", {"thing": "lamp", "price": 5})
+        steps = await planned(remit)
+        one, other = [await roll_back(steps, BOSS, "cli", remit.on, force=False) for _ in range(2)]
+        assert [step.part for step in (*one, *other)] == ["done"] * 4
+        assert other[0].why == "It has been taken back."
+        assert world.orders == set()
+
+
+async def test_what_another_rollback_takes_back_just_now_is_not_in_doubt_for_good(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=WITH_BOSS) as remit:
+        World(remit)
+        await remit.done("shop.buy", {"thing": "pen", "price": 5})
+        steps, gate = await planned(remit), Gate()
+        remit.source.on["give_back"] = gate
+        ended: list[Step] = []
+
+        async def other() -> None:
+            await remit.source.reached(2)
+            try:
+                ended.extend(await roll_back(steps, BOSS, "cli", remit.on, force=False))
+                ended.extend(await planned(remit))
+            finally:
+                gate.open()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other)
+            (mine,) = await roll_back(steps, BOSS, "cli", remit.on, force=False)
+        assert mine.part == "done"
+        assert [(step.part, step.why.partition(":")[0]) for step in ended] == [
+            ("doubt", "An undo of it is under way")
+        ] * 2
+
+
 async def test_who_may_not_undo_takes_nothing_back(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         world = World(remit)
@@ -368,6 +405,32 @@ def test_a_person_sees_the_plan_first_and_then_goes_through_with_it(remit: Termi
     assert "2 calls: 2 undone." in went.out
     assert [step["part"] for step in remit.json(*words, "--plan")["steps"]] == ["done", "done"]
     assert remit("audit", "verify").code == 0
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_the_run_does_while_it_is_rolled_back_stays_and_is_named(
+    remit: Terminal, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    refunds(remit, 100)
+    late: list[str] = []
+
+    async def roll_back_while_it_goes_on(*planned: Any, **more: Any) -> list[Step]:
+        late.extend(await anyio.to_thread.run_sync(refunds, remit, 200))
+        return await roll_back(*planned, **more)
+
+    monkeypatch.setattr("remit.rollback.roll_back", roll_back_while_it_goes_on)
+    words = ("rollback", "--tool", "acme.refund", "--since", "1h", "--yes")
+    ran = remit(*words, *(("--json",) if as_json else ()))
+    assert ran.code == 1
+    if as_json:
+        assert ran.json["meanwhile"] == late
+    else:
+        assert (
+            f"1 calls were made meanwhile and stay, the newest is {late[0]}: stop who makes them" in ran.out
+        )
+    monkeypatch.undo()
+    assert f"{late[0][:18]}" in remit(*words, "--json").out
+    assert issued(remit) == 0
 
 
 def test_calls_that_are_named_are_not_narrowed_and_are_ones_own(remit: Terminal) -> None:

@@ -62,6 +62,13 @@ async def lost(remit: Remit, shelf: Shelf) -> str:
     return (await remit.call("shop.buy", {"thing": "cup", "price": 5})).call_id
 
 
+async def said_to_have_happened(remit: Remit, shelf: Shelf) -> str:
+    """Nobody saw the answer, which would tell how it is taken back."""
+    call_id = await lost(remit, shelf)
+    await remit.on.journal.resolve(call_id, happened=True, reason="it is there", by="user:bea")
+    return call_id
+
+
 async def refused_by_its_source(remit: Remit, shelf: Shelf) -> str:
     remit.source.on["buy"] = a_reply("sold out", is_error=True)
     return await bought(remit, shelf)
@@ -129,6 +136,7 @@ STATES: dict[Story, str | None] = {
     sent: "expired",
     refused_by_its_source: "impossible",
     without_an_order: "impossible",
+    said_to_have_happened: "impossible",
     looked: None,
 }
 each_story = pytest.mark.parametrize(

@@ -139,6 +139,8 @@ def resolve(
 
     if happened == did_not_happen:
         raise click.UsageError("say --happened or --did-not-happen" + (", and not both" if happened else ""))
+    if happened and force:
+        raise click.UsageError("--force is for --did-not-happen: what happened may be said at any time")
     loaded = load(config_path)
     who = person(loaded, as_user)
     with open_records(loaded.config.store.location, loaded.master_key) as written:

@@ -63,8 +63,9 @@ def rollback(
 
     RUN, --agent, --tool and --since say which, and narrow it together; --call names calls one by one. Shows
     the plan and asks before it begins. Each undo is governed like any call, so policy must let you `undo` the
-    tools. Made again, it goes on where it stopped. Exits with 0 when nothing of the calls is left (or, with
-    --plan, would be), and with 1 otherwise, also when a name has no call at all.
+    tools. Made again, it goes on where it stopped. What fits and is called meanwhile stays, and is told: stop
+    first whoever still calls. Exits with 0 when nothing of the calls is left (or, with --plan, would be), and
+    with 1 otherwise, also when a name has no call at all.
     """
     from remit.cli.acting import person
     from remit.config_file import load
@@ -79,12 +80,17 @@ def rollback(
     loaded = load(config_path)
     who = person(loaded, as_user)
     query = CallQuery(tenant=who.tenant, agent=agent, tool=tool, run=run, since_us=since_us)
-    steps = anyio.run(_work, loaded, who, query, call_ids, force, only_plan, ask)
+    steps, meanwhile = anyio.run(_work, loaded, who, query, call_ids, force, only_plan, ask)
     if as_json:
-        print_json({"steps": steps, "cost": price(steps)})
+        print_json({"steps": steps, "cost": price(steps), "meanwhile": meanwhile})
     else:
         _show(steps)
-    return 0 if all(step.part in GONE for step in steps) else 1
+        if meanwhile:
+            click.echo(
+                f"{len(meanwhile)} calls were made meanwhile and stay, the newest is {meanwhile[0]}:"
+                " stop who makes them (remit switch on), then give the command again."
+            )
+    return 0 if all(step.part in GONE for step in steps) and not meanwhile else 1
 
 
 async def _work(
@@ -95,12 +101,13 @@ async def _work(
     force: bool,
     only_plan: bool,
     ask: bool,
-) -> list[Step]:
+) -> tuple[list[Step], list[str]]:
+    """Every step as it is planned, or has ended; and the calls that were made while it was gone through."""
     from remit.cli.acting import run_name, services_of
     from remit.cli.output import progress
     from remit.cli.undo import sources_of
     from remit.records import open_records
-    from remit.rollback import plan, roll_back
+    from remit.rollback import has_acted, plan, roll_back
 
     with open_records(loaded.config.store.location, loaded.master_key) as found:
         calls = _calls(found, query, call_ids)
@@ -114,12 +121,16 @@ async def _work(
         ):
             steps = await plan(found, calls, me, run, services, force=force, advance=advance)
         if only_plan or not any(step.is_tried for step in steps):
-            return steps
+            return steps, []
         if ask:
             _show(steps)
             click.confirm("Take these back?", abort=True)
         with progress("taking back", len(steps)) as advance:
-            return await roll_back(steps, me, run, services, force=force, advance=advance)
+            steps = await roll_back(steps, me, run, services, force=force, advance=advance)
+    known = {call.id for call in calls}
+    with open_records(loaded.config.store.location, loaded.master_key) as found:
+        now = [] if call_ids else found.calls(query, limit=_CALLS_MAX)
+        return steps, [call.id for call in now if call.id not in known and has_acted(call)]
 
 
 def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[CallRecord]:
