@@ -523,7 +523,7 @@ class Journal:
             if after is not None:
                 self._sealer.keep(self._sealer.seal_of(call), call_id, "after", after)
             paid = dict(costs)
-            if resolution is not None:  # its tool may name other units by now: what was held in these was paid
+            if resolution is not None:  # its tool may name other units by now: what was held was paid
                 paid = {hold.unit: hold.amount for hold in balances.held_by(ledger, call_id)} | paid
             spent = balances.resolve(ledger, call_id, paid)
             if touches is not None:
