@@ -13,6 +13,7 @@ The application opens one journal for each process and closes it; opening regist
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -558,7 +559,8 @@ class Journal:
     async def catch_up(self) -> None:
         """Write what is owed because the database took no writes when it was known.
 
-        That is outcomes, and how many reads went through without a record.
+        That is outcomes, and how many reads went through without a record. One that the records do not take
+        keeps no other waiting: it is owed still, and a person finds its call in doubt when this process ends.
         """
         if gap := self._gap:
             self._gap = None  # what comes meanwhile is counted anew
@@ -570,14 +572,20 @@ class Journal:
             except StoreUnavailable:
                 self._gap = gap.with_later(self._gap) if self._gap else gap
                 return
-        while self._owed:
+        for _ in range(len(self._owed)):
+            if not self._owed:
+                return
+            change = self._owed.popleft()
             try:
-                await self._writer.write(self._owed[0], must=True)
+                await self._writer.write(change, must=True)
             except StoreUnavailable:
+                self._owed.appendleft(change)
                 return
             except WrongState:
                 pass  # a person has resolved it meanwhile
-            self._owed.popleft()
+            except Exception:  # noqa: BLE001 - a supervisor: one must not keep the others from being written
+                self._owed.append(change)
+                _log.exception("how a call ended cannot be recorded, and is tried again")
 
     async def take_over(self) -> None:
         """Conclude for processes that died since what they left open, as opening the file does."""
@@ -1246,6 +1254,7 @@ def _opened(at: Location, *, stream: str, role: str, relaxed: bool, lease_s: flo
         raise RemitError(f"the audit database {at} cannot be used: {error}") from None
 
 
+_log = logging.getLogger(__name__)
 _LET_IN = ("scheduled", "dispatched")
 _VERDICT = {Rung.EXECUTE: "execute", Rung.APPROVE: "approve", Rung.ADVISE: "advise", Rung.DENY: "deny"}
 

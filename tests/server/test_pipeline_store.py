@@ -18,6 +18,7 @@ from tests.server.builders import (
     a_remit,
     full_disk,
     held,
+    rows,
     until,
 )
 
@@ -153,6 +154,21 @@ async def test_what_is_still_owed_while_nothing_can_be_written_stays_owed(tmp_pa
             assert remit.state(outcome.call_id) == "dispatched"
         await remit.on.journal.catch_up()
         assert remit.state(outcome.call_id) == "succeeded"
+
+
+async def test_what_is_owed_and_cannot_be_recorded_keeps_nothing_else_from_being_recorded(
+    tmp_path: Path,
+) -> None:
+    def faulty() -> None:
+        raise ValueError("nobody has thought of this")
+
+    async with a_remit(tmp_path) as remit:
+        journal: Any = remit.on.journal
+        journal._owed.append(faulty)
+        outcome = await ended_while_full(remit, {"order": "o-1"})
+        await journal.catch_up()
+        assert remit.state(outcome.call_id) == "succeeded"
+    assert rows(tmp_path / "remit.db", "SELECT state FROM incarnations") == [{"state": "closed"}]
 
 
 async def test_too_many_waiting_calls_are_told_to_come_back_and_no_outcome_is_dropped(tmp_path: Path) -> None:
