@@ -17,7 +17,7 @@ import orjson
 
 from remit.budgets import in_words
 from remit.calls import new_call, result_of
-from remit.config import Playbook, PlaybookStep
+from remit.config import Effect, Playbook, PlaybookStep
 from remit.config_file import Loaded
 from remit.errors import RemitError, StoreUnavailable, WrongState
 from remit.identity import Principal
@@ -166,15 +166,19 @@ async def foreseen(run: Run) -> AsyncGenerator[Ended]:
 
 
 async def _read_back(run: Run, step: PlaybookStep) -> Ended | None:
-    """How a step ended that is done; None where it is not, or its answer is not kept, as those of reads."""
+    """How a step ended that is done; None where it is not, or only looked something up."""
     if step.id not in run.done:
         return None
     call_id = run.done[step.id]
     if call_id is not None:
-        reply = await run.on.journal.answer(call_id)
-        if reply is None:
+        made = await run.on.journal.recorded(call_id)
+        if made is None or made.effect == Effect.READ:
             return None
-        run.found[step.id] = result_of(reply)[0]
+        reply = await run.on.journal.answer(call_id)
+        if (
+            reply is not None
+        ):  # else it is erased: done is done, and who needs the answer cannot be worked out
+            run.found[step.id] = result_of(reply)[0]
     return Ended(step=step.id, state="done", said="Done before.", call_id=call_id)
 
 

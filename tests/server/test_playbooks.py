@@ -135,6 +135,20 @@ async def test_what_is_done_is_read_back_and_what_is_only_looked_up_is_looked_up
         assert [len(remit.source.effects(name)) for name in ("look", "buy")] == [2, 1]
 
 
+@pytest.mark.parametrize(("text", "state"), [("inputs.thing", "done"), ("steps.buy.order", "failed")])
+async def test_what_is_done_is_done_also_where_its_answer_was_erased(
+    tmp_path: Path, text: str, state: str
+) -> None:
+    book = a_book(*BOOK["steps"][:2], {"id": "tell", "call": "shop.send", "args": {"text": text}})
+    async with a_place_with(tmp_path, book) as (remit, loaded):
+        remit.source.on["send"] = AdapterError("no paper", no_effect=True)
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": "failed"}
+        await remit.on.journal.erase(tenant="acme", subject="user:ann", reason="asked to", by="user:bea")
+        remit.source.on["send"] = "sent"
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": state}
+        assert len(remit.source.effects("buy")) == 1
+
+
 async def test_what_a_person_has_let_go_again_is_not_stopped_again(tmp_path: Path) -> None:
     stop = {"id": "stop", "stop": "agent", "of": "'agent:wild'"}
     buy = {**BOOK["steps"][1], "args": {"thing": "inputs.thing", "price": "500"}}
