@@ -12,7 +12,7 @@ import hmac
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -53,6 +53,8 @@ _RETAIN_S = 60.0
 _DUE_S = 1.0
 #: Seconds between two looks for what starts a playbook.
 _TRIGGER_S = 2.0
+#: Seconds before work that never ends by itself, and was cut short, is taken up again.
+_AGAIN_S = 1.0
 #: How long a process that ends may take to seal what it wrote and to put the checkpoint elsewhere.
 _LAST_SEAL_S = 2.0
 #: Seconds between two tries to connect an optional source that was not there at the start.
@@ -77,6 +79,9 @@ class App:
         self._shadow = Shadow(loaded.config)
         self._listeners: list[Callable[[Event], None]] = []
         self._watch = PolicyWatch(loaded.config, hold=self._hold_against_tools)
+        #: The work beside the calls, and that none of it goes on.
+        self._work: anyio.CancelScope | None = None
+        self._rested = anyio.Event()
 
     async def services(self) -> Services:
         """What calls are governed with, as soon as the start is done. Raises what the start raised."""
@@ -159,17 +164,12 @@ class App:
             self._rebuild(services)
             if self._role != "cli":
                 await anyio.to_thread.run_sync(self._watch.hold)
-            tasks.start_soon(self._upkeep, journal)
             tasks.start_soon(self._sealing)
             if self._role != "cli":
-                tasks.start_soon(self._probing, services)
-                tasks.start_soon(self._retaining, journal)
-                tasks.start_soon(self._sending, services)
-                if any(book.on for book in self.config.playbooks.values()):
-                    tasks.start_soon(self._recovering, services, tasks)
-            if self._role != "cli":
-                tasks.start_soon(self._shadow.run, services)
-                tasks.start_soon(self._watch.run, journal, self._use)
+                watching = "looking for a new policy"
+                tasks.start_soon(_again_and_again, watching, self._watch.run, journal, self._use)
+            self._work = anyio.CancelScope()
+            tasks.start_soon(self._working, services, self._work)
         except BaseException as error:
             self._failure = error
             if self._services is not None:
@@ -184,22 +184,31 @@ class App:
         """Take their sources from the calls that are under way: these end, and are recorded and answered."""
         if self._services is None:
             return
+        await self._rest()
         async with anyio.create_task_group() as tasks:
             for each in self._services.adapters.values():
-                tasks.start_soon(each.stop)
+                tasks.start_soon(_ended, each)
 
     async def _stop(self) -> None:
         if self._services is None:
             return
         try:
             await self.cut_short()
-            await self._shadow.finish(self._services)
+            with _going_on("trying a policy"):
+                await self._shadow.finish(self._services)
             await self._services.journal.close()
         finally:
             self._services = None  # also where the records are away: once is enough
         if self._role != "cli":
             with anyio.move_on_after(_LAST_SEAL_S):  # no anchor keeps a process from ending
                 await self._seal()
+
+    async def _rest(self) -> None:
+        """End the work beside the calls, before the sources are gone: it would fail for that, and be recorded
+        as failed. What is not begun now is done by the next process that serves."""
+        if self._work is not None:
+            self._work.cancel()
+            await self._rested.wait()
 
     async def _connect(self, name: str, services: Services, tasks: TaskGroup) -> None:
         source = services.adapters[name]
@@ -280,6 +289,23 @@ class App:
         for listener in self._listeners:
             listener(event)
 
+    async def _working(self, services: Services, until: anyio.CancelScope) -> None:
+        """What is done beside the calls and makes calls of its own, or records, until the process ends."""
+        journal = services.journal
+        try:
+            with until:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._upkeep, journal)
+                    if self._role != "cli":
+                        tasks.start_soon(self._probing, services)
+                        tasks.start_soon(self._retaining, journal)
+                        tasks.start_soon(self._sending, services)
+                        if self.config.playbooks:
+                            tasks.start_soon(self._recovering, services, tasks)
+                        tasks.start_soon(_again_and_again, "trying a policy", self._shadow.run, services)
+        finally:
+            self._rested.set()
+
     async def _upkeep(self, journal: Journal) -> None:
         while True:
             await anyio.sleep(_UPKEEP_S)
@@ -316,17 +342,22 @@ class App:
         under_way: set[str] = set()
 
         async def carry_out(run: playbooks.Run) -> None:
-            under_way.add(run.id)
-            await triggers.carried_out(run)
-            under_way.discard(run.id)
+            try:
+                await triggers.carried_out(run)
+            finally:
+                under_way.discard(run.id)
+
+        def begin(runs: Collection[playbooks.Run]) -> None:
+            for run in runs:
+                if run.id not in under_way:  # it is, where this process was given up for dead, and lives
+                    under_way.add(run.id)
+                    tasks.start_soon(carry_out, run)
 
         while True:
+            with _going_on("carrying playbooks on"):
+                begin(await triggers.resumed(services, self.loaded, under_way))
             with _going_on("starting playbooks"):
-                for run in await triggers.resumed(services, self.loaded):
-                    if run.id not in under_way:  # it is, where this process was given up for dead, and lives
-                        tasks.start_soon(carry_out, run)
-                for run in await triggers.begun(services, self.loaded):
-                    tasks.start_soon(carry_out, run)
+                begin(await triggers.begun(services, self.loaded))
             await anyio.sleep(_TRIGGER_S)
 
     async def _sealing(self) -> None:
@@ -350,6 +381,20 @@ class App:
         for each in anchored:
             if each.error:
                 _log.error("the newest checkpoint is not at %s: %s", each.anchor, each.error)
+
+
+async def _ended(source: Adapter) -> None:
+    """End a source; a fault of it keeps neither the others nor the record from being closed."""
+    with _going_on("ending a source"):
+        await source.stop()
+
+
+async def _again_and_again(what: str, work: Callable[..., Awaitable[None]], *given: object) -> None:
+    """Have work go on that never ends by itself, whatever it meets."""
+    while True:
+        with _going_on(what):
+            await work(*given)
+        await anyio.sleep(_AGAIN_S)
 
 
 @contextmanager

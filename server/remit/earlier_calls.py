@@ -20,7 +20,7 @@ from remit.identity import Principal
 from remit.ledger import Ledger
 from remit.model import Call, Confirmation, Recorded, Remedy, Verdict
 from remit.vault import Sealer, committed
-from remit_adapters.base import Json, Reply
+from remit_adapters.base import Reply
 from remit_rbac import Rung
 
 
@@ -73,12 +73,11 @@ def equal_to(ledger: Ledger, sealer: Sealer, call: Call) -> Repeated | Verdict |
             )
     if row is None:
         return None
-    answer = sealer.carried(row["id"], "result") if row["state"] in ("succeeded", "failed") else None
     waits = row["state"] == "scheduled"
     return Repeated(
         call_id=row["id"],
         state=row["state"],
-        reply=_reply(answer) if answer else None,
+        reply=answer(sealer, row["id"]) if row["state"] in ("succeeded", "failed") else None,
         waits=Waits(due_us=row["due_us"], waits_for=row["waits_for"]) if waits else None,
     )
 
@@ -159,7 +158,11 @@ def _recorded(sealer: Sealer, row: Row) -> Recorded:
     )
 
 
-def _reply(value: Json) -> Reply:
+def answer(sealer: Sealer, call_id: str) -> Reply | None:
+    """What a call was answered; None where that is not kept (any more)."""
+    value = sealer.carried(call_id, "result")
+    if not value:
+        return None
     asks = value.get("resultType") == "input_required"
     return Reply(
         body=value, is_error=bool(value.get("isError")), kind="input_required" if asks else "complete"

@@ -63,7 +63,7 @@ from remit.ledger import Ledger, Store
 from remit.ledger_sqlite import SqliteStore, must_be_local
 from remit.model import Call, Charge, Recorded, Scalar, UndoPlan, Verdict
 from remit.notices import Notice
-from remit.playbook_runs import Resumed
+from remit.playbook_runs import Taken
 from remit.proven import Proof
 from remit.runs import Run, RunKey
 from remit.schema import upgrade
@@ -73,7 +73,7 @@ from remit.vault import Sealer, open_sealer
 from remit.versions import Digests, Version
 from remit.ways_back import Undoable, UndoEnd
 from remit.writer import Writer
-from remit_adapters.base import Json
+from remit_adapters.base import Json, Reply
 from remit_rbac import Rung
 
 T = TypeVar("T")
@@ -582,7 +582,8 @@ class Journal:
     async def catch_up(self) -> None:
         """Write what is owed because the database took no writes when it was known.
 
-        That is outcomes, and how many reads went through without a record.
+        That is outcomes, and how many reads went through without a record. One that the records do not take
+        keeps no other waiting: it is owed still, and a person finds its call in doubt when this process ends.
         """
         async with self._catching_up:
             if gap := self._gap:
@@ -595,7 +596,7 @@ class Journal:
                 except StoreUnavailable:
                     self._gap = gap.with_later(self._gap) if self._gap else gap
                     return
-            while self._owed:
+            for _ in range(len(self._owed)):
                 change, otherwise = self._owed[0]
                 try:
                     try:
@@ -604,7 +605,11 @@ class Journal:
                         await self._writer.write(otherwise, must=True)
                 except StoreUnavailable:
                     return
-                self._owed.popleft()
+                except Exception:  # noqa: BLE001 - a supervisor: one must not keep the others from being written
+                    self._owed.rotate(-1)
+                    _log.exception("how a call ended cannot be recorded, and is tried again")
+                else:
+                    self._owed.popleft()
 
     async def take_over(self) -> None:
         """Conclude for processes that died since what they left open, as opening the file does."""
@@ -897,8 +902,11 @@ class Journal:
         tenant: str,
         by: str,
         anew: bool,
-    ) -> tuple[str, int]:
-        """Begin a run, or carry on an equal one that has not ended well; return its id, and when it began."""
+    ) -> Taken:
+        """Begin a run, or carry on an equal one that has not ended well.
+
+        Raises WrongState while another process carries that one out.
+        """
         return await self._writer.write(
             lambda: playbook_runs.begin(
                 self._ledger,
@@ -942,25 +950,58 @@ class Journal:
             )
         )
 
-    async def take_over_playbooks(self, digests: Mapping[str, str]) -> list[Resumed]:
-        """The runs that began by themselves and whose process is gone: this one carries them on.
-
-        `digests` are the versions of now, by name: a run of another version ends here, as failed.
-        """
-        return await self._writer.write(lambda: playbook_runs.take_over(self._ledger, digests))
+    async def take_over_playbooks(
+        self, digests: Mapping[str, str], *, under_way: Collection[str], limit: int
+    ) -> list[Taken]:
+        """Runs that began by themselves and nobody carries out (see `playbook_runs.take_over`)."""
+        return await self._writer.write(
+            lambda: playbook_runs.take_over(self._ledger, digests, under_way=under_way, limit=limit)
+        )
 
     async def note_playbook(
         self, *, run: str, tenant: str, step: str, state: str, said: str, call_id: str | None
     ) -> None:
-        """Record how one step ended."""
+        """Record how one step ended. Raises WrongState where the run is another's by now."""
         await self._writer.write(
             lambda: playbook_runs.note_step(
                 self._ledger, run=run, tenant=tenant, step=step, state=state, said=said, call_id=call_id
             )
         )
 
-    async def end_playbook(self, *, run: str, tenant: str, state: str) -> None:
-        await self._writer.write(lambda: playbook_runs.end(self._ledger, run=run, tenant=tenant, state=state))
+    async def stop_by_playbook(
+        self,
+        *,
+        run: str,
+        tenant: str,
+        step: str,
+        scope: str,
+        target: str,
+        of_tenant: str,
+        what: str,
+        reason: str,
+        by: str,
+    ) -> str:
+        """Turn the kill switch on as a step of a run, and record that (see `playbook_runs.stop`)."""
+        return await self._writer.write(
+            lambda: playbook_runs.stop(
+                self._ledger,
+                run=run,
+                tenant=tenant,
+                step=step,
+                scope=scope,
+                target=target,
+                of_tenant=of_tenant,
+                what=what,
+                reason=reason,
+                by=by,
+            )
+        )
+
+    async def end_playbook(self, *, run: str, tenant: str, state: str, **more: str) -> None:
+        """Record how a run ended. Raises WrongState where it is another's by now."""
+        await self._writer.write(
+            lambda: playbook_runs.end(self._ledger, run=run, tenant=tenant, state=state, **more)
+        )
 
     # What steps of a call, and people, ask of the record.
 
@@ -995,6 +1036,10 @@ class Journal:
         return await self._writer.write(
             lambda: earlier_calls.recorded(self._ledger, self._sealer, call_id), durable=False
         )
+
+    async def answer(self, call_id: str) -> Reply | None:
+        """What a call that has ended was answered; None where that is not kept (any more)."""
+        return await self._writer.write(lambda: earlier_calls.answer(self._sealer, call_id), durable=False)
 
     async def run(self, call: Call) -> Run:
         """What the run of a call has come to, as of the newest transaction here or the last idle look."""

@@ -177,6 +177,8 @@ class Ledger:
         self._role = role
         self._config = config
         self.stream = stream
+        #: The streams of this process: more than one when it was taken for dead, and went on.
+        self.lives = {stream}
         self._seq = 0
         self._head = GENESIS
         self._taken_for_dead = False
@@ -472,6 +474,7 @@ class Ledger:
         if stream is None:
             raise StoreUnavailable(_DEAD)
         self.stream, self._seq, self._head = stream, 0, GENESIS
+        self.lives.add(stream)
         self.begin_life()
 
     def _before_query(self) -> None:

@@ -2,7 +2,8 @@
 
 A driver over rows, no engine: each step is a governed call under a key made of the run and the step, a
 rollback, or a switch, and all three do nothing twice. So a run that was cut short, at whatever point, is
-carried on by doing it again. What the steps found is read back from their own records.
+carried on by doing it again. What is done is not done again: what it found is read back from its own record.
+What is only looked up is looked up anew, for the answers to reads are not kept.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import orjson
 
 from remit.budgets import in_words
 from remit.calls import new_call, result_of
-from remit.config import Playbook, PlaybookStep
+from remit.config import Effect, Playbook, PlaybookStep
 from remit.config_file import Loaded
-from remit.errors import RemitError, WrongState
+from remit.errors import RemitError, StoreUnavailable, WrongState
 from remit.identity import Principal
 from remit.ids import uuid7
-from remit.model import Call, Done, InDoubt, Outcome, Pending, Unconfirmed
+from remit.model import Call, Done, InDoubt, Outcome, Pending, Refused, Scheduled, Unconfirmed
 from remit.pipeline import Services, govern, informed
+from remit.playbook_runs import Taken
 from remit.records import CallQuery, open_records
+from remit.refusals import BUSY, STORE_DOWN
 from remit.rollback import GONE, Step, plan, price, roll_back
 from remit_rbac import EvaluationError, Rung, compile_expression
 
-#: `waits` for a person, and is carried on by running it again; `doubt`: nobody knows whether it happened.
+#: `waits` for a person, or to be sent, and is carried on by running it again; `doubt`: nobody knows whether
+#: it happened.
 State = Literal["done", "skipped", "failed", "waits", "doubt", "planned"]
 #: More calls than one step may take back.
 _CALLS_MAX = 10_000
@@ -45,6 +49,8 @@ class Ended:
     steps: tuple[Step, ...] = ()
     #: What its event says for ever, where `said` has words that a call carried: those can be erased.
     noted: str | None = None
+    #: It is on record with what it did.
+    recorded: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +64,8 @@ class Run:
     started_us: int
     on: Services
     loaded: Loaded
+    #: The steps that were done when this process took it on, and the call of each that made one.
+    done: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     found: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -91,9 +99,12 @@ def given(playbook: Playbook, inputs: Mapping[str, str]) -> Mapping[str, str]:
 async def begin(
     name: str, inputs: Mapping[str, str], on: Services, loaded: Loaded, *, by: str, anew: bool = False
 ) -> Run:
-    """A new run, or the one with the same version and inputs that has not ended well yet."""
+    """A new run, or the one with the same version and inputs that has not ended well yet.
+
+    Raises WrongState when the inputs are not its, or another process carries that one out.
+    """
     playbook = loaded.config.playbooks[name]
-    run, started_us = await on.journal.begin_playbook(
+    run = await on.journal.begin_playbook(
         run=uuid7(on.clock()),
         name=name,
         digest=digest(playbook),
@@ -102,29 +113,40 @@ async def begin(
         by=by,
         anew=anew,
     )
+    return taken_on(run, on, loaded)
+
+
+def taken_on(run: Taken, on: Services, loaded: Loaded) -> Run:
+    """A run that is this process's, to be carried out from where it is."""
     return Run(
-        id=run,
-        name=name,
-        inputs=inputs,
-        started_us=started_us,
+        id=run.run,
+        name=run.name,
+        inputs=run.inputs,
+        started_us=run.started_us,
         on=on,
         loaded=loaded,
+        done=run.done,
     )
 
 
 async def carry_out(run: Run) -> AsyncGenerator[Ended]:
-    """Take every step until one does not end well; each is recorded as it ends."""
+    """Take every step until one does not end well; each is recorded as it ends.
+
+    Raises WrongState where another process has taken the run over, StoreUnavailable where it cannot be
+    recorded, so that it stays to be carried on.
+    """
     state: State = "done"
     for step in run.playbook.steps:
-        ended = await _taken(run, step)
-        await run.on.journal.note_playbook(
-            run=run.id,
-            tenant=run.principal.tenant,
-            step=step.id,
-            state=ended.state,
-            said=ended.said if ended.noted is None else ended.noted,
-            call_id=ended.call_id,
-        )
+        ended = await _read_back(run, step) or await _taken(run, step)
+        if not ended.recorded:
+            await run.on.journal.note_playbook(
+                run=run.id,
+                tenant=run.principal.tenant,
+                step=step.id,
+                state=ended.state,
+                said=ended.said if ended.noted is None else ended.noted,
+                call_id=ended.call_id,
+            )
         yield ended
         if ended.state not in ("done", "skipped"):
             state = ended.state
@@ -143,6 +165,23 @@ async def foreseen(run: Run) -> AsyncGenerator[Ended]:
             yield Ended(step=step.id, state="failed", said=str(error))
 
 
+async def _read_back(run: Run, step: PlaybookStep) -> Ended | None:
+    """How a step ended that is done; None where it is not, or only looked something up."""
+    if step.id not in run.done:
+        return None
+    call_id = run.done[step.id]
+    if call_id is not None:
+        made = await run.on.journal.recorded(call_id)
+        if made is None or made.effect == Effect.READ:
+            return None
+        reply = await run.on.journal.answer(call_id)
+        if (
+            reply is not None
+        ):  # else it is erased: done is done, and who needs the answer cannot be worked out
+            run.found[step.id] = result_of(reply)[0]
+    return Ended(step=step.id, state="done", said="Done before.", call_id=call_id)
+
+
 async def _taken(run: Run, step: PlaybookStep) -> Ended:
     try:
         if step.when is not None and _value(step.when, run.roots) is not True:
@@ -154,6 +193,8 @@ async def _taken(run: Run, step: PlaybookStep) -> Ended:
         return await _switch(run, step)
     except EvaluationError as error:
         return Ended(step=step.id, state="failed", said=f"It cannot be worked out: {error}")
+    except StoreUnavailable:
+        raise  # it says nothing about the step
     except RemitError as error:
         return Ended(step=step.id, state="failed", said=str(error))
 
@@ -195,6 +236,8 @@ def _as_call(run: Run, step: PlaybookStep) -> Call:
 
 async def _call(run: Run, step: PlaybookStep) -> Ended:
     outcome = await govern(_as_call(run, step), run.on)
+    if isinstance(outcome, Refused) and outcome.verdict in (STORE_DOWN, BUSY):
+        raise StoreUnavailable(outcome.verdict.reason)
     state, said = _told(outcome)
     noted = said if state in ("done", "waits") else ""
     if isinstance(outcome, Done):
@@ -216,6 +259,11 @@ def _told(outcome: Outcome) -> tuple[State, str]:
             return "failed", ""
         case Pending():
             return "waits", f"A person must agree first: request {outcome.approval_id}."
+        case Scheduled():
+            return (
+                "waits",
+                f"It is held back (call {outcome.call_id}): run this again when it was sent.",
+            )
         case InDoubt():
             return "doubt", f"{outcome.message} Resolve it (remit doubt), then run this again."
         case Unconfirmed():
@@ -259,17 +307,19 @@ def _cost(by_unit: Mapping[str, int]) -> str:
 
 
 async def _switch(run: Run, step: PlaybookStep) -> Ended:
-    target, said = _stopped(run, step)
-    changed = await run.on.journal.switch(
-        kind="kill",
+    target, what = _stopped(run, step)
+    said = await run.on.journal.stop_by_playbook(
+        run=run.id,
+        tenant=run.principal.tenant,
+        step=step.id,
         scope=str(step.stop),
         target=target,
-        tenant="" if step.stop == "tenant" else run.principal.tenant,
-        on=True,
+        of_tenant="" if step.stop == "tenant" else run.principal.tenant,
+        what=what,
         reason=f"playbook {run.name}, run {run.id}",
         by=run.principal.user,
     )
-    return Ended(step=step.id, state="done", said=f"Stopped: {said}." if changed else f"{said} was stopped.")
+    return Ended(step=step.id, state="done", said=said, recorded=True)
 
 
 def _stopped(run: Run, step: PlaybookStep) -> tuple[str, str]:

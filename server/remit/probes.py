@@ -56,7 +56,8 @@ class Prober:
             call_id
             for call_id, (kind, name) in open_calls.items()
             if (kind == "undo" or _can_tell(on.catalog.tools.get(name)))
-            and self._waits.get(call_id, (0, 0))[0] <= now
+            # No pause is longer: it began before the clock was set back.
+            and not now < self._waits.get(call_id, (0, 0))[0] <= now + _PAUSE_MAX_US
         ]
         found: list[Finding] = []
         for call_id in due[:_ROUND]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio.to_thread
@@ -19,12 +20,15 @@ from remit.catalog import covers
 from remit.config import Failures, Playbook, Spent, Switched, Trigger
 from remit.config_file import Loaded
 from remit.database import Reader, Row, reading
+from remit.errors import RemitError, StoreUnavailable, WrongState
 from remit.ids import uuid7
 from remit.pipeline import Services
-from remit.playbooks import Run, carry_out, digest
+from remit.playbooks import Run, carry_out, digest, taken_on
 from remit_rbac import EvaluationError, compile_expression
 
 _log = logging.getLogger(__name__)
+#: Runs that were cut short are carried on while no more than this many are under way here.
+_AT_ONCE = 8
 #: Its own calls never set a playbook off.
 _OF_OTHERS = """NOT (agent = ? AND "user" = ? AND run LIKE 'playbook-%')"""
 
@@ -53,23 +57,17 @@ async def begun(on: Services, loaded: Loaded) -> list[Run]:
     return runs
 
 
-async def resumed(on: Services, loaded: Loaded) -> list[Run]:
-    """The runs that began by themselves in a process that is gone since: for this one to carry on.
+async def resumed(on: Services, loaded: Loaded, under_way: Collection[str] = ()) -> list[Run]:
+    """Runs that began by themselves and that nobody carries out: for this process to carry on.
 
-    Raises StoreUnavailable.
+    Few at a time, beside those that it has `under_way`: others may take the rest. Raises StoreUnavailable.
     """
-    books = loaded.config.playbooks
-    return [
-        Run(
-            id=left.run,
-            name=left.name,
-            inputs=left.inputs,
-            started_us=left.started_us,
-            on=on,
-            loaded=loaded,
-        )
-        for left in await on.journal.take_over_playbooks({name: digest(it) for name, it in books.items()})
-    ]
+    left = await on.journal.take_over_playbooks(
+        {name: digest(book) for name, book in loaded.config.playbooks.items()},
+        under_way=under_way,
+        limit=max(0, _AT_ONCE - len(under_way)),
+    )
+    return [taken_on(each, on, loaded) for each in left]
 
 
 async def carried_out(run: Run) -> None:
@@ -77,8 +75,17 @@ async def carried_out(run: Run) -> None:
     try:
         async for ended in carry_out(run):
             _log.warning("playbook %s, run %s: step %s is %s", run.name, run.id, ended.step, ended.state)
+    except WrongState as error:
+        _log.warning("playbook %s is left to others: %s", run.name, error)
+    except StoreUnavailable as error:
+        _log.warning("playbook %s, run %s was cut short, and is carried on: %s", run.name, run.id, error)
     except Exception:  # noqa: BLE001 - a supervisor: a playbook must not end the server
         _log.exception("playbook %s, run %s was cut short: run it again with its inputs", run.name, run.id)
+        with suppress(RemitError):  # it is tried again then
+            why = "an error that nobody has thought of: the log has it"
+            await run.on.journal.end_playbook(
+                run=run.id, tenant=run.principal.tenant, state="failed", why=why
+            )
 
 
 async def _begin(look: _Look, cause: _Cause, loaded: Loaded) -> Run | None:
@@ -128,8 +135,9 @@ class _Look:
         with reading(self.on.config.store.location) as db:
             last = db.one(
                 "SELECT MAX(started_us) AS us FROM playbook_runs"
-                " WHERE name = ? AND tenant = ? AND cause IS NOT NULL",
-                (self.name, who.tenant),
+                # One from much later was begun before the clock was set back: the pause is not that long.
+                " WHERE name = ? AND tenant = ? AND cause IS NOT NULL AND started_us < ?",
+                (self.name, who.tenant, self.now_us + self.every_us),
             )
             since_us = self.now_us - self.every_us
             if last and last["us"] is not None:
@@ -151,12 +159,14 @@ class _Look:
             return None
         newest = db.all(
             "SELECT id, tool, agent, run, state FROM calls"  # noqa: S608 - only marks and a constant
-            f" WHERE tool IN ({_marks(tools)}) AND created_us > ? AND tenant = ? AND kind = 'call'"
+            f" WHERE tool IN ({_marks(tools)}) AND created_us > ? AND created_us <= ? AND tenant = ?"
+            " AND kind = 'call'"
             f" AND state IN ('succeeded', 'failed', 'in_doubt') AND {_OF_OTHERS}"
             " ORDER BY created_us DESC, id DESC LIMIT ?",
             (
                 *tools,
                 max(self.now_us - wanted.within * 1_000_000, last_us or 0),
+                self.now_us,  # what is later was made before the clock was set back
                 who.tenant,
                 who.agent,
                 who.user,
@@ -178,11 +188,13 @@ class _Look:
         newest = db.one(
             "SELECT id, tool, agent, run FROM calls"  # noqa: S608 - only marks and a constant
             f" WHERE tool IN ({_marks(tools)}) AND created_us > ? AND dispatched_us > ?"
-            f" AND tenant = ? AND kind = 'call' AND {_OF_OTHERS} ORDER BY dispatched_us DESC LIMIT 1",
+            f" AND dispatched_us <= ? AND tenant = ? AND kind = 'call' AND {_OF_OTHERS}"
+            " ORDER BY dispatched_us DESC LIMIT 1",
             (
                 *(tool.name for tool in tools),
                 since_us - waited_s * 1_000_000,
                 since_us,
+                self.now_us,
                 who.tenant,
                 who.agent,
                 who.user,
@@ -224,11 +236,13 @@ class _Look:
     def _switched(self, db: Reader, wanted: Switched, since_us: int) -> _Cause | None:
         tenant = self.book.runs_as.tenant
         found = db.one(
-            "SELECT kind, scope, target, set_us FROM switches WHERE set_us > ? AND tenant IN ('', ?)"
+            "SELECT kind, scope, target, set_us FROM switches WHERE set_us > ? AND set_us <= ?"
+            " AND tenant IN ('', ?)"
             " AND (scope <> 'tenant' OR target = ?) AND kind LIKE ? AND scope LIKE ? AND reason NOT LIKE ?"
             " ORDER BY set_us DESC LIMIT 1",
             (
                 since_us,
+                self.now_us,
                 tenant,
                 tenant,
                 wanted.kind or "%",

@@ -18,6 +18,7 @@ from tests.server.builders import (
     a_remit,
     full_disk,
     held,
+    rows,
     until,
 )
 
@@ -169,6 +170,21 @@ async def test_what_is_owed_is_written_once_by_two_who_catch_up_at_once(tmp_path
         await asyncio.gather(remit.on.journal.catch_up(), remit.on.journal.catch_up())
         assert remit.state(outcome.call_id) == "succeeded"
         assert remit.one("SELECT held, posted FROM accounts") == {"held": 0, "posted": 1}
+
+
+async def test_what_is_owed_and_cannot_be_recorded_keeps_nothing_else_from_being_recorded(
+    tmp_path: Path,
+) -> None:
+    def faulty() -> None:
+        raise ValueError("nobody has thought of this")
+
+    async with a_remit(tmp_path) as remit:
+        journal: Any = remit.on.journal
+        journal._owed.append((faulty, lambda: None))
+        outcome = await ended_while_full(remit, {"order": "o-1"})
+        await journal.catch_up()
+        assert remit.state(outcome.call_id) == "succeeded"
+    assert rows(tmp_path / "remit.db", "SELECT state FROM incarnations") == [{"state": "closed"}]
 
 
 async def test_too_many_waiting_calls_are_told_to_come_back_and_no_outcome_is_dropped(tmp_path: Path) -> None:

@@ -22,11 +22,15 @@ from tests.server.builders import (
     a_remit,
     a_reply,
     rows,
+    tools,
 )
 
 from remit.config_file import Loaded
+from remit.due import send_due
+from remit.errors import WrongState
 from remit.model import Done
 from remit.playbooks import Ended, begin, carry_out, foreseen
+from remit_adapters.base import AdapterError
 
 BOOK: dict[str, Any] = {
     "as": {"tenant": "acme", "agent": "agent:bot", "user": "user:ann"},
@@ -115,6 +119,83 @@ async def test_what_was_cut_short_is_carried_on_and_nothing_is_done_twice(tmp_pa
         await remit.on.journal.resolve(doubtful["id"], happened=False, reason="seen", by="user:bea")
         assert states(await carried_out(remit, loaded))["buy"] == "done"
         assert len(remit.rows("SELECT * FROM playbook_runs")) == 1
+
+
+async def test_what_is_done_is_read_back_and_what_is_only_looked_up_is_looked_up_anew(tmp_path: Path) -> None:
+    """What was done by what an earlier step found stays done, whatever that would find now."""
+    async with a_place_with(tmp_path) as (remit, loaded):
+        remit.source.on["send"] = AdapterError("no paper", no_effect=True)
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": "failed"}
+        remit.source.on.update(look={"value": 8}, buy={"order": "o-2"}, send="sent")
+        remit.use_policy(POLICY.replace("p, role:clerk, acme, shop.buy, execute", "# "))
+        ended = await carried_out(remit, loaded)
+        assert states(ended) == {"look": "done", "buy": "done", "tell": "done"}
+        assert ended[1].said == "Done before."
+        assert [request.arguments["text"] for request in remit.source.effects("send")] == ["o-1"] * 2
+        assert [len(remit.source.effects(name)) for name in ("look", "buy")] == [2, 1]
+
+
+@pytest.mark.parametrize(("text", "state"), [("inputs.thing", "done"), ("steps.buy.order", "failed")])
+async def test_what_is_done_is_done_also_where_its_answer_was_erased(
+    tmp_path: Path, text: str, state: str
+) -> None:
+    book = a_book(*BOOK["steps"][:2], {"id": "tell", "call": "shop.send", "args": {"text": text}})
+    async with a_place_with(tmp_path, book) as (remit, loaded):
+        remit.source.on["send"] = AdapterError("no paper", no_effect=True)
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": "failed"}
+        await remit.on.journal.erase(tenant="acme", subject="user:ann", reason="asked to", by="user:bea")
+        remit.source.on["send"] = "sent"
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": state}
+        assert len(remit.source.effects("buy")) == 1
+
+
+async def test_what_a_person_has_let_go_again_is_not_stopped_again(tmp_path: Path) -> None:
+    stop = {"id": "stop", "stop": "agent", "of": "'agent:wild'"}
+    buy = {**BOOK["steps"][1], "args": {"thing": "inputs.thing", "price": "500"}}
+    async with a_place_with(tmp_path, a_book(stop, buy)) as (remit, loaded):
+        assert states(await carried_out(remit, loaded)) == {"stop": "done", "buy": "waits"}
+        assert await remit.switch("kill", "agent", "agent:wild", "acme", on=False)
+        await remit.vote(remit.one("SELECT id FROM approvals")["id"])
+        assert states(await carried_out(remit, loaded)) == {"stop": "done", "buy": "done"}
+        assert remit.on.journal.switches == frozenset()
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_a_run_that_another_process_carries_out_is_not_taken_from_it(tmp_path: Path) -> None:
+    clock = Clock()
+    async with (
+        a_place_with(tmp_path, clock=clock) as (one, loaded),
+        a_place_with(tmp_path, clock=clock) as (other, _),
+    ):
+        one.source.on["buy"] = gate = Gate({"order": "o-1"})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(carried_out, one, loaded)
+            await one.source.reached(2)
+            with pytest.raises(WrongState, match="is being carried out by another process"):
+                await carried_out(other, loaded)
+            gate.open()
+        assert [run["state"] for run in one.rows("SELECT state FROM playbook_runs")] == ["done"]
+        assert other.source.sent == []
+
+
+@pytest.mark.parametrize("how", ["deferred", "budget"])
+async def test_a_step_that_is_held_back_waits_until_it_was_sent(tmp_path: Path, how: str) -> None:
+    more: dict[str, Any] = {"tools": tools(send={"effect": "deferred", "hold_back": "10m"})}
+    if how == "budget":
+        budget = {"scope": "agent", "unit": "usd", "window": "hour", "limit": 5, "on_exceed": "defer"}
+        more = {"tools": tools(send={"price": {"usd": 3}}), "budgets": [{**budget, "wait": "2h"}]}
+    async with a_place_with(tmp_path, **more) as (remit, loaded):
+        if how == "budget":
+            await remit.done("shop.send", {"text": "before"})
+        ended = await carried_out(remit, loaded)
+        assert states(ended) == {"look": "done", "buy": "done", "tell": "waits"}
+        assert ended[-1].call_id in ended[-1].said
+        assert states(await carried_out(remit, loaded))["tell"] == "waits"
+        remit.clock.advance(s=3601)
+        assert await send_due(remit.on)
+        assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": "done"}
+        assert [request.arguments["text"] for request in remit.source.effects("send")][-1:] == ["o-1"]
+        assert remit.one("SELECT state FROM playbook_runs")["state"] == "done"
 
 
 async def test_a_run_that_ended_well_is_not_carried_on_but_begun_anew(tmp_path: Path) -> None:

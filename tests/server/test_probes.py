@@ -332,6 +332,18 @@ async def test_the_prober_looks_at_few_at_a_time_and_less_and_less_often(tmp_pat
         assert len(await prober.round(remit.on)) == 8
 
 
+async def test_a_clock_that_was_set_back_keeps_nobody_from_looking(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, tools=RULES) as remit:
+        await in_doubt(remit)
+        shows(remit, more=True)
+        prober = Prober()
+        remit.clock.advance(s=5 * 3600)
+        assert len(await prober.round(remit.on)) == 1
+        remit.clock.advance(s=-5 * 3600)
+        assert len(await prober.round(remit.on)) == 1
+        assert await prober.round(remit.on) == []
+
+
 async def test_arguments_that_are_not_kept_exactly_prove_nothing(tmp_path: Path) -> None:
     policy = (
         "g, agent:bot, role:clerk, acme\ng, user:ann, role:clerk, acme\ng3, agent:bot, user:ann, acme\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from typing import Any
 import anyio
 import orjson
 import pytest
+from tests.postgres import Databases
 from tests.server.acme import CONFIG, Terminal, a_place
-from tests.server.builders import Clock, Remit, a_reply, rows, tools, until
+from tests.server.builders import Clock, Gate, Remit, a_reply, rows, taking_no_writes, tools, until
 from tests.server.test_playbooks import BOOK, a_book, a_place_with
 
 from remit.app import App
 from remit.config_file import Loaded, load
+from remit.database import Postgres
 from remit.playbooks import carry_out
 from remit.triggers import begun, carried_out, resumed
 
@@ -30,7 +33,8 @@ FAILURES = {"failures": {"tool": "shop.s*", "share": 50, "of_last": 4}}
 def a_triggered(on: Mapping[str, Any], thing: str = "trigger.agent", **more: Any) -> dict[str, Any]:
     """A playbook that begins by itself, as somebody other than whoever sets it off."""
     who = {"tenant": "acme", "agent": "agent:other", "user": "user:ann"}
-    return {**a_book(ORDER), "as": who, "on": [{"inputs": {"thing": thing}, **on}], **more}
+    every = {"every": more.pop("every")} if "every" in more else {}
+    return {**a_book(ORDER), "as": who, "on": [{"inputs": {"thing": thing}, **on, **every}], **more}
 
 
 async def looked(remit: Remit, loaded: Loaded) -> int:
@@ -199,7 +203,7 @@ async def test_what_was_cut_short_is_carried_on_by_the_next_process_and_by_one_a
         (run,) = await begun(remit.on, loaded)
         steps = carry_out(run)
         assert (await anext(steps)).state == "done"
-        assert await resumed(remit.on, loaded) == [], "its process lives"
+        assert await resumed(remit.on, loaded, {run.id}) == [], "its process lives"
         await steps.aclose()
         remit.die()
     async with (
@@ -219,6 +223,98 @@ async def test_what_was_cut_short_is_carried_on_by_the_next_process_and_by_one_a
         ]
         assert [each["carried_on"] for each in told] == [False, True]
         assert await looked(one, loaded) == 0
+
+
+#: Looks, which does no harm twice, and stops a tool.
+LOOK_AND_STOP = [
+    {"id": "look", "call": "shop.look", "args": {"thing": "inputs.thing"}},
+    {"id": "stop", "stop": "tool", "of": "'shop.set'"},
+]
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_who_slept_while_another_carried_its_run_on_does_nothing_of_it_any_more(
+    tmp_path: Path,
+) -> None:
+    clock, book = Clock(), a_triggered(FAILURES, steps=LOOK_AND_STOP)
+    async with (
+        a_place_with(tmp_path, book, clock=clock) as (sleeper, loaded),
+        a_place_with(tmp_path, book, clock=clock) as (other, _),
+    ):
+        for _ in range(4):
+            await sent(sleeper, well=False)
+        (run,) = await begun(sleeper.on, loaded)
+        sleeper.source.on["look"] = gate = Gate({"value": 7})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(carried_out, run)
+            await sleeper.source.reached(5)
+            sleeper.die()
+            await other.on.journal.take_over()
+            (left,) = await resumed(other.on, loaded)
+            await carried_out(left)
+            assert await other.switch("kill", "tool", "shop.set", "acme", on=False)
+            gate.open()
+        assert other.rows("SELECT * FROM switches") == []
+        told = other.rows("SELECT kind FROM events WHERE kind LIKE 'playbook.%' ORDER BY rowid")
+        steps = ["playbook.step"] * 2
+        assert [each["kind"] for each in told] == ["playbook.started"] * 2 + [*steps, "playbook.ended"]
+        assert other.one("SELECT state FROM playbook_runs")["state"] == "done"
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_what_the_records_cut_short_is_carried_on_when_they_are_back(tmp_path: Path) -> None:
+    async with a_place_with(tmp_path, a_triggered(FAILURES)) as (remit, loaded):
+        for _ in range(4):
+            await sent(remit, well=False)
+        (run,) = await begun(remit.on, loaded)
+        with taking_no_writes(remit.path):
+            await carried_out(run)
+        assert await resumed(remit.on, loaded, {run.id}) == [], "it is under way"
+        (again,) = await resumed(remit.on, loaded)
+        await carried_out(again)
+        assert ordered(remit) == ["agent:bot"]
+        assert remit.one("SELECT state FROM playbook_runs")["state"] == "done"
+
+
+async def test_what_an_error_cut_short_that_nobody_thought_of_ends_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_place_with(tmp_path, a_triggered(FAILURES)) as (remit, loaded):
+        for _ in range(4):
+            await sent(remit, well=False)
+        (run,) = await begun(remit.on, loaded)
+        monkeypatch.setattr("remit.playbooks._as_call", lambda *_: 1 / 0)
+        await carried_out(run)
+        assert remit.one("SELECT state FROM playbook_runs")["state"] == "failed"
+        assert await resumed(remit.on, loaded) == []
+
+
+async def test_of_many_that_were_left_few_are_carried_on_at_once(tmp_path: Path) -> None:
+    clock, book = Clock(), a_triggered(FAILURES, every="1m")
+    async with a_place_with(tmp_path, book, clock=clock) as (remit, loaded):
+        for _ in range(20):
+            for _ in range(4):
+                await sent(remit, well=False)
+            assert len(await begun(remit.on, loaded)) == 1
+            clock.advance(s=61)
+    async with a_place_with(tmp_path, book, clock=clock) as (remit, loaded):
+        under_way: set[str] = set()
+        for many in (8, 0):
+            runs = await resumed(remit.on, loaded, under_way)
+            assert len(runs) == many
+            under_way |= {run.id for run in runs}
+        assert len(await resumed(remit.on, loaded, set(sorted(under_way)[:3]))) == 5
+
+
+async def test_a_clock_that_was_set_back_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    clock, book = Clock(), a_triggered(FAILURES)
+    async with a_place_with(tmp_path, book, clock=clock) as (remit, loaded):
+        for hours in (5, -5):
+            clock.advance(s=hours * 3600)
+            for _ in range(4):
+                await sent(remit, well=False)
+            assert await looked(remit, loaded) == 1
+        assert await looked(remit, loaded) == 0
 
 
 async def test_a_run_of_another_version_is_not_carried_on(tmp_path: Path) -> None:
@@ -299,6 +395,76 @@ def test_a_server_starts_it_when_a_switch_was_turned_on_and_another_carries_it_o
     assert [row["state"] for row in rows(tmp_path / "remit.db", "SELECT * FROM playbook_runs")] == ["done"]
     switches = {(each["kind"], each["target"]) for each in remit.json("switch", "list")}
     assert switches == {("safe", ""), ("kill", "acme.refund")}
+    assert remit("audit", "verify").code == 0
+
+
+#: A server that is stopped between the first step and the second, and ends when it is done with the run.
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+import anyio
+from remit import triggers
+from remit.app import App
+from remit.config_file import load
+
+async def serve():
+    over, carried_out, carry_out = anyio.Event(), triggers.carried_out, triggers.carry_out
+
+    async def stopped(run):
+        async for ended in carry_out(run):
+            yield ended
+            if ended.step == "first":
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    async def told(run):
+        await carried_out(run)
+        over.set()
+
+    triggers.carry_out, triggers.carried_out = stopped, told
+    async with App(load(Path(sys.argv[1])), role="http").running():
+        await over.wait()
+
+anyio.run(serve)
+"""
+
+
+def test_a_server_that_is_stopped_past_its_lease_leaves_its_run_to_the_one_that_took_it(
+    tmp_path: Path, postgres: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Postgres(postgres.fresh(), tmp_path / "remit.db")
+    remit = Terminal(a_place(tmp_path, at.url))
+    steps = "steps: [{id: first, stop: tool, of: inputs.x}, {id: second, stop: agent, of: \"'agent:wild'\"}]"
+    on = "on: [{switch: {kind: safe}, inputs: {x: \"'acme.refund'\"}}]"
+    remit.config.write_text(
+        remit.config.read_text().replace("store: {", "store: {lease: 2s, ")
+        + f"playbooks:\n  careful: {{as: {WHO}, inputs: [x], {steps}, {on}}}\n"
+    )
+    assert remit("check").code == 0, remit("check")
+    assert remit("safe", "on", "--reason", "odd").code == 0
+    monkeypatch.setattr("remit.app._UPKEEP_S", 0.05)
+    monkeypatch.setattr("remit.app._TRIGGER_S", 0.05)
+
+    async def serve() -> None:
+        async with App(load(remit.config), role="http").running():
+            await until(lambda: rows(at, "SELECT 1 FROM events WHERE kind = 'playbook.ended'"))
+
+    server = subprocess.Popen([sys.executable, "-c", STOPPED, str(remit.config)], stderr=subprocess.PIPE)
+    try:
+        _, status = os.waitpid(server.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        anyio.run(serve)
+        for kind, target in (("tool", "acme.refund"), ("agent", "agent:wild")):
+            off = remit("switch", "off", kind, target, "--reason", "looked at", "--tenant", "acme")
+            assert off.code == 0, off
+        server.send_signal(signal.SIGCONT)
+        _, said = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode == 0, said
+    assert b"was taken over by another process" in said
+    assert {each["kind"] for each in remit.json("switch", "list")} == {"safe"}
+    assert len(rows(at, "SELECT 1 FROM events WHERE kind = 'playbook.ended'")) == 1
+    assert rows(at, "SELECT state FROM playbook_runs") == [{"state": "done"}]
     assert remit("audit", "verify").code == 0
 
 
