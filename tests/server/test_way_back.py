@@ -261,6 +261,21 @@ def test_every_state_is_tried_here() -> None:
     assert {*STATES.values(), "running"} - {None} == set(WAY_BACK_STATES)
 
 
+async def test_an_undo_that_did_nothing_took_nothing_back_in_the_report(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=RULES, clock=Clock(now_us())) as remit:
+        shelf = Shelf(remit)
+        remit.source.on["give_back"] = AdapterError("Not now.", no_effect=True)
+        await undo(await bought(remit, shelf), a_principal(), "run-1", remit.on)
+        assert remit.one("SELECT state FROM undos") == {"state": "ready"}
+        await perhaps_given_back(remit, shelf)
+    (undone,) = [
+        section
+        for section in a_place(tmp_path, tools=RULES).json("report", "--from", "2000-01-01")["sections"]
+        if section["title"] == "Undone"
+    ]
+    assert undone["rows"] == [["shop.buy", "user:ann", "indeterminate", 1]]
+
+
 async def test_a_conflict_that_was_met_is_an_incident_in_the_report(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=RULES, clock=Clock(now_us())) as remit:
         await changed_by_an_outsider(remit, Shelf(remit))
