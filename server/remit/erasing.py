@@ -101,9 +101,11 @@ def clear(ledger: Ledger, sealer: Sealer, call_ids: Sequence[str]) -> None:
         f"UPDATE run_facts SET value = ?, salt = ? WHERE call_id IN ({marks})",  # noqa: S608 - only marks are inserted
         (ERASED, b"", *call_ids),
     )
+    # One whose time is over stays what it is.
     ledger.execute(
-        f"UPDATE undos SET state = 'void' WHERE state = 'ready' AND call_id IN ({marks})",  # noqa: S608 - only marks are inserted
-        call_ids,
+        f"UPDATE undos SET state = 'void' WHERE state = 'ready' AND call_id IN ({marks}) AND (expires_us > ?"  # noqa: S608 - only marks are inserted
+        " OR call_id IN (SELECT id FROM calls WHERE state = 'scheduled'))",
+        (*call_ids, ledger.now_us),
     )
     for table in ("touches", "undos"):
         rows = ledger.all(
@@ -122,6 +124,16 @@ def clear(ledger: Ledger, sealer: Sealer, call_ids: Sequence[str]) -> None:
                     ),
                 )
     ledger.runs.clear()
+
+
+def is_erased(ledger: Ledger, call_id: str) -> bool:
+    """Whether a key that what this call carried is sealed with is destroyed."""
+    found = ledger.one(
+        "SELECT 1 FROM payloads AS p JOIN subject_keys AS k ON p.keys LIKE '%' || k.id || '%'"
+        " WHERE p.call_id = ? AND k.wrapped IS NULL LIMIT 1",
+        (call_id,),
+    )
+    return found is not None
 
 
 def cleared(ledger: Ledger, key_id: str) -> None:

@@ -242,8 +242,8 @@ def exists(at: Postgres) -> bool:
 
 @lru_cache(1024)
 def _numbered(sql: str) -> str:
-    """`?` as `$1`, `$2` and so on, and without hints for SQLite: no literal of ours looks like either."""
-    first, *rest = re.sub(r" INDEXED BY \w+", "", sql).split("?")
+    """`?` as `$1` and so on, without hints for SQLite, by names of its own: no literal of ours looks so."""
+    first, *rest = re.sub(r" INDEXED BY \w+", "", sql).replace("instr(", "strpos(").split("?")
     return first + "".join(f"${number}{part}" for number, part in enumerate(rest, start=1))
 
 

@@ -171,12 +171,13 @@ def _sections(records: Records, from_us: int, to_us: int, tenant: str | None) ->
     )
     yield Section(
         title="Undone",
-        about="Calls that were taken back, and by whom.",
+        about="Calls that were taken back, and by whom. The state tells where that failed, or is in doubt.",
         columns=("tool", "by", "state", "calls"),
         rows=asked(
             'SELECT c.tool, b."user", u.state, COUNT(*) AS calls FROM calls AS c'  # noqa: S608 - the conditions are ours
             " JOIN undos AS u ON u.call_id = c.id JOIN calls AS b ON b.id = u.undo_call"
-            f' WHERE {within} GROUP BY c.tool, b."user", u.state ORDER BY calls DESC'
+            f" WHERE {within} AND u.state NOT IN ('ready', 'void')"  # those that did nothing
+            ' GROUP BY c.tool, b."user", u.state ORDER BY calls DESC'
         ),
     )
     yield Section(

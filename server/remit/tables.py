@@ -669,7 +669,7 @@ policy_activations = Table(
     Column("at_us", BigInteger, nullable=False),
 )
 
-#: Where a view needs the time: each database has its own words for it.
+#: Where a view needs the time: each database has its own words for it, and its own name for `instr`.
 _NOW = "remit_now_us()"
 _NOW_US = {
     "sqlite": "unixepoch() * 1000000",
@@ -724,7 +724,8 @@ VIEWS = {
 
 def view(name: str, dialect: str) -> str:
     """The query of a view, as this database says it."""
-    return VIEWS[name].replace(_NOW, _NOW_US[dialect])
+    sql = VIEWS[name].replace(_NOW, _NOW_US[dialect])
+    return sql.replace("instr(", "strpos(") if dialect == "postgresql" else sql
 
 
 # Lengths are for people. Text is compared byte by byte everywhere: ids are ranges of it, and proofs an order.

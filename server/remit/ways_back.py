@@ -100,8 +100,9 @@ def take(ledger: Ledger, call: Call, undo_call: str) -> None:
 
 def conclude(ledger: Ledger, call_id: str, undo_call: str, end: UndoEnd) -> list[Json]:
     """What became of the way back of a call by `undo_call`; return what was given back, by account."""
+    state = "void" if end == "ready" and erasing.is_erased(ledger, call_id) else end
     ledger.execute(
-        "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?", (end, call_id, undo_call)
+        "UPDATE undos SET state = ? WHERE call_id = ? AND undo_call = ?", (state, call_id, undo_call)
     )
     if end != "done":
         return []

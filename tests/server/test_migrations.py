@@ -67,7 +67,7 @@ def test_holds_of_schema_0001_come_to_say_when(anywhere: tuple[Terminal, Story])
     run(at, TO_0001)
     assert remit("db", "check").code == 1
     upgraded = remit("db", "upgrade")
-    assert (upgraded.code, upgraded.out.endswith("has schema 0004.\n")) == (0, True), upgraded
+    assert (upgraded.code, upgraded.out.endswith("has schema 0005.\n")) == (0, True), upgraded
     assert books(at) == before
     for command in (("db", "check"), ("audit", "verify"), ("budget", "verify")):
         assert (found := remit(*command)).code == 0, found
@@ -75,7 +75,11 @@ def test_holds_of_schema_0001_come_to_say_when(anywhere: tuple[Terminal, Story])
 
 @pytest.mark.parametrize(
     ("schema", "views"),
-    [("0002", ("undoable", "run_timeline")), ("0003", ("approvals_open",))],
+    [
+        ("0002", ("undoable", "run_timeline")),
+        ("0003", ("approvals_open",)),
+        ("0004", ("undoable", "run_timeline")),
+    ],
 )
 def test_views_of_earlier_schemas_are_made_anew_and_who_may_read_them_still_may(
     anywhere: tuple[Terminal, Story], schema: str, views: tuple[str, ...]

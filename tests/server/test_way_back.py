@@ -13,7 +13,9 @@ from tests.server.builders import Clock, Gate, Remit, a_principal, a_remit, a_re
 from tests.server.test_erasing import ROLES, a_place
 
 from remit.due import send_due
+from remit.erasing import finish
 from remit.ids import now_us
+from remit.model import Refused
 from remit.records import open_records
 from remit.states import WAY_BACK_STATES
 from remit.undo import undo
@@ -60,13 +62,6 @@ async def sent(remit: Remit, shelf: Shelf) -> str:
 async def lost(remit: Remit, shelf: Shelf) -> str:
     remit.source.on["buy"] = LOST
     return (await remit.call("shop.buy", {"thing": "cup", "price": 5})).call_id
-
-
-async def said_to_have_happened(remit: Remit, shelf: Shelf) -> str:
-    """Nobody saw the answer, which would tell how it is taken back."""
-    call_id = await lost(remit, shelf)
-    await remit.on.journal.resolve(call_id, happened=True, reason="it is there", by="user:bea")
-    return call_id
 
 
 async def refused_by_its_source(remit: Remit, shelf: Shelf) -> str:
@@ -118,6 +113,37 @@ async def no_more_changed_by_an_outsider(remit: Remit, shelf: Shelf) -> str:
     return call_id
 
 
+async def happened_unseen(remit: Remit, shelf: Shelf) -> str:
+    """A person found that it had happened: of the answer that its way back is made of nothing is known."""
+    call_id = await lost(remit, shelf)
+    await remit.on.journal.resolve(call_id, happened=True, reason="It is there.", by="user:bea")
+    return call_id
+
+
+async def erase(remit: Remit, user: str) -> None:
+    journal = remit.on.journal
+    for key in (await journal.erase(tenant="acme", subject=user, reason="asked", by="user:bea")).uncleared:
+        await finish(journal, key, tenant="acme", subject=user)
+
+
+async def erased_before_its_undo_was_known_to_have_failed(remit: Remit, shelf: Shelf) -> str:
+    call_id = await perhaps_given_back(remit, shelf)
+    await erase(remit, "user:ann")
+    back = remit.one("SELECT undo_call FROM undos WHERE call_id = ?", call_id)["undo_call"]
+    await remit.on.journal.resolve(back, happened=False, reason="No.", by="user:bea", force=True)
+    return call_id
+
+
+async def changed_by_somebody_erased(remit: Remit, shelf: Shelf) -> str:
+    call_id = await bought(remit, shelf)
+    await remit.done("shop.buy", PEN, principal=a_principal(user="user:bea"))
+    await erase(remit, "user:bea")
+    refused = await undo(call_id, a_principal(), "run-1", remit.on)
+    assert isinstance(refused, Refused)
+    assert refused.verdict.code == "undo_conflict"
+    return call_id
+
+
 async def looked(remit: Remit, shelf: Shelf) -> str:
     return (await remit.done("shop.look", {"thing": "pen"})).call_id
 
@@ -136,12 +162,23 @@ STATES: dict[Story, str | None] = {
     sent: "expired",
     refused_by_its_source: "impossible",
     without_an_order: "impossible",
-    said_to_have_happened: "impossible",
+    happened_unseen: "impossible",
+    erased_before_its_undo_was_known_to_have_failed: "impossible",
+    changed_by_somebody_erased: "conflict",
     looked: None,
 }
 each_story = pytest.mark.parametrize(
     ("story", "state"), [pytest.param(*pair, id=pair[0].__name__) for pair in STATES.items()]
 )
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_every_database_tells_of_a_conflict_with_what_is_erased(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=MAY_UNDO, tools=RULES, clock=Clock(now_us())) as remit:
+        call_id = await changed_by_somebody_erased(remit, Shelf(remit))
+        assert remit.one("SELECT way_back FROM run_timeline WHERE id = ?", call_id)["way_back"] == "conflict"
+        with open_records(remit.path) as records:
+            assert records.call(call_id).way_back == "conflict"
 
 
 @pytest.mark.usefixtures("every_database")
@@ -191,6 +228,19 @@ async def test_what_could_be_taken_back_expires_as_time_goes_by(tmp_path: Path) 
     assert "way back  expired, since " in a_place(tmp_path)("calls", "show", call_id).out
 
 
+def test_what_expired_stays_so_when_what_it_carried_is_of_age(tmp_path: Path) -> None:
+    async def long_ago() -> str:
+        clock = Clock(now_us() - 3 * DAY_US)
+        async with a_remit(tmp_path, policy=ROLES, tools=RULES, clock=clock) as remit:
+            return await bought(remit, Shelf(remit))
+
+    call_id = asyncio.run(long_ago())
+    shell = a_place(tmp_path, audit={"retention": {"payloads": "2d"}})
+    assert shell.json("audit", "retain")["payloads"] == 1
+    assert told(tmp_path, call_id) == {"expired"}
+    assert shell("audit", "verify").code == 0
+
+
 async def test_while_it_is_taken_back_its_way_back_is_running(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=ROLES, tools=RULES, clock=Clock(now_us())) as remit:
         call_id, gate = await bought(remit, Shelf(remit)), Gate()
@@ -209,6 +259,21 @@ async def test_while_it_is_taken_back_its_way_back_is_running(tmp_path: Path) ->
 
 def test_every_state_is_tried_here() -> None:
     assert {*STATES.values(), "running"} - {None} == set(WAY_BACK_STATES)
+
+
+async def test_an_undo_that_did_nothing_took_nothing_back_in_the_report(tmp_path: Path) -> None:
+    async with a_remit(tmp_path, policy=ROLES, tools=RULES, clock=Clock(now_us())) as remit:
+        shelf = Shelf(remit)
+        remit.source.on["give_back"] = AdapterError("Not now.", no_effect=True)
+        await undo(await bought(remit, shelf), a_principal(), "run-1", remit.on)
+        assert remit.one("SELECT state FROM undos") == {"state": "ready"}
+        await perhaps_given_back(remit, shelf)
+    (undone,) = [
+        section
+        for section in a_place(tmp_path, tools=RULES).json("report", "--from", "2000-01-01")["sections"]
+        if section["title"] == "Undone"
+    ]
+    assert undone["rows"] == [["shop.buy", "user:ann", "indeterminate", 1]]
 
 
 async def test_a_conflict_that_was_met_is_an_incident_in_the_report(tmp_path: Path) -> None:
