@@ -729,8 +729,6 @@ def _led_astray(
     if undo["undo_call"] is not None:
         return  # `verify_undos` knows what became of it
     state, left = undo["state"], ways_back_told.left_as(happened)
-    if (state, left) == ("registered", "void") and "call.resolved" in happened:
-        return  # once, what people said had happened was left so, and it cannot be taken either
     if state != left and not ((state, left) == ("void", "ready") and _is_closed(records, kept, happened)):
         yield f"its way back is {state!r}, and its events leave it {left!r}"
 

@@ -73,14 +73,13 @@ def _changed_by(made: str, names: str, only: str) -> str:
 def way_back(now_us: str) -> str:
     """SQL: the state of the way back `u` of the call `c`, now; null for a call that changed nothing.
 
-    What an outsider wrote is known only once an undo has looked: the last look counts. Of what happened, and
-    whose answer nobody saw, no way back could be worked out.
+    What an outsider wrote is known only once an undo has looked: the last look counts.
     """
     return (
         "CASE WHEN u.call_id IS NULL THEN CASE WHEN c.kind = 'call' AND c.effect <> 'read'"  # noqa: S608 - `now_us` is ours
         " AND c.state IN ('dispatched', 'in_doubt', 'succeeded') THEN 'impossible' END"
         " WHEN u.state = 'void' AND c.effect = 'deferred' AND c.dispatched_us IS NOT NULL THEN 'expired'"
-        " WHEN u.state = 'void' OR u.state = 'registered' AND c.state = 'succeeded' THEN 'impossible'"
+        " WHEN u.state = 'void' THEN 'impossible'"
         " WHEN u.state <> 'ready' THEN u.state"
         f" WHEN c.state <> 'scheduled' AND u.expires_us <= {now_us} THEN 'expired'"
         f" WHEN {changed_since()} OR 'undo_conflict' = ("

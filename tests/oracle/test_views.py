@@ -78,7 +78,6 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Lives:
         ("undoable", "u.expires_us <= unixepoch() * 1000000", "u.expires_us <= 0"),
         ("undoable", "AND other.tenant = c.tenant", ""),
         ("undoable", "COALESCE(its.state, '') <> 'done'", "1 = 1"),
-        ("run_timeline", " OR u.state = 'registered' AND c.state = 'succeeded'", ""),
         ("run_timeline", "'erased:'", "'gone:'"),
         ("run_timeline", "LEFT JOIN touches", "JOIN touches"),
     ],

@@ -101,6 +101,19 @@ def test_views_of_earlier_schemas_are_made_anew_and_who_may_read_them_still_may(
         assert rows(at, f"{granted} AND table_name = '{views[0]}'")
 
 
+def test_a_way_back_that_schema_0004_left_open_is_closed(anywhere: tuple[Terminal, Story]) -> None:
+    remit, story = anywhere
+    at = load(remit.config).config.store.location
+    assert remit("doubt", "resolve", story.in_doubt, "--happened", "--reason", "it is there").code == 0
+    its = f"call_id = '{story.in_doubt}'"
+    assert rows(at, f"SELECT state FROM undos WHERE {its}") == [{"state": "void"}]  # noqa: S608 - it is ours
+    run(at, [f"UPDATE undos SET state = 'registered' WHERE {its}"])  # noqa: S608 - as above
+    assert remit("audit", "verify").code == 1
+    run(at, ["UPDATE alembic_version SET version_num = '0004'"])
+    assert remit("db", "upgrade").code == 0
+    assert (found := remit("audit", "verify")).code == 0, found
+
+
 @pytest.mark.usefixtures("never_idle")
 async def test_a_log_of_schema_0001_is_filed_before_its_tables_change(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
