@@ -13,6 +13,7 @@ from typing import Any, Literal
 from remit import earlier_calls
 from remit.deferred import Waits
 from remit.errors import UnknownRecord, WrongState
+from remit.identity import Principal
 from remit.ledger import Ledger
 from remit.model import Call, Remedy, Verdict
 from remit_rbac import Rung
@@ -114,14 +115,14 @@ def asked_as(ledger: Ledger, call: Call) -> str | None:
     return row["call_id"] if row else None
 
 
-def open_of(ledger: Ledger, tenant: str, agent: str) -> list[dict[str, Any]]:
-    """The open requests of one agent."""
+def open_of(ledger: Ledger, who: Principal) -> list[dict[str, Any]]:
+    """The open requests of one agent for one user."""
     rows = ledger.all(
         "SELECT approvals.id, calls.id AS call_id, calls.tool, approvals.state, approvals.expires_us"
         " FROM approvals JOIN calls ON calls.id = approvals.call_id WHERE approvals.tenant = ?"
-        " AND calls.agent = ? AND approvals.state IN ('pending', 'approved')"
-        " AND approvals.expires_us > ?",
-        (tenant, agent, ledger.now_us),
+        ' AND calls.agent = ? AND calls."user" = ?'
+        " AND approvals.state IN ('pending', 'approved') AND approvals.expires_us > ?",
+        (who.tenant, who.agent, who.user, ledger.now_us),
     )
     return [dict(row) for row in rows]
 
@@ -226,13 +227,13 @@ def vote(
     return state
 
 
-def withdraw(ledger: Ledger, approval_id: str, *, tenant: str, agent: str) -> None:
-    """Close a request for the agent that made it. Raises UnknownRecord for anybody else's."""
+def withdraw(ledger: Ledger, approval_id: str, who: Principal) -> None:
+    """Close a request for the agent that made it, for the same user. Raises UnknownRecord for any other."""
     row = ledger.one(
         "SELECT approvals.call_id FROM approvals JOIN calls ON calls.id = approvals.call_id"
-        " WHERE approvals.id = ? AND calls.tenant = ? AND calls.agent = ?"
+        ' WHERE approvals.id = ? AND calls.tenant = ? AND calls.agent = ? AND calls."user" = ?'
         " AND approvals.state IN ('pending', 'approved')",
-        (approval_id, tenant, agent),
+        (approval_id, who.tenant, who.agent, who.user),
     )
     if row is None:
         raise UnknownRecord("there is no such open request of yours")
@@ -240,7 +241,7 @@ def withdraw(ledger: Ledger, approval_id: str, *, tenant: str, agent: str) -> No
         "UPDATE approvals SET state = 'withdrawn', decided_us = ? WHERE id = ?", (ledger.now_us, approval_id)
     )
     _close_call(ledger, row["call_id"], "withdrawn")
-    ledger.event("approval.withdrawn", tenant=tenant, call_id=row["call_id"], approval_id=approval_id)
+    ledger.event("approval.withdrawn", tenant=who.tenant, call_id=row["call_id"], approval_id=approval_id)
 
 
 def expire(ledger: Ledger) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from remit import balances
 from remit.config import Effect
+from remit.identity import Principal
 from remit.ledger import Ledger
 from remit.model import Call, Charge, UndoPlan
 
@@ -67,12 +68,12 @@ def wait_on(ledger: Ledger, call: Call, charge: Charge) -> int | None:
     return until_us if waits == 1 else None
 
 
-def held_back_of(ledger: Ledger, tenant: str, agent: str) -> list[dict[str, Any]]:
-    """The calls of one agent that are held back, those that are due first at the beginning; at most 100."""
+def held_back_of(ledger: Ledger, who: Principal) -> list[dict[str, Any]]:
+    """The calls of one agent for one user that are held back, the first that are due first; at most 100."""
     rows = ledger.all(
         "SELECT id AS call_id, tool, due_us, waits_for FROM calls WHERE state = 'scheduled'"
-        " AND tenant = ? AND agent = ? ORDER BY due_us LIMIT 100",
-        (tenant, agent),
+        ' AND tenant = ? AND agent = ? AND "user" = ? ORDER BY due_us LIMIT 100',
+        (who.tenant, who.agent, who.user),
     )
     return [dict(row) for row in rows]
 

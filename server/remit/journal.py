@@ -48,7 +48,7 @@ from remit import (
 from remit.approval_requests import Approved, Waiting
 from remit.calls import redacted
 from remit.chain import entry
-from remit.checks.containment import Switch
+from remit.checks.containment import Switch, concerning
 from remit.comparing import Group
 from remit.config import Effect
 from remit.context import redacted as context_redacted
@@ -662,11 +662,9 @@ class Journal:
             )
         )
 
-    async def withdraw(self, approval_id: str, *, tenant: str, agent: str) -> None:
+    async def withdraw(self, approval_id: str, who: Principal) -> None:
         """The agent takes its own request back. Raises UnknownRecord for anybody else's."""
-        await self._writer.write(
-            lambda: approval_requests.withdraw(self._ledger, approval_id, tenant=tenant, agent=agent)
-        )
+        await self._writer.write(lambda: approval_requests.withdraw(self._ledger, approval_id, who))
 
     async def expire(self) -> int:
         """Close every request whose time is up; return how many. Timeout is always refusal."""
@@ -1065,15 +1063,15 @@ class Journal:
         """The call under which people are asked about an equal one, or have agreed to it; None otherwise."""
         return await self._write(lambda: approval_requests.asked_as(self._ledger, call), durable=False)
 
-    async def standing(self, tenant: str, agent: str, accounts: Sequence[Charge]) -> dict[str, Any]:
-        """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
+    async def standing(self, who: Principal, run: str, accounts: Sequence[Charge]) -> dict[str, Any]:
+        """How one caller stands: its open requests, the balances of `accounts`, the switches that are on."""
 
         def change() -> dict[str, Any]:
             return {
-                "pending_approvals": approval_requests.open_of(self._ledger, tenant, agent),
-                "held_back": deferred.held_back_of(self._ledger, tenant, agent),
+                "pending_approvals": approval_requests.open_of(self._ledger, who),
+                "held_back": deferred.held_back_of(self._ledger, who),
                 "budgets": balances.standing(self._ledger, accounts),
-                "switches_on": sorted({kind for kind, *_ in self._ledger.switches}),
+                "switches_on": sorted(concerning(who, run, self._ledger.switches)),
             }
 
         return await self._writer.write(change, durable=False)

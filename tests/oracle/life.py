@@ -207,9 +207,10 @@ class Life:
 
     async def _withdraw(self) -> None:
         if asked := self._one(
-            "SELECT a.*, agent FROM approvals AS a JOIN calls AS c ON c.id = call_id ORDER BY a.id"
+            'SELECT a.*, agent, "user" FROM approvals AS a JOIN calls AS c ON c.id = call_id ORDER BY a.id'
         ):
-            await self.remit.on.journal.withdraw(asked["id"], tenant=asked["tenant"], agent=asked["agent"])
+            who = a_principal(asked["agent"], asked["user"], tenant=asked["tenant"])
+            await self.remit.on.journal.withdraw(asked["id"], who)
 
     async def _take_back(self) -> None:
         call = self._one(

@@ -56,10 +56,10 @@ class Served:
 
     @asynccontextmanager
     async def client(
-        self, era: str = ERAS[0], agent: str = "agent:bot", **options: Any
+        self, era: str = ERAS[0], agent: str = "agent:bot", user: str = "user:ann", **options: Any
     ) -> AsyncGenerator[Client]:
-        """The SDK's client, as one agent."""
-        headers = {"authorization": f"Bearer {await self.key(agent)}"}
+        """The SDK's client, as one agent for one user."""
+        headers = {"authorization": f"Bearer {await self.key(agent, user)}"}
         async with (
             httpx2.AsyncClient(headers=headers, timeout=30) as http,
             Client(

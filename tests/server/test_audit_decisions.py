@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.server.builders import Remit, a_remit, by_hand, rows
+from tests.server.builders import Remit, a_principal, a_remit, by_hand, rows
 from tests.server.test_notices import BOSS
 from tests.server.test_verifying import changed
 
@@ -81,7 +81,7 @@ async def decide(folder: Path) -> Location:
         await remit.done("shop.buy", {"thing": "car", "price": 900})
         await remit.vote(await asked(remit, "boat"))
         await remit.vote(await asked(remit, "plane"), vote="reject")
-        await journal.withdraw(await asked(remit, "train"), tenant="acme", agent="agent:bot")
+        await journal.withdraw(await asked(remit, "train"), a_principal())
         await asked(remit, "bus")
         await remit.switch("safe", "all")
         await remit.switch("safe", "all", on=False)

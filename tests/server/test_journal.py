@@ -245,8 +245,9 @@ async def test_an_agent_sees_its_own_standing_and_nobody_elses(tmp_path: Path) -
         await remit.call("shop.buy", {"thing": "car", "price": 500}, principal=a_principal("agent:other"))
 
         async def standing(agent: str) -> dict[str, Any]:
-            accounts = remit.on.accounts.of_caller(a_principal(agent), "run-1", clock.now_us)
-            return await remit.on.journal.standing("acme", agent, accounts)
+            who = a_principal(agent)
+            accounts = remit.on.accounts.of_caller(who, "run-1", clock.now_us)
+            return await remit.on.journal.standing(who, "run-1", accounts)
 
         mine = await standing("agent:bot")
         assert mine["pending_approvals"] == []

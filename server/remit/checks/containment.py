@@ -5,9 +5,10 @@ The kill switch stops everything it covers but undoing; safe mode lets only read
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 from remit.config import Effect
+from remit.identity import Principal
 from remit.model import Call, Remedy, Verdict
 from remit_rbac import Rung
 
@@ -34,15 +35,7 @@ def stopped(call: Call, switches: Set[Switch]) -> Verdict | None:
     if not switches or call.kind in ("undo", "verify", "after"):
         return None
     who = call.principal
-    covers = {
-        "all": "",
-        "tenant": who.tenant,
-        "agent": who.agent,
-        "user": who.user,
-        "run": call.run,
-        "tool": call.tool.name,
-        "source": call.tool.source,
-    }
+    covers = {**_of_caller(who, call.run), "tool": call.tool.name, "source": call.tool.source}
     on = {
         kind
         for kind, scope, target, tenant in switches
@@ -53,3 +46,18 @@ def stopped(call: Call, switches: Set[Switch]) -> Verdict | None:
     if "safe" in on and call.tool.effect is not Effect.READ:
         return _SAFE_MODE
     return None
+
+
+def concerning(who: Principal, run: str, switches: Set[Switch]) -> Set[str]:
+    """The kinds of switches that are on and may stop this caller: those on its like, or on tools at large."""
+    covers = _of_caller(who, run)
+    return {
+        kind
+        for kind, scope, target, tenant in switches
+        if covers.get(scope, target) == target and tenant in ("", who.tenant)
+    }
+
+
+def _of_caller(who: Principal, run: str) -> Mapping[str, str]:
+    """By scope, what covers whatever this caller does."""
+    return {"all": "", "tenant": who.tenant, "agent": who.agent, "user": who.user, "run": run}

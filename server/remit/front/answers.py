@@ -6,10 +6,10 @@ A refusal is a tool result with `isError`, never a broken connection, so that th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
@@ -21,9 +21,10 @@ from remit.notices import Notice
 from remit_adapters.base import Json, Operation
 from remit_rbac import Rung
 
-VERDICT = "dev.remit/verdict"
-RECEIPT = "dev.remit/receipt"
-NOTICE = "dev.remit/notice"
+_OURS = "dev.remit/"
+VERDICT = f"{_OURS}verdict"
+RECEIPT = f"{_OURS}receipt"
+NOTICE = f"{_OURS}notice"
 #: JSON-RPC code of a refusal where no tool result can carry it; outside the reserved range, as it must be.
 REFUSED = -31001
 #: The code of a call that failed or is in doubt, where no tool result can carry it.
@@ -53,8 +54,8 @@ def to_wire(call: Call, outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, (Failed, InDoubt)) and outcome.rpc is not None:
         # The source's own protocol error keeps its code and data.
         code, data = outcome.rpc.get("code"), outcome.rpc.get("data")
-        if isinstance(code, int) and not isinstance(code, bool):
-            raise MCPError(code, str(outcome.rpc.get("message", text)), data)
+        if isinstance(code, int) and not isinstance(code, bool) and code not in (REFUSED, SOURCE_FAILED):
+            raise MCPError(code, str(outcome.rpc.get("message", text)), _not_ours(data))
     if call.tool.operation is not Operation.TOOL:
         raise MCPError(
             REFUSED if isinstance(outcome, (Refused, Pending)) else SOURCE_FAILED, text, {VERDICT: meta}
@@ -83,6 +84,8 @@ def unknown(operation: Operation, name: str) -> MCPError:
 def _done(call: Call, outcome: Done) -> dict[str, Any]:
     body = dict(outcome.reply.body)
     if outcome.reply.kind == "input_required":
+        if "_meta" in body:
+            body["_meta"] = _not_ours(body["_meta"])
         return body
     receipt: dict[str, Any] = {"call_id": outcome.call_id, "cost": outcome.cost}
     if outcome.undo:
@@ -97,7 +100,7 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
         receipt["unrecorded"] = True
     if outcome.warnings:
         receipt["warnings"] = list(outcome.warnings)
-    meta = dict(body.get("_meta") or {})
+    meta = dict(_not_ours(body.get("_meta") or {}))
     meta.pop(_SERVER_INFO, None)  # the source is not who answers here
     body["_meta"] = {**meta, RECEIPT: receipt}
     body.setdefault("resultType", "complete")
@@ -107,6 +110,14 @@ def _done(call: Call, outcome: Done) -> dict[str, Any]:
         body.setdefault("ttlMs", 0)  # required since 2026-07-28, and unknown to sources of before
         body["cacheScope"] = "private"  # whatever the source says: who may read it is decided here
     return body
+
+
+def _not_ours(said: Any) -> Any:
+    """What a source says to programs, without what only Remit says: refusals, receipts and notices."""
+    if not isinstance(said, Mapping):
+        return said
+    members = cast("Json", said)
+    return {name: value for name, value in members.items() if not name.startswith(_OURS)}
 
 
 def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ from remit.front.answers import noted, to_wire, unknown
 from remit.front.sessions import Sessions
 from remit.front.visible import Views
 from remit.identity import Principal
-from remit.model import Remedy, Tool, Verdict
-from remit.pipeline import Services, govern
+from remit.model import Refused, Remedy, Tool, Verdict
+from remit.pipeline import Services, govern, informed
 from remit.runs import RunKey, key_of
 from remit_adapters.base import AdapterError, Caller, Event, Json, Operation
 from remit_rbac import Rung
@@ -342,6 +342,19 @@ class Front:
         tool = self._views.resource(uri, principal, on)
         if tool is None:
             raise unknown(Operation.RESOURCE, uri)
+        # Whoever may not read it is not told either that it is there, or that it changes.
+        call = new_call(
+            tool=tool,
+            arguments={"uri": uri},
+            principal=principal,
+            run=self._run_of(_meta_of(ctx.params), principal),
+            secret=on.secret,
+            at_us=on.clock(),
+        )
+        verdict = (await informed(call, on)).verdict
+        if verdict.rung in (Rung.DENY, Rung.ADVISE):
+            await on.journal.refuse(call, verdict)
+            to_wire(call, Refused(call_id=call.id, verdict=verdict))
         try:
             await on.adapters[tool.source].subscribe(uri, True)
         except AdapterError as error:
