@@ -1,8 +1,9 @@
 """Traces and metrics through the OpenTelemetry API; nothing is made and nothing costs until they are on.
 
-Spans carry names, ids and verdicts, never arguments. One trace runs from the client through Remit to the
-source: the caller's context comes in `_meta` (W3C Trace Context) and goes out there. They are on when the
-configuration names an endpoint, or when the process that embeds Remit has set a tracer provider before.
+Spans carry names, ids and verdicts, never arguments, nor the words of an error, which may repeat them. One
+trace runs from the client through Remit to the source: the caller's context comes in `_meta` (W3C Trace
+Context) and goes out there. They are on when the configuration names an endpoint, or when the process that
+embeds Remit has set a tracer provider before.
 """
 
 from __future__ import annotations
@@ -64,9 +65,14 @@ def _stage(name: str, call: Call) -> Generator[None]:
         "gen_ai.tool.name": call.tool.name,
     }
     started = time.perf_counter()
-    with _tracer.start_as_current_span(f"remit.{name}", attributes=attributes):
+    with _tracer.start_as_current_span(
+        f"remit.{name}", attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as span:
         try:
             yield
+        except Exception as error:
+            span.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
         finally:
             _stages.record(time.perf_counter() - started, {"stage": name})
 

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 from tests.interop import running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -27,7 +28,7 @@ META = {
     "io.modelcontextprotocol/clientCapabilities": {},
     "traceparent": f"00-{TRACE}-{CALLER}-01",
 }
-REQUEST = {
+REQUEST: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "tools/call",
@@ -145,6 +146,25 @@ def test_a_call_is_one_trace_from_client_to_source(tmp_path: Path, collector: Co
         "remit.budget.held",
         "remit.calls.in_doubt",
     }
+
+
+def test_a_trace_does_not_repeat_what_the_source_said(tmp_path: Path, collector: Collector) -> None:
+    refused = {**REQUEST["params"], "arguments": {"text": f"refuse {SECRET}"}}
+    with remit_that_tells(collector, tmp_path / "remit") as server:
+        answer = httpx2.post(
+            server.url, json={**REQUEST, "params": refused}, headers={**HEADERS, **server.headers}
+        )
+    assert SECRET in answer.json()["error"]["message"]
+
+    spans = {span.name: span for span in collector.spans}
+    assert set(spans) >= STAGES - {"remit.settle"}
+    assert (
+        spans["tools/call echo.echo"].status.code
+        == spans["remit.execute"].status.code
+        == SpanStatus.STATUS_CODE_ERROR
+    )
+    assert SECRET.encode() not in collector.raw
+    assert b"remit_adapters/" not in collector.raw
 
 
 def until(holds: Callable[[], bool]) -> None:

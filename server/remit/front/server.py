@@ -16,7 +16,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import mcp_types as t
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
@@ -86,6 +86,28 @@ class _Gateway(Server[Any]):
         return super().create_initialization_options(*args, **kwargs)
 
 
+class _Untold(MCPError):
+    """An error on its way past the SDK's span, which would repeat its words: they may be of the arguments."""
+
+    def __init__(self, error: MCPError) -> None:
+        super().__init__(error.code, "")
+        self.error_itself = error
+
+
+async def _hide_words(ctx: Context, call_next: CallNext) -> HandlerResult:
+    try:
+        return await call_next(ctx)
+    except MCPError as error:
+        raise _Untold(error) from None
+
+
+async def _tell_words(ctx: Context, call_next: CallNext) -> HandlerResult:
+    try:
+        return await call_next(ctx)
+    except _Untold as untold:
+        raise untold.error_itself from None
+
+
 class Front:
     """Handlers over one App. `principal` is fixed for stdio; over HTTP the guard proves one per request."""
 
@@ -130,6 +152,7 @@ class Front:
         for method, params, handler in handlers:
             server.add_request_handler(method, params, self._guarded(handler))
         server.add_notification_handler("notifications/initialized", t.NotificationParams, self._remember)
+        server.middleware = [_tell_words, *server.middleware, _hide_words]
         return server
 
     @staticmethod
