@@ -15,6 +15,7 @@ from typing import Any
 
 from remit import verifying
 from remit.audit import Progress, ignored, verify_balances
+from remit.escaping import escaped
 from remit.ids import first_id
 from remit.records import Records
 
@@ -265,7 +266,7 @@ def _cell(value: Any) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(escaped(str(value)))
 
 
 def _moment(at_us: int) -> str:

@@ -168,6 +168,12 @@ def test_what_an_agent_wrote_cannot_act_on_the_terminal(
     assert not re.search(r"[^\x20-\x7e\n─…]", told)
 
 
+def test_a_name_that_an_agent_gave_cannot_act_on_the_terminal_when_it_is_repeated(remit: Terminal) -> None:
+    told = remit("rollback", "run \u202eevil \x1b[2J", "--plan").err
+    assert "there is no call in run run \\u202eevil" in told
+    assert not {"\u202e", "\x1b"} & set(told)
+
+
 def test_open_requests_are_listed_and_decided_ones_on_demand(remit: Terminal, story: Story) -> None:
     assert [row["id"] for row in remit.json("approvals", "list")] == [story.approval]
     remit("approvals", "deny", story.approval)

@@ -56,11 +56,12 @@ def test_a_report_tells_what_happened_and_loads_nothing(
 
 def test_a_report_says_that_the_record_is_not_sound_and_escapes_what_others_wrote(remit: Terminal) -> None:
     with closing(sqlite3.connect(remit.folder / "remit.db")) as db, db:
-        db.execute("UPDATE calls SET code = '<script>alert(1)</script>' WHERE state = 'denied'")
+        db.execute("UPDATE calls SET code = '<script>alert(1)</script>\u202e\x1b[2J' WHERE state = 'denied'")
     ran = remit("report", "--from", "2020-01-01")
     assert ran.code == 1
     page = Page(ran.out)
     assert "script" not in page.tags
+    assert not {"\u202e", "\x1b"} & set(ran.out)
     assert "Not everything is as it was written" in " ".join(page.texts)
 
 

@@ -160,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 def _tell(error: Exception) -> int:
     """Tell a person what failed, and return the exit code; a bug is raised as it is."""
     from remit.errors import RemitError
+    from remit.escaping import escaped
     from remit_rbac import PolicyError
 
     code = 1
@@ -179,7 +180,7 @@ def _tell(error: Exception) -> int:
             case click.ClickException():
                 leaf.show()
             case RemitError() | PolicyError():
-                click.echo(f"remit: {leaf}", err=True)
+                click.echo(f"remit: {escaped(str(leaf), lines=True)}", err=True)
             case OSError(errno=errno.EPIPE):
                 _forget_unwritten()  # the reader has seen enough, as `head` does
             case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, strerror=str(why)):
