@@ -49,8 +49,8 @@ def equal_to(ledger: Ledger, sealer: Sealer, call: Call) -> Repeated | Verdict |
         ledger.write_out()  # the equal call may have been let out in this very transaction
     if key is not None:
         row = ledger.one(
-            columns + "WHERE tenant = ? AND agent = ? AND client_key = ?",
-            (call.principal.tenant, call.principal.agent, key),
+            columns + 'WHERE tenant = ? AND agent = ? AND "user" = ? AND client_key = ?',
+            (call.principal.tenant, call.principal.agent, call.principal.user, key),
         )
         if row and row["fingerprint"] != call.fingerprint:
             return Verdict(

@@ -168,6 +168,7 @@ calls = Table(
         "uq_calls_client_key",
         "tenant",
         "agent",
+        "user",
         "client_key",
         unique=True,
         **_where("client_key IS NOT NULL"),

@@ -278,6 +278,31 @@ async def test_a_key_and_a_claim_travel_in_meta(
 _FIRST_EVENTS = "SELECT body FROM events WHERE kind = 'call.dispatched' ORDER BY seq"
 
 
+async def test_a_key_tells_nothing_of_what_another_user_of_the_agent_did_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, era: str
+) -> None:
+    several = POLICY + "g3, agent:bot, user:cyd, acme\ng, user:cyd, role:clerk, acme\n"
+    meta: Any = {"dev.remit/idempotency_key": "mail-77"}
+    shop = ScriptedSource()
+    async with (
+        served(tmp_path, monkeypatch, shop, policy=several) as remit,
+        remit.client(era) as for_ann,
+        remit.client(era, user="user:cyd") as for_cyd,
+    ):
+        calls = [
+            await client.call_tool("shop.buy", {"thing": thing, "price": 5}, meta=meta)
+            for client, thing in ((for_ann, "pen"), (for_cyd, "ink"), (for_ann, "pen"), (for_cyd, "ink"))
+        ]
+        assert not any(it.is_error for it in calls)
+        assert [it.meta[RECEIPT].get("repeated", False) for it in calls if it.meta] == [
+            False,
+            False,
+            True,
+            True,
+        ]
+        assert [request.arguments["thing"] for request in shop.effects("buy")] == ["pen", "ink"]
+
+
 async def test_which_program_called_is_on_record_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, era: str
 ) -> None:

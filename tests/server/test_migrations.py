@@ -67,7 +67,7 @@ def test_holds_of_schema_0001_come_to_say_when(anywhere: tuple[Terminal, Story])
     run(at, TO_0001)
     assert remit("db", "check").code == 1
     upgraded = remit("db", "upgrade")
-    assert (upgraded.code, upgraded.out.endswith("has schema 0005.\n")) == (0, True), upgraded
+    assert (upgraded.code, upgraded.out.endswith("has schema 0006.\n")) == (0, True), upgraded
     assert books(at) == before
     for command in (("db", "check"), ("audit", "verify"), ("budget", "verify")):
         assert (found := remit(*command)).code == 0, found
@@ -112,6 +112,21 @@ def test_a_way_back_that_schema_0004_left_open_is_closed(anywhere: tuple[Termina
     run(at, ["UPDATE alembic_version SET version_num = '0004'"])
     assert remit("db", "upgrade").code == 0
     assert (found := remit("audit", "verify")).code == 0, found
+
+
+def test_the_keys_of_schema_0005_come_to_be_those_of_one_user(anywhere: tuple[Terminal, Story]) -> None:
+    remit, _ = anywhere
+    before = "CREATE UNIQUE INDEX uq_calls_client_key ON calls (tenant, agent, client_key)"
+    run(
+        load(remit.config).config.store.location,
+        [
+            "DROP INDEX uq_calls_client_key",
+            f"{before} WHERE client_key IS NOT NULL",
+            "UPDATE alembic_version SET version_num = '0005'",
+        ],
+    )
+    assert remit("db", "upgrade").code == 0
+    assert (found := remit("db", "check")).code == 0, found
 
 
 @pytest.mark.usefixtures("never_idle")

@@ -159,12 +159,12 @@ async def test_a_copy_that_sqlite_made_of_a_busy_database_is_verified(tmp_path: 
     assert logged(copy) == 0
 
 
-SIXTH = """
+SEVENTH = """
 from alembic import op
 
 from remit import redo
 from sqlalchemy import Column, Text
-revision, down_revision = "0006", "0005"
+revision, down_revision = "0007", "0006"
 
 def upgrade():
     assert not redo.is_logged(op.get_bind().connection.driver_connection), "the log was not filed"
@@ -197,12 +197,12 @@ async def test_a_later_remit_files_the_log_by_the_columns_that_it_was_written_by
             assert list(db.damage()) == []
     else:
         migrations = shutil.copytree(schema.MIGRATIONS, tmp_path / "migrations")
-        (migrations / "versions" / "v0006_sixth.py").write_text(SIXTH)
+        (migrations / "versions" / "v0007_seventh.py").write_text(SEVENTH)
         monkeypatch.setattr(schema, "MIGRATIONS", migrations)
-        monkeypatch.setattr(schema, "HEAD", "0006")
+        monkeypatch.setattr(schema, "HEAD", "0007")
         upgraded = await anyio.to_thread.run_sync(Terminal(config), "db", "upgrade")
         assert (upgraded.code, upgraded.err) == (0, "")
-        assert upgraded.out.endswith("has schema 0006.\n")
+        assert upgraded.out.endswith("has schema 0007.\n")
         with closing(sqlite3.connect(copy)) as db:
             db.execute("ALTER TABLE calls DROP COLUMN mood")
     assert contents(copy) == before
