@@ -833,6 +833,30 @@ def test_a_key_is_replaced_by_one_that_the_old_one_vouches_for(copied: tuple[Ter
     assert (event["verifier"], event["replaces"], event["by"]) == (handed["verifier"], [old], "user:sue")
 
 
+def test_who_has_the_old_key_still_when_it_was_replaced_signs_nothing_with_it(
+    copied: tuple[Terminal, Path, Story],
+) -> None:
+    remit, folder, _ = copied
+    file = key_file(folder / "remit.db")
+    old = file.read_bytes()
+    new = remit.json("audit", "key", "rotate")["verifier"]
+    newest = file.read_bytes()
+    remit("switch", "on", "all", "--reason", "a test")
+    file.write_bytes(old)  # as another replica has it
+    refused = remit("audit", "checkpoint")
+    assert (refused.code, refused.out) == (1, "")
+    assert "copy the new one from the replica" in refused.err
+    file.write_bytes(newest)
+    assert open_checkpoint(remit.json("audit", "checkpoint")["checkpoint"]["note"], [read_verifier(new)])
+    # Where the new one is lost, another takes its place, and the old one vouches for it.
+    file.write_bytes(old)
+    handed = remit.json("audit", "key", "rotate")
+    assert open_checkpoint(handed["checkpoint"], [read_verifier(handed["verifier"])])
+    remit("switch", "off", "all", "--reason", "a test")
+    assert remit("audit", "checkpoint").code == 0
+    assert remit("audit", "verify").code == 0
+
+
 def test_after_a_key_was_replaced_what_shows_the_keys_is_still_what_takes_them(
     copied: tuple[Terminal, Path, Story], capsys: pytest.CaptureFixture[str]
 ) -> None:
