@@ -28,7 +28,7 @@ from remit.model import Done, Failed, InDoubt, Pending
 from remit.postgres import Session
 from remit.records import open_records
 from remit.redo import NOT_THERE, Gathered
-from remit.schema import fresh, upgrade
+from remit.schema import HEAD, fresh, upgrade
 from remit.sealer import seal
 
 MANY = {"per_agent": 10_000, "per_source": 10_000}
@@ -145,6 +145,20 @@ async def test_who_counts_no_writes_any_more_is_refused_until_that_is_mended(tmp
         refused = await remit.refused("shop.send", {"text": "meanwhile"})
         assert refused.verdict.code == "audit_unavailable"
         builders.by_hand(remit.path, "INSERT INTO write_turn VALUES (1)")
+        await remit.done("shop.send", {"text": "after"})
+
+
+async def test_a_replica_that_runs_on_while_a_newer_one_upgrades_the_database_lets_nothing_out(
+    tmp_path: Path,
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '9999'")
+        await until(lambda: remit.on.journal._ledger._store._seen is None)
+        refused = await remit.refused("shop.send", {"text": "meanwhile"})
+        assert refused.verdict.code == "audit_unavailable"
+        assert len(remit.source.sent) == 1
+        builders.by_hand(remit.path, f"UPDATE alembic_version SET version_num = '{HEAD}'")  # noqa: S608 - ours
         await remit.done("shop.send", {"text": "after"})
 
 
