@@ -45,6 +45,7 @@ from remit.config import Anchor
 from remit.errors import RemitError
 from remit.exports import lines
 from remit.ids import now_us
+from remit.journal import Journal
 from remit.records import open_records
 from remit.sealer import Sealed, SealRefused, key_file, read_keys, seal
 from remit.verifier import NotProven
@@ -855,6 +856,31 @@ def test_who_has_the_old_key_still_when_it_was_replaced_signs_nothing_with_it(
     remit("switch", "off", "all", "--reason", "a test")
     assert remit("audit", "checkpoint").code == 0
     assert remit("audit", "verify").code == 0
+
+
+def test_the_old_key_vouches_for_the_new_also_where_a_replica_seals_with_it_meanwhile(
+    copied: tuple[Terminal, Path, Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remit, folder, _ = copied
+    file = key_file(folder / "remit.db")
+    old = file.read_bytes()
+    (old_key,) = keys(folder / "remit.db")
+    close, first = Journal.close, [True]
+
+    async def sealed_elsewhere(journal: Journal) -> None:
+        await close(journal)
+        if first:
+            first.clear()
+            both = file.read_bytes()
+            file.write_bytes(old)
+            seal(folder / "remit.db")
+            file.write_bytes(both)
+
+    monkeypatch.setattr(Journal, "close", sealed_elsewhere)
+    handed = remit.json("audit", "key", "rotate")
+    for key in (old_key, read_verifier(handed["verifier"])):
+        assert open_checkpoint(handed["checkpoint"], [key])
+    assert not first
 
 
 def test_after_a_key_was_replaced_what_shows_the_keys_is_still_what_takes_them(
