@@ -45,6 +45,9 @@ class Offer:
     subscribes: bool = False
 
 
+def _nothing() -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One request to a source, ready to send. Arguments are never changed by the adapter."""
@@ -63,6 +66,9 @@ class Request:
     #: Answers and opaque state of a multi-round request (MCP 2026-07-28 MRTR), passed through as they came.
     input_responses: Json | None = None
     request_state: str | None = None
+    #: Called when nothing is waited for any more and the request is about to be sent, which may be long after
+    #: it was made. Raises AdapterError(no_effect=True) when it must not be sent by then.
+    before_sent: Callable[[], None] = field(default=_nothing, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

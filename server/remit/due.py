@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import anyio
 
-from remit import confirmations
+from remit import confirmations, refusals
 from remit.calls import recorded_call
 from remit.effects import as_called
 from remit.errors import StoreUnavailable
@@ -52,7 +52,7 @@ async def _send(found: Recorded, on: Services) -> None:
         return
     if found.arguments is None:
         call = _again(replace(found, arguments=b"{}"), tool, on)
-        await on.journal.refuse(call, _NOT_KEPT)
+        await on.journal.refuse(call, refusals.NOT_KEPT)
     elif tool.digest != found.tool_digest:
         await on.journal.refuse(_again(found, tool, on), _CHANGED)
     else:
@@ -91,12 +91,6 @@ def _again(found: Recorded, tool: Tool, on: Services) -> Call:
     return replace(call, confirmation=given)
 
 
-_NOT_KEPT = Verdict(
-    rung=Rung.DENY,
-    code="cannot_defer",
-    reason="What it was to be called with is not kept any more.",
-    remedy=Remedy.STOP,
-)
 _CHANGED = Verdict(
     rung=Rung.DENY,
     code="tool_changed",

@@ -104,11 +104,17 @@ def recorded(ledger: Ledger, sealer: Sealer, call_id: str) -> Recorded | None:
     return None if row is None else _recorded(sealer, row)
 
 
-def must_be_open(ledger: Ledger, call_id: str) -> None:
-    """Raise WrongState when others have concluded how the call ended, as who found its effect does."""
-    open_calls = "SELECT 1 FROM calls WHERE id = ? AND state IN ('dispatched', 'in_doubt')"
-    if not ledger.one(open_calls, (call_id,)):
+def is_in_doubt(ledger: Ledger, call_id: str) -> bool:
+    """Whether a call that has not ended is in doubt.
+
+    Raises WrongState when others have concluded how it ended, as who found its effect does.
+    """
+    row = ledger.one(
+        "SELECT state FROM calls WHERE id = ? AND state IN ('dispatched', 'in_doubt')", (call_id,)
+    )
+    if row is None:
         raise WrongState("others have concluded meanwhile how this call ended")
+    return row["state"] == "in_doubt"
 
 
 def due(ledger: Ledger, sealer: Sealer, tools: Collection[str], *, limit: int) -> list[Recorded]:

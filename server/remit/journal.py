@@ -38,6 +38,7 @@ from remit import (
     notices,
     playbook_runs,
     proven,
+    refusals,
     runs,
     shortfalls,
     switches,
@@ -377,6 +378,8 @@ class Journal:
             now = self._ledger.now_us
             if other := self._otherwise(call, verdict, stopped, in_force, run, of_run):
                 return other
+            if self._sealer.opened(call.id, "arguments") is None:  # erased since it was found to be due
+                return refusals.NOT_KEPT
             late = None
             if call.waited:
                 agreed = verdict.rung is Rung.APPROVE
@@ -509,10 +512,15 @@ class Journal:
 
         def change() -> Settled:
             ledger = self._ledger
-            if not ledger.ends(call_id, undoable=plan is not None):
-                earlier_calls.must_be_open(ledger, call_id)
+            # Whom it is about may be erased while a call is in doubt: what is found out of it then goes, too.
+            erased = (
+                not ledger.ends(call_id, undoable=plan is not None)
+                and earlier_calls.is_in_doubt(ledger, call_id)
+                and erasing.is_erased(ledger, call_id)
+            )
+            way_back = replace(plan, arguments=None) if plan and erased else plan
             commit: str | None = None
-            if reply is not None:
+            if reply is not None and not erased:
                 seal = None if call.tool.effect is Effect.READ else self._sealer.seal_of(call)
                 commit = self._sealer.keep(seal, call_id, "result", reply)
             ended = (state, ledger.now_us, commit, *(error or (None, None)), resolution)
@@ -520,7 +528,7 @@ class Journal:
                 ledger.update("call_and_key", (*ended, None, call_id))
             else:
                 ledger.update("call", (*ended, call_id))
-            if after is not None:
+            if after is not None and not erased:
                 self._sealer.keep(self._sealer.seal_of(call), call_id, "after", after)
             paid = dict(costs)
             if resolution is not None:  # its tool may name other units by now: what was held was paid
@@ -528,12 +536,13 @@ class Journal:
             spent = balances.resolve(ledger, call_id, paid)
             if touches is not None:
                 ledger.insert("touches", (touches, call_id))
-            if plan:
-                undo = "void" if plan.arguments is None else "ready"
-                ledger.update("undo", (undo, plan.resource, call_id))
-                if plan.arguments is not None:
+            if way_back:
+                undo = "void" if way_back.arguments is None else "ready"
+                ledger.update("undo", (undo, way_back.resource, call_id))
+                if way_back.arguments is not None:
                     kind = "restore" if call.tool.undo and call.tool.undo.restores else "undo"
-                    self._sealer.keep(self._sealer.seal_of(call), call_id, kind, orjson.dumps(plan.arguments))
+                    body = orjson.dumps(way_back.arguments)
+                    self._sealer.keep(self._sealer.seal_of(call), call_id, kind, body)
             refunded: list[Json] = []
             if undo_state and call.of_call:
                 refunded = ways_back.conclude(ledger, call.of_call, call_id, undo_state)
@@ -550,8 +559,11 @@ class Journal:
                 **({"resolution": resolution} if resolution else {}),
                 **self._touched(call, touches),
                 **(runs.establish(ledger, call, call_id, establishes) if establishes else {}),
-                undo=undo_state or (plan and ("void" if plan.arguments is None else "ready")),
+                undo=undo_state or (way_back and ("void" if way_back.arguments is None else "ready")),
             )
+            if erased:
+                ledger.write_out()
+                erasing.clear(ledger, self._sealer, [call_id])
             return Settled(
                 event=entry(ledger.stream, *ledger.position), warnings=balances.near(ledger, charges)
             )

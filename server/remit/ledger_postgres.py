@@ -28,6 +28,7 @@ from remit.errors import Interrupted, StoreUnavailable, Unsure
 from remit.ids import Clock, uuid7
 from remit.postgres import LIMITS, Session
 from remit.redo import CHANGED, NOT_THERE, Change, Gathered, NotThere
+from remit.schema import must_be_known_still
 from remit.writer import OthersWrite, Overtaken
 
 #: Microseconds since 1970-01-01 UTC, by the server's clock.
@@ -130,9 +131,10 @@ class PostgresStore:
             self._disconnect()
 
     def changed(self) -> bool:
-        row = self._connected().one("SELECT writes FROM write_turn")
+        row = self._connected().one("SELECT writes, version_num FROM write_turn, alembic_version")
         if row is None:
             raise StoreUnavailable(CHANGED)  # the migration put it there
+        must_be_known_still(row)
         seen, self._seen = self._seen, row["writes"]
         return seen != self._seen
 

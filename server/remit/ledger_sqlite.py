@@ -22,6 +22,7 @@ from typing import Any
 from remit import redo
 from remit.database import take_turn
 from remit.errors import RemitError, StoreUnavailable
+from remit.schema import must_be_known_still
 from remit.writer import OthersWrite
 
 #: Checkpoint once the write-ahead log is this long (bytes): it bounds recovery time and disk.
@@ -131,6 +132,7 @@ class SqliteStore(redo.Statements):
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         if version == self._data_version:
             return False
+        must_be_known_still(self.one("SELECT version_num FROM alembic_version"))
         self._data_version = version
         return True
 

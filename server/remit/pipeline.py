@@ -163,7 +163,7 @@ async def _unrecorded(call: Call, decided: Decision | None, on: Services, caller
         return Refused(call_id=call.id, verdict=refusals.STORE_DOWN)
     if on.journal.note_unrecorded(call, on.clock()):
         _log.warning("the audit database takes no writes: reads go through, and are only counted")
-    request = _request(call, call.id, None, call.tool.timeout_s)
+    request = _request(call, call.id, None, call.tool.timeout_s, on)
     try:
         async with asyncio.timeout(call.tool.timeout_s + 1):
             reply = await on.adapters[call.tool.source].run(request, caller)
@@ -429,6 +429,14 @@ async def _ask_user(
     return Refused(call_id=call.id, verdict=refused)
 
 
+class _StoppedError(AdapterError):
+    """An operator has stopped the call while it waited for its source."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason, no_effect=True, code=verdict.code)
+        self.verdict = verdict
+
+
 async def _run(
     call: Call,
     call_id: str,
@@ -455,10 +463,12 @@ async def _run(
     try:
         with telemetry.stage("execute", call):
             async with _NO_LIMIT if adapter.keeps_deadlines else asyncio.timeout(seconds + 1):
-                reply = await adapter.run(_request(call, call_id, before, seconds), caller)
+                reply = await adapter.run(_request(call, call_id, before, seconds, on), caller)
     except AdapterError as error:
         if error.no_effect or harmless:
             await _settle_failure(call, call_id, (error.code, error.message), on)
+            if isinstance(error, _StoppedError):
+                return Refused(call_id=call_id, verdict=error.verdict)
             return Failed(call_id=call_id, code=error.code, message=error.message, rpc=error.rpc)
         await _doubt(call, call_id, error.code, error.message, on)
         return InDoubt(call_id=call_id, code=error.code, message=error.message, rpc=error.rpc)
@@ -493,8 +503,17 @@ async def _run(
             raise
 
 
-def _request(call: Call, call_id: str, before: Seen | None, seconds: float) -> Request:
+def _request(call: Call, call_id: str, before: Seen | None, seconds: float, on: Services) -> Request:
     """The call as its adapter takes it."""
+
+    def before_sent() -> None:
+        # It may have waited for its source, while an operator stopped it, or others gave this process up.
+        if refusal := stopped(call, on.journal.switches):
+            raise _StoppedError(refusal)
+        if call.tool.effect is not Effect.READ and not on.journal.holds_lease:
+            code, message = _TOO_LATE
+            raise AdapterError(message, no_effect=True, code=code)
+
     name, arguments = call.tool.own_name, call.arguments
     match call.tool.operation:
         case Operation.TOOL:
@@ -517,6 +536,7 @@ def _request(call: Call, call_id: str, before: Seen | None, seconds: float) -> R
         meta=telemetry.propagated(call.meta),
         input_responses=call.input_responses,
         request_state=call.request_state,
+        before_sent=before_sent,
     )
 
 

@@ -69,6 +69,12 @@ CANNOT_DEFER = Verdict(
     "your user.",
     remedy=Remedy.ASK,
 )
+NOT_KEPT = Verdict(
+    rung=Rung.DENY,
+    code="cannot_defer",
+    reason="What it was to be called with is not kept any more.",
+    remedy=Remedy.STOP,
+)
 UNCONFIRMED = Verdict(
     rung=Rung.DENY,
     code="unconfirmed",

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from remit.database import Location, Postgres, locked, must_have_one_name, placed, reading
+from remit.database import Location, Postgres, Row, locked, must_have_one_name, placed, reading
 from remit.errors import RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -85,6 +85,16 @@ def _must_be_known(at: Location, version: str | None) -> None:
     if version > HEAD:
         raise RemitError(
             f"{at} was written by a newer Remit (schema {version}; this one knows {HEAD}): upgrade Remit"
+        )
+
+
+def must_be_known_still(row: Row | None) -> None:
+    """Raise StoreUnavailable for a process that runs on while a newer Remit has upgraded its database."""
+    version = row["version_num"] if row else ""
+    if version != HEAD:
+        raise StoreUnavailable(
+            f"the audit database has schema {version} by now, and this process knows {HEAD}: stop it, and"
+            " start it again as the Remit that has upgraded the database"
         )
 
 

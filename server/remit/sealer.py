@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,19 @@ def _signers(at: Location, db: Reader) -> tuple[Signer, ...]:
             )
         signers = (new_signer(_new_name()),)
         _write_keys(at, signers)
+    _must_not_be_replaced(at, db, {str(signer.verifier) for signer in signers})
     return signers
+
+
+def _must_not_be_replaced(at: Location, db: Reader, mine: Collection[str]) -> None:
+    """Raise SealRefused where the log is signed with a newer key: this one is not destroyed here as yet."""
+    known = db.all("SELECT verifier, from_size FROM log_keys ORDER BY from_size DESC")
+    newest = {row["verifier"] for row in known if row["from_size"] == known[0]["from_size"]}
+    if newest and newest.isdisjoint(mine) and {row["verifier"] for row in known}.issuperset(mine):
+        raise SealRefused(
+            f"{key_file(at)} is the key from before `remit audit key rotate`: copy the new one from the"
+            " replica where that was run, or, if it is lost, make another with the same command"
+        )
 
 
 def _new_name() -> str:

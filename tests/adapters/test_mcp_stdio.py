@@ -485,3 +485,24 @@ async def test_calls_take_turns_where_questions_cannot_be_told_apart() -> None:
         with pytest.raises(AdapterError, match="was not free") as caught:
             await adapter.run(a_call("env", deadline_s=0.1))
         assert caught.value.no_effect
+
+
+async def test_what_must_not_be_sent_any_more_when_its_turn_has_come_is_not_sent(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+
+    def stopped() -> None:
+        raise AdapterError("It was stopped.", no_effect=True, code="stopped")
+
+    async def in_vain() -> None:
+        with pytest.raises(AdapterError, match="It was stopped"):
+            await adapter.run(a_call("wait", {"place": str(second)}, before_sent=stopped))
+
+    async with connected(stdio_target(), era="legacy", relay=RELAY) as adapter:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(adapter.run, a_call("wait", {"place": str(first)}))
+            await appears(first / "began")
+            tasks.start_soon(in_vain)
+            (first / "go").touch()
+        assert not (second / "began").exists()

@@ -26,6 +26,7 @@ from remit.due import send_due
 from remit.errors import StoreUnavailable, WrongState
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
+from remit.journal import Journal
 from remit.model import Done, InDoubt, Pending, Refused, Scheduled
 from remit.records import CallQuery, open_records
 from remit.rollback import plan, roll_back
@@ -359,6 +360,24 @@ async def test_its_facts_are_looked_up_again_when_it_is_sent(tmp_path: Path) -> 
             assert remit.state(call_id) == ("succeeded" if left else "cancelled")
         with open_records(remit.path) as records:
             assert list(verify_calls(records)) == list(verify_balances(records)) == []
+
+
+async def test_what_is_erased_while_it_is_about_to_be_sent_is_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with deferring(tmp_path) as remit, deferring(tmp_path, clock=remit.clock) as other:
+        call_id = await scheduled(remit)
+        let_out = Journal.let_out
+
+        async def erased_before(journal: Journal, *said: Any, **more: Any) -> Any:
+            await other.on.journal.erase(tenant="acme", subject="user:ann", reason="", by="user:bea")
+            return await let_out(journal, *said, **more)
+
+        monkeypatch.setattr(Journal, "let_out", erased_before)
+        await later(remit)
+        assert remit.source.sent == []
+        found = remit.record(call_id)
+        assert (found["state"], found["error_code"]) == ("cancelled", "cannot_defer")
 
 
 async def test_what_must_not_be_stored_cannot_be_held_back(tmp_path: Path) -> None:

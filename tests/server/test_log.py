@@ -45,6 +45,7 @@ from remit.config import Anchor
 from remit.errors import RemitError
 from remit.exports import lines
 from remit.ids import now_us
+from remit.journal import Journal
 from remit.records import open_records
 from remit.sealer import Sealed, SealRefused, key_file, read_keys, seal
 from remit.verifier import NotProven
@@ -831,6 +832,55 @@ def test_a_key_is_replaced_by_one_that_the_old_one_vouches_for(copied: tuple[Ter
         (row,) = records.rows("SELECT body FROM events WHERE kind = 'log.key'")
         event = json.loads(row["body"])
     assert (event["verifier"], event["replaces"], event["by"]) == (handed["verifier"], [old], "user:sue")
+
+
+def test_who_has_the_old_key_still_when_it_was_replaced_signs_nothing_with_it(
+    copied: tuple[Terminal, Path, Story],
+) -> None:
+    remit, folder, _ = copied
+    file = key_file(folder / "remit.db")
+    old = file.read_bytes()
+    new = remit.json("audit", "key", "rotate")["verifier"]
+    newest = file.read_bytes()
+    remit("switch", "on", "all", "--reason", "a test")
+    file.write_bytes(old)  # as another replica has it
+    refused = remit("audit", "checkpoint")
+    assert (refused.code, refused.out) == (1, "")
+    assert "copy the new one from the replica" in refused.err
+    file.write_bytes(newest)
+    assert open_checkpoint(remit.json("audit", "checkpoint")["checkpoint"]["note"], [read_verifier(new)])
+    # Where the new one is lost, another takes its place, and the old one vouches for it.
+    file.write_bytes(old)
+    handed = remit.json("audit", "key", "rotate")
+    assert open_checkpoint(handed["checkpoint"], [read_verifier(handed["verifier"])])
+    remit("switch", "off", "all", "--reason", "a test")
+    assert remit("audit", "checkpoint").code == 0
+    assert remit("audit", "verify").code == 0
+
+
+def test_the_old_key_vouches_for_the_new_also_where_a_replica_seals_with_it_meanwhile(
+    copied: tuple[Terminal, Path, Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remit, folder, _ = copied
+    file = key_file(folder / "remit.db")
+    old = file.read_bytes()
+    (old_key,) = keys(folder / "remit.db")
+    close, first = Journal.close, [True]
+
+    async def sealed_elsewhere(journal: Journal) -> None:
+        await close(journal)
+        if first:
+            first.clear()
+            both = file.read_bytes()
+            file.write_bytes(old)
+            seal(folder / "remit.db")
+            file.write_bytes(both)
+
+    monkeypatch.setattr(Journal, "close", sealed_elsewhere)
+    handed = remit.json("audit", "key", "rotate")
+    for key in (old_key, read_verifier(handed["verifier"])):
+        assert open_checkpoint(handed["checkpoint"], [key])
+    assert not first
 
 
 def test_after_a_key_was_replaced_what_shows_the_keys_is_still_what_takes_them(

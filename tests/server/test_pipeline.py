@@ -789,6 +789,23 @@ async def test_a_switch_in_the_very_transaction_before_stops_the_call(tmp_path: 
         assert remit.source.sent == []
 
 
+async def test_a_switch_stops_what_still_waits_for_its_source(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit, a_remit(tmp_path, clock=remit.clock) as other:
+
+        async def comes_back(request: Request, caller: Caller) -> Reply:
+            """The source was away, and meanwhile somebody stops everything."""
+            await other.switch("kill", "all")
+            await until(lambda: remit.on.journal.switches)
+            request.before_sent()
+            pytest.fail("it was sent")
+
+        remit.source.on["send"] = comes_back
+        outcome = await remit.refused("shop.send", {"text": "hi"})
+        assert (outcome.verdict.code, outcome.verdict.remedy) == ("stopped", Remedy.STOP)
+        assert remit.state(outcome.call_id) == "failed"
+        assert remit.one("SELECT COUNT(*) AS held FROM holds WHERE state = 'held'") == {"held": 0}
+
+
 async def test_a_switch_survives_a_restart(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         await remit.switch("kill", "all")

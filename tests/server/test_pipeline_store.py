@@ -16,6 +16,7 @@ from tests.server.builders import (
     a_database,
     a_principal,
     a_remit,
+    by_hand,
     full_disk,
     held,
     rows,
@@ -26,6 +27,7 @@ from remit import database
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import open_journal
 from remit.model import Done, InDoubt, Outcome, Refused, Remedy
+from remit.schema import HEAD
 from remit.undo import undo
 from remit_adapters.base import AdapterError
 
@@ -75,6 +77,22 @@ async def test_nothing_is_let_out_when_the_file_is_taken_away(tmp_path: Path, re
         os.replace(tmp_path / "kept.db", remit.path)
         await remit.done("shop.send", {"text": "after"})
         assert len(remit.source.sent) == 2
+
+
+UPGRADED = "UPDATE alembic_version SET version_num = '9999'"
+
+
+async def test_who_runs_on_while_a_newer_remit_upgrades_the_database_lets_nothing_out(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        by_hand(remit.path, UPGRADED)
+        refused = await remit.refused("shop.send", {"text": "after"})
+        assert refused.verdict.code == "audit_unavailable"
+        with pytest.raises(StoreUnavailable, match="has schema 9999 by now, and this process knows"):
+            await remit.on.journal.expire()
+        assert len(remit.source.sent) == 1
+        by_hand(remit.path, f"UPDATE alembic_version SET version_num = '{HEAD}'")  # noqa: S608 - ours
+        await remit.done("shop.send", {"text": "after"})
 
 
 async def test_who_holds_the_database_for_ever_is_named_and_not_waited_for(

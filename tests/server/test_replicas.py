@@ -18,14 +18,17 @@ from tests.server import builders
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
+from remit.audit import verify_calls
 from remit.database import Postgres, exists, reading
+from remit.erasing import resume
 from remit.errors import RemitError, StoreUnavailable
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
 from remit.model import Done, Failed, InDoubt, Pending
 from remit.postgres import Session
+from remit.records import open_records
 from remit.redo import NOT_THERE, Gathered
-from remit.schema import fresh, upgrade
+from remit.schema import HEAD, fresh, upgrade
 from remit.sealer import seal
 
 MANY = {"per_agent": 10_000, "per_source": 10_000}
@@ -142,6 +145,20 @@ async def test_who_counts_no_writes_any_more_is_refused_until_that_is_mended(tmp
         refused = await remit.refused("shop.send", {"text": "meanwhile"})
         assert refused.verdict.code == "audit_unavailable"
         builders.by_hand(remit.path, "INSERT INTO write_turn VALUES (1)")
+        await remit.done("shop.send", {"text": "after"})
+
+
+async def test_a_replica_that_runs_on_while_a_newer_one_upgrades_the_database_lets_nothing_out(
+    tmp_path: Path,
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '9999'")
+        await until(lambda: remit.on.journal._ledger._store._seen is None)
+        refused = await remit.refused("shop.send", {"text": "meanwhile"})
+        assert refused.verdict.code == "audit_unavailable"
+        assert len(remit.source.sent) == 1
+        builders.by_hand(remit.path, f"UPDATE alembic_version SET version_num = '{HEAD}'")  # noqa: S608 - ours
         await remit.done("shop.send", {"text": "after"})
 
 
@@ -345,6 +362,36 @@ async def test_who_slept_past_its_lease_lives_on_and_tells_what_it_knows(tmp_pat
         lives = other.rows("SELECT state FROM incarnations ORDER BY state")
         assert [row["state"] for row in lives] == ["dead", "live", "live"]
         await sleeper.done("shop.send", {"text": "ho"})
+
+
+async def test_what_a_sleeper_knows_of_somebody_who_was_erased_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as sleeper, a_remit(tmp_path, clock=sleeper.clock) as other:
+        sleeper.source.on["buy"] = gate = Gate({"order": "her-order"})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sleeper.call, "shop.buy", {"thing": "her-thing", "price": 5})
+            await sleeper.source.reached()
+            asleep(sleeper)
+            await other.on.journal.take_over()
+            await other.on.journal.erase(tenant="acme", subject="user:ann", reason="", by="user:bea")
+            await resume(other.on.journal)
+            awake(sleeper)
+            gate.open()
+        call = other.one("SELECT id, state FROM calls")
+        assert call["state"] == "succeeded"
+        assert [other.carried(call["id"], kind) for kind in ("result", "undo")] == [None, None]
+        assert other.one("SELECT state FROM undos") == {"state": "void"}
+        kept = [
+            str(row)
+            for table in ("calls", "undos", "touches")
+            for row in other.rows(f"SELECT * FROM {table}")  # noqa: S608 - ours
+        ]
+        assert not [row for row in kept if "her-" in row]
+        # She is nobody's subject any more, until she does something anew.
+        assert other.one("SELECT COUNT(*) AS living FROM subject_keys WHERE wrapped IS NOT NULL") == {
+            "living": 0
+        }
+        with open_records(other.path) as records:
+            assert list(verify_calls(records)) == []
 
 
 async def test_who_slept_between_letting_out_and_sending_sends_nothing(

@@ -404,9 +404,11 @@ class McpAdapter:
         async def work(link: Link) -> Reply:
             nonlocal sent
             if link.version == MODERN or not self._questions or isinstance(self._target, HttpTarget):
+                request.before_sent()
                 sent = True
                 return await self._run(link, request, caller)
             async with self._turn:
+                request.before_sent()
                 sent = True
                 return await self._run(link, request, caller)
 

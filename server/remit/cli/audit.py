@@ -197,6 +197,7 @@ def rotate(config_path: Path, as_json: bool, as_user: str | None) -> int:
 
     from remit import sealer
     from remit.anchors import seal_and_anchor
+    from remit.checkpoint import signature_lines
     from remit.cli.acting import journal_of, person
     from remit.config_file import load
 
@@ -207,13 +208,16 @@ def rotate(config_path: Path, as_json: bool, as_user: str | None) -> int:
 
     async def hand_over() -> tuple[str, str, Sequence[Anchored]]:
         new, old = sealer.rotate(path)
-        async with journal_of(loaded) as journal:
-            await journal.note_log_key(
-                str(new.verifier), replaces=[str(signer.verifier) for signer in old], by=by
-            )
-        # Where checkpoints are kept, this one above all: it is what leads from the old key to the new.
-        sealed, anchored = await seal_and_anchor(path, loaded.config.audit.anchors, waiting=False)
-        assert sealed, "the event of the key was sealed"  # noqa: S101 - it was written just now
+        while True:
+            async with journal_of(loaded) as journal:
+                await journal.note_log_key(
+                    str(new.verifier), replaces=[str(signer.verifier) for signer in old], by=by
+                )
+            # Where checkpoints are kept, this one above all: it is what leads from the old key to the new.
+            sealed, anchored = await seal_and_anchor(path, loaded.config.audit.anchors, waiting=False)
+            assert sealed, "the event of the key was sealed"  # noqa: S101 - it was written just now
+            if signature_lines(sealed.note, new.verifier):
+                break  # else another replica was first, and knows the old key alone
         sealer.retire(path, new)
         return str(new.verifier), sealed.note, anchored
 
