@@ -459,10 +459,10 @@ class Ledger:
                 row = self._store.one("SELECT last_seq FROM incarnations WHERE id = ?", (self.stream,))
                 self._store.execute("UPDATE incarnations SET pid = pid WHERE id = ?", (self.stream,))
                 self._store.commit(Gathered(), wait=True)
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if monotonic() > until_s:
                     self._taken_for_dead = True
-                    raise
+                    raise StoreUnavailable(str(error)) from None  # not to be made again: it may be there
                 sleep(_ASK_AGAIN_S)
             else:
                 return row is not None and row["last_seq"] == self._seq

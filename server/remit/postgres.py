@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from remit.config_file import resolve
-from remit.errors import Interrupted, RemitError, StoreUnavailable
+from remit.errors import Interrupted, NoAnswer, RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
     from remit.database import Postgres, Row
@@ -33,6 +33,8 @@ T = TypeVar("T")
 _CONNECT_S = 5
 #: Longer than every limit that the server is told, so that the server's own words arrive.
 _ANSWER_S = 45
+#: The same for what a call waits for, which is done at once but for a lock that others hold.
+SOON_S = 12
 _ROWS_AT_ONCE = 1000
 #: What a session may not outlast (milliseconds): a process that is stopped holds nobody up for ever. They are
 #: set in this order: until the first is, what is usual on that server may end the others.
@@ -83,6 +85,8 @@ class Session:
 
     def __init__(self, at: Postgres, *, name: str, settings: Mapping[str, str] = LIMITS) -> None:
         self.at = at
+        #: It left a statement unanswered, and would leave the next one.
+        self._silent = False
         self._loop = uvloop.new_event_loop()
         try:
             self._db: Any = self._run(_connected(at, name, settings))
@@ -90,8 +94,8 @@ class Session:
             self._loop.close()
             raise
 
-    def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
-        return self._run(self._db.fetchrow(_numbered(sql), *values))
+    def one(self, sql: str, values: Sequence[Any] = (), /, *, within_s: float | None = None) -> Row | None:
+        return self._run(self._db.fetchrow(_numbered(sql), *values, timeout=within_s))
 
     def all(self, sql: str, values: Sequence[Any] = (), /) -> Sequence[Row]:
         return self._run(self._db.fetch(_numbered(sql), *values))
@@ -104,21 +108,22 @@ class Session:
     def tuples(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[tuple[Any, ...]]:
         return map(tuple, self.rows(sql, values))
 
-    def execute(self, sql: str, values: Sequence[Any] = (), /) -> int:
+    def execute(self, sql: str, values: Sequence[Any] = (), /, *, within_s: float | None = None) -> int:
         """How many rows it changed."""
-        told = self._run(self._db.execute(_numbered(sql), *values))
+        told = self._run(self._db.execute(_numbered(sql), *values, timeout=within_s))
         return int(told.rpartition(" ")[2])
 
     def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         self._run(self._db.executemany(_numbered(sql), rows))
 
-    def script(self, sql: str) -> str:
+    def script(self, sql: str, /, *, within_s: float | None = None) -> str:
         """Run statements without values, in one go; return what the server says about the last."""
-        return self._run(self._db.execute(sql))
+        return self._run(self._db.execute(sql, timeout=within_s))
 
     def hung_up(self) -> bool:
-        """Whether the server has said something unasked, as it does when it ends the connection."""
-        if self._db.is_closed():
+        """Whether the server has said something unasked, as it does when it ends the connection, or has not
+        answered."""
+        if self._silent or self._db.is_closed():
             return True
         # Not read: asyncpg does not expect to hear anything now.
         heard = select.poll()
@@ -174,6 +179,7 @@ class Session:
                 return aside.submit(self._loop.run_until_complete, work).result()
         except Exception as error:
             if failure := _failure(self.at, error):
+                self._silent = isinstance(failure, NoAnswer)
                 raise failure from None
             raise
 
@@ -261,7 +267,9 @@ def _failure(at: Postgres, error: Exception) -> StoreUnavailable | None:
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return None  # a value that does not fit its column
     # asyncpg's own state does not fit any more when the server hangs up between two of its answers.
-    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        why = str(error) or "it did not answer in time"
+    if isinstance(error, TimeoutError) and not str(error):  # the system's own says what it was
+        return NoAnswer(f"the audit database {at} cannot be reached: it did not answer in time")
+    if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        why = str(error) or "the connection broke"
         return Interrupted(f"the audit database {at} cannot be reached: {why}")
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,10 +21,10 @@ from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
 from remit.database import Postgres, exists, reading
-from remit.errors import RemitError, StoreUnavailable
+from remit.errors import Interrupted, RemitError, StoreUnavailable
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
-from remit.model import Done, Failed, InDoubt, Pending
+from remit.model import Done, Failed, InDoubt, Pending, Refused
 from remit.postgres import Session
 from remit.redo import NOT_THERE, Gathered
 from remit.schema import fresh, upgrade
@@ -152,11 +154,11 @@ async def test_a_connection_that_ends_between_two_answers_is_one_that_broke(
         await remit.done("shop.send", {"text": "before"})
         ask, broken = asyncpg.Connection.fetchrow, [True]
 
-        async def breaks(connection: Any, *sql: Any) -> Any:
+        async def breaks(connection: Any, *sql: Any, **more: Any) -> Any:
             if broken:
                 broken.clear()
                 raise asyncpg.InternalClientError("cannot switch to state 12; another is in progress")
-            return await ask(connection, *sql)
+            return await ask(connection, *sql, **more)
 
         monkeypatch.setattr(asyncpg.Connection, "fetchrow", breaks)
         await remit.done("shop.send", {"text": "after"})
@@ -232,11 +234,15 @@ class Broken:
         #: The commit at which it broke.
         self.said: tuple[str, Sequence[Any]] = ("", ())
         script, one = Session.script, Session.one
-        monkeypatch.setattr(Session, "script", lambda at, sql: self._say(at, sql, lambda: script(at, sql)))
+        monkeypatch.setattr(
+            Session, "script", lambda at, sql, **more: self._say(at, sql, lambda: script(at, sql, **more))
+        )
         monkeypatch.setattr(
             Session,
             "one",
-            lambda at, sql, values=(): self._say(at, sql, lambda: one(at, sql, values), values),
+            lambda at, sql, values=(), **more: self._say(
+                at, sql, lambda: one(at, sql, values, **more), values
+            ),
         )
 
     def _say(self, session: Session, sql: str, say: Callable[[], Any], values: Sequence[Any] = ()) -> Any:
@@ -321,6 +327,51 @@ async def test_a_commit_that_nobody_can_be_asked_about_ends_in_doubt(
         await remit.on.journal.take_over()
         states = remit.rows("SELECT state FROM calls ORDER BY created_us")
         assert [row["state"] for row in states] == ["in_doubt", "succeeded"]
+
+
+async def test_what_may_be_committed_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remit.ledger._UNSURE_S", 0.0)
+    async with a_remit(tmp_path) as remit:
+        broken = Broken(monkeypatch)
+
+        def gone(say: Callable[[], Any], session: Session) -> Any:
+            monkeypatch.setattr("remit.ledger_postgres.Session", away)
+            return broken.unanswered(say, session)
+
+        def away(*args: Any, **more: Any) -> Session:
+            monkeypatch.setattr("remit.ledger_postgres.Session", Session)  # it is back when asked again
+            raise Interrupted("nobody listens there")
+
+        broken.next = gone
+        with pytest.raises(StoreUnavailable, match="nobody listens"):
+            await remit.switch("kill", "all")
+        assert remit.one("SELECT count(*) AS said FROM events WHERE kind LIKE 'switch%'") == {"said": 1}
+
+
+@pytest.mark.usefixtures("unlooking")
+@pytest.mark.parametrize("said", ["SELECT remit_write", "BEGIN"])
+async def test_a_connection_that_leaves_a_call_unanswered_is_given_up_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """As when the process of the server that it leads to is stopped."""
+    async with a_server(), a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        store: Any = remit.on.journal._ledger._store
+        if said == "BEGIN":
+            store._overtaken = 2  # so that it takes its turn first
+        pid = store._session._db.get_server_pid()
+        monkeypatch.setattr("remit.ledger_postgres.SOON_S", 0.5)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            outcomes = [await remit.call("shop.send", {"text": text}) for text in ("one", "two")]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        # What came to nothing for certain is made again; what was not even begun is not.
+        assert isinstance(outcomes[0], Done if said != "BEGIN" else Refused)
+        assert isinstance(outcomes[1], Done)
+        assert store._session._db.get_server_pid() != pid
 
 
 async def test_who_slept_past_its_lease_lives_on_and_tells_what_it_knows(tmp_path: Path) -> None:
