@@ -47,6 +47,10 @@ LIMITS = {
 _UNLIMITED = dict.fromkeys(LIMITS, "0")
 #: Who waited for its turn must see what the one before it wrote.
 _ISOLATION = {"default_transaction_isolation": "read committed"}
+#: Off would mean that what was committed is not durable, whatever a database or a role is set to for others.
+_DURABLY = (
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+)
 #: Classes of errors that say nothing about the statement: connection, authorization, catalog, resources,
 #: object state, intervention, system (postgresql.org/docs/current/errcodes-appendix.html).
 _OF_THE_DATABASE = ("08", "28", "3D", "53", "55", "57", "58")
@@ -200,14 +204,21 @@ async def _connected(at: Postgres, name: str, settings: Mapping[str, str]) -> An
             statement_cache_size=256,
             server_settings={"application_name": f"remit {name}"},
         )
+    except OSError:  # one about a certificate is a ValueError, too
+        raise
     except ValueError:  # which repeats a part of the URL, that may be one of the password
         raise StoreUnavailable(
             f"{at} is not the URL of a database: write postgresql://USER:PASSWORD@HOST/DATABASE, and in the"
             " password %2F for /, %3A for :, %40 for @, %3F for ?, %23 for # and %25 for %"
         ) from None
+    except asyncpg.UndefinedObjectError as error:  # what the URL says after "?" and asyncpg does not know
+        raise StoreUnavailable(
+            f"{at} sets what the server does not know: {error}; remove it from the URL"
+        ) from None
     try:
         # Not as it connects: poolers refuse whom they are asked for what they do not know.
-        await db.execute("; ".join(f"SET {what} = '{to}'" for what, to in {**settings, **_ISOLATION}.items()))
+        to_set = (f"SET {what} = '{to}'" for what, to in {**settings, **_ISOLATION}.items())
+        await db.execute("; ".join((*to_set, _DURABLY)))
     except BaseException:
         db.terminate()
         raise

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,12 +21,14 @@ from tests.server import builders
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
+from remit.audit import verify_events
 from remit.database import Postgres, exists, reading
 from remit.errors import Interrupted, RemitError, StoreUnavailable
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
 from remit.model import Done, Failed, InDoubt, Pending, Refused
 from remit.postgres import Session
+from remit.records import open_records
 from remit.redo import NOT_THERE, Gathered
 from remit.schema import fresh, upgrade
 from remit.sealer import seal
@@ -184,6 +187,33 @@ async def test_what_a_server_is_set_to_for_others_does_not_hold_here(tmp_path: P
         assert tuple(db.one("SHOW transaction_isolation") or ()) == ("read committed",)
     async with a_remit(tmp_path) as remit:
         await remit.done("shop.send", {"text": "hi"})
+
+
+@pytest.mark.parametrize(("usual", "here"), [("off", "on"), ("remote_apply", "remote_apply")])
+def test_what_is_committed_is_durable_whatever_is_usual_there(tmp_path: Path, usual: str, here: str) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        db.script(f"ALTER DATABASE {urlsplit(at.url).path[1:]} SET synchronous_commit = '{usual}'")
+    with at_once(at) as db:
+        assert [tuple(row) for row in db.all("SHOW synchronous_commit")] == [(here,)]
+
+
+def test_a_url_with_a_setting_that_nobody_knows_is_said_in_a_sentence(tmp_path: Path) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    more = "&" if "?" in at.url else "?"
+    with pytest.raises(StoreUnavailable, match=r'does not know: .*"channel_binding"; remove it from the URL'):
+        exists(Postgres(f"{at.url}{more}channel_binding=require", Path()))
+
+
+def test_a_certificate_that_is_not_believed_is_no_fault_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: Any, **__: Any) -> Any:
+        raise ssl.SSLCertVerificationError("self-signed certificate")
+
+    monkeypatch.setattr(asyncpg, "connect", refused)
+    with pytest.raises(StoreUnavailable, match=r"cannot be reached: .*self-signed certificate"):
+        exists(Postgres("postgresql://remit@localhost/remit", Path()))
 
 
 def test_a_database_that_does_not_answer_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,6 +505,32 @@ async def test_an_outcome_is_owed_while_the_server_is_away(tmp_path: Path) -> No
         await anyio.to_thread.run_sync(server.start)
         await remit.on.journal.catch_up()
         assert remit.rows("SELECT state FROM calls") == [{"state": "succeeded"}]
+
+
+async def test_a_database_that_was_put_back_under_a_server_is_noticed_and_stays_so(
+    tmp_path: Path, postgres: Databases, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Postgres)
+        await remit.done("shop.send", {"text": "before"})
+        with postgres.refused(remit.path.url):
+            earlier = postgres.copy(remit.path.url)
+        await remit.done("shop.send", {"text": "lost"})
+        stream, seq = remit.on.journal.incarnation, remit.on.journal._ledger.position[0] - 1  # it was let out
+        with postgres.refused(remit.path.url), postgres._administering() as admin:
+            now, then = (urlsplit(url).path[1:] for url in (remit.path.url, earlier))
+            admin.script(f"DROP DATABASE {now}")
+            admin.script(f"ALTER DATABASE {then} RENAME TO {now}")
+            admin.script(f"CREATE DATABASE {then}")
+        await remit.done("shop.send", {"text": "after"})
+        assert f"has lost what was committed, such as event {seq} of stream {stream}" in caplog.text
+        with open_records(remit.path) as records:
+            (found,) = verify_events(records)
+        assert (found.where, found.what) == (
+            f"stream {stream}, event {seq}",
+            "a later stream saw another event here, or one that is gone",
+        )
+        remit.died = True  # or the books would be held against what is gone
 
 
 @asynccontextmanager
