@@ -28,6 +28,7 @@ from remit.errors import Interrupted, StoreUnavailable, Unsure
 from remit.ids import Clock, uuid7
 from remit.postgres import LIMITS, SOON_S, Session
 from remit.redo import CHANGED, NOT_THERE, Change, Gathered, NotThere
+from remit.schema import HEAD
 from remit.writer import OthersWrite, Overtaken
 
 #: Microseconds since 1970-01-01 UTC, by the server's clock.
@@ -133,9 +134,17 @@ class PostgresStore:
             self._disconnect()
 
     def changed(self) -> bool:
-        row = self._connected().one("SELECT writes FROM write_turn", within_s=SOON_S)
+        row = self._connected().one(
+            "SELECT writes, (SELECT version_num FROM alembic_version) AS version FROM write_turn",
+            within_s=SOON_S,
+        )
         if row is None:
             raise StoreUnavailable(CHANGED)  # the migration put it there
+        if row["version"] != HEAD:
+            raise StoreUnavailable(
+                f"the audit database {self._at} was brought to schema {row['version']}, and this process"
+                f" knows {HEAD}: start it again, with the version of Remit that did so"
+            )
         seen, self._seen = self._seen, row["writes"]
         return seen != self._seen
 

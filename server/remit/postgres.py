@@ -35,6 +35,8 @@ _CONNECT_S = 5
 _ANSWER_S = 45
 #: The same for what a call waits for, which is done at once but for a lock that others hold.
 SOON_S = 12
+#: The same for what takes as long as it takes: another schema, or rows in an order that is to be made first.
+PATIENT_S = 86_400
 _ROWS_AT_ONCE = 1000
 #: What a session may not outlast (milliseconds): a process that is stopped holds nobody up for ever. They are
 #: set in this order: until the first is, what is usual on that server may end the others.
@@ -44,7 +46,7 @@ LIMITS = {
     "idle_in_transaction_session_timeout": "5000",
 }
 #: A snapshot of everything is read for as long as it takes, whatever else is usual on that server.
-_UNLIMITED = dict.fromkeys(LIMITS, "0")
+UNLIMITED = dict.fromkeys(LIMITS, "0")
 #: Who waited for its turn must see what the one before it wrote.
 _ISOLATION = {"default_transaction_isolation": "read committed"}
 #: Off would mean that what was committed is not durable, whatever a database or a role is set to for others.
@@ -105,8 +107,8 @@ class Session:
         return self._run(self._db.fetch(_numbered(sql), *values))
 
     def rows(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[Row]:
-        cursor = self._run(self._db.cursor(_numbered(sql), *values))
-        while some := self._run(cursor.fetch(_ROWS_AT_ONCE)):
+        cursor = self._run(self._db.cursor(_numbered(sql), *values, timeout=PATIENT_S))
+        while some := self._run(cursor.fetch(_ROWS_AT_ONCE, timeout=PATIENT_S)):
             yield from some
 
     def tuples(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[tuple[Any, ...]]:
@@ -228,7 +230,7 @@ async def _connected(at: Postgres, name: str, settings: Mapping[str, str]) -> An
 @contextmanager
 def reading(at: Postgres) -> Generator[Session]:
     """A snapshot, as of the first query."""
-    session = Session(at, name="reader", settings=_UNLIMITED)
+    session = Session(at, name="reader", settings=UNLIMITED)
     try:
         with session.transaction(snapshot=True):
             yield session

@@ -126,9 +126,9 @@ def _migrate(path: Path) -> None:
 
 
 def _upgrade_postgres(at: Postgres) -> None:
-    from remit.postgres import Session
+    from remit.postgres import LIMITS, PATIENT_S, UNLIMITED, Session
 
-    session = Session(at, name="schema", settings={})
+    session = Session(at, name="schema", settings=UNLIMITED)
     try:
         version = session.version()
         _must_be_known(at, version)
@@ -141,9 +141,13 @@ def _upgrade_postgres(at: Postgres) -> None:
                 " CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
             )
         with session.transaction():
-            session.script(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
+            session.script(f"SELECT pg_advisory_xact_lock({_MIGRATING})", within_s=PATIENT_S)
             if (version := session.version()) != HEAD:
-                session.script(statements(version))
+                # Behind what waits for a table, everybody waits who wants it next.
+                session.script(f"SET LOCAL lock_timeout = {LIMITS['lock_timeout']}")
+                if version is not None:  # who serves with the old schema waits, and looks before it writes
+                    session.script("UPDATE write_turn SET writes = writes + 1")
+                session.script(statements(version), within_s=PATIENT_S)
     finally:
         session.close()
 

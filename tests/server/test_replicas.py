@@ -21,6 +21,7 @@ from tests.server import builders
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
+from remit import schema
 from remit.audit import verify_events
 from remit.database import Postgres, exists, reading
 from remit.errors import Interrupted, RemitError, StoreUnavailable
@@ -232,6 +233,50 @@ def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postg
         admin.script(f"CREATE DATABASE {name} ENCODING latin1 LOCALE 'C' TEMPLATE template0")
     with pytest.raises(RemitError, match=r"has the encoding LATIN1, .* ENCODING 'UTF8'"):
         upgrade(Postgres(url, Path()))
+
+
+def test_an_upgrade_and_a_long_read_take_as_long_as_they_take(
+    postgres: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Postgres(postgres.empty(), Path())
+    with at_once(at) as db:
+        db.script(f"ALTER DATABASE {urlsplit(at.url).path[1:]} SET statement_timeout = 400")
+    made = schema.statements(None)
+    monkeypatch.setattr("remit.postgres._ANSWER_S", 0.5)
+    monkeypatch.setattr("remit.schema.statements", lambda _: f"SELECT pg_sleep(0.8); {made}")
+    upgrade(at)
+    with reading(at) as db:
+        assert len(list(db.rows("SELECT pg_sleep(0.8)"))) == 1
+
+
+async def test_who_serves_while_others_upgrade_writes_nothing_by_the_old_schema(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Postgres)
+        await remit.done("shop.send", {"text": "before"})
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '0003'")
+        upgrade(remit.path)
+        await remit.done("shop.send", {"text": "the same schema"})
+        # As an upgrade by a newer Remit would.
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '9999'")
+        builders.by_hand(remit.path, "UPDATE write_turn SET writes = writes + 1")
+        refused = await remit.refused("shop.send", {"text": "after"})
+        assert refused.verdict.code == "audit_unavailable"
+        with pytest.raises(StoreUnavailable, match=r"brought to schema 9999.* start it again"):
+            await remit.switch("kill", "all")
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '0003'")
+        upgrade(remit.path)
+
+
+def test_an_upgrade_is_told_to_those_who_serve(postgres: Databases) -> None:
+    at = Postgres(postgres.fresh(), Path())
+    with at_once(at) as db:
+        before = db.one("SELECT writes FROM write_turn")
+        db.script("UPDATE alembic_version SET version_num = '0003'")
+        upgrade(at)
+        after = db.one("SELECT writes FROM write_turn")
+    assert before
+    assert after
+    assert after["writes"] == before["writes"] + 1
 
 
 async def test_a_function_that_is_gone_is_said_in_a_sentence(tmp_path: Path) -> None:
