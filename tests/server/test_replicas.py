@@ -641,6 +641,20 @@ def test_who_serves_can_check_the_database_or_is_told_what_that_needs(
             db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
 
 
+def test_who_serves_and_may_not_upgrade_is_told_who_has_to(tmp_path: Path, postgres: Databases) -> None:
+    at = Postgres(postgres.fresh(), tmp_path / "remit.db")
+    remit = Terminal(a_place(tmp_path, at.url.replace("//remit@", "//remit_server@")))
+    with at_once(at) as db:
+        db.script(GRANTS)
+        try:
+            db.script("UPDATE alembic_version SET version_num = '0003'")
+            refused = remit("switch", "on", "all", "--reason", "odd refunds")
+            assert refused.code != 0
+            assert "run `remit db upgrade` as the role that owns the tables" in refused.err
+        finally:
+            db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
+
+
 async def test_events_cannot_be_changed_there_either(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         assert isinstance(remit.path, Postgres)
