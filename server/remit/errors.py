@@ -23,6 +23,10 @@ class Interrupted(StoreUnavailable):
     """A transaction came to nothing through no fault of its own. The same may succeed at once."""
 
 
+class NoAnswer(Interrupted):
+    """The database did not answer in time, and who tries again at once would wait as long again."""
+
+
 class Unsure(StoreUnavailable):
     """The connection broke while a transaction was being committed: it may or may not have been."""
 

@@ -9,6 +9,7 @@ what differs is in `Store`.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Generator, Mapping, Sequence
@@ -42,6 +43,7 @@ _NOT_LOGGED = 8
 #: How long to ask whether a commit took place whose answer got lost, and the pause between (seconds).
 _UNSURE_S = 5.0
 _ASK_AGAIN_S = 0.1
+_log = logging.getLogger(__name__)
 _DEAD = "this process was declared dead by another; restart it"
 
 Values = Sequence[Any]
@@ -181,6 +183,8 @@ class Ledger:
         self.lives = {stream}
         self._seq = 0
         self._head = GENESIS
+        #: To where the newest transaction that no crash may lose has brought which stream.
+        self._kept: tuple[str, int, str] | None = None
         self._taken_for_dead = False
         #: The running transaction is the last one of this life.
         self._ends = False
@@ -247,6 +251,8 @@ class Ledger:
             raise
         finally:
             self._running = False
+        if durable and self._seq != seq:
+            self._kept = self.stream, self._seq, self._head
         if self._straight:
             self._pile = Pile()
         elif self._gathered:
@@ -281,9 +287,13 @@ class Ledger:
 
     def begin_life(self) -> None:
         """Register this process life; its stream begins with what the streams before it came to."""
-        heads = self.all(
+        rows = self.all(
             "SELECT id, last_seq, head FROM incarnations WHERE last_seq > 0 ORDER BY id DESC LIMIT 8"
         )
+        heads = {row["id"]: (row["last_seq"], row["head"]) for row in rows}
+        if lost := self._lost():
+            stream, seq, head = lost
+            heads[stream] = seq, head
         host, pid = socket.gethostname(), os.getpid()
         # Not gathered: at commit, it must be there to be moved on.
         self.execute(
@@ -310,7 +320,7 @@ class Ledger:
             software=f"remit {__version__}",
             config=self._config,
             # Seals the streams before this one: whoever truncates them must also rewrite this.
-            heads=[{"stream": head["id"], "seq": head["last_seq"], "hash": head["head"]} for head in heads],
+            heads=[{"stream": stream, "seq": seq, "hash": head} for stream, (seq, head) in heads.items()],
         )
 
     def bury(self) -> list[str]:
@@ -459,15 +469,32 @@ class Ledger:
                 row = self._store.one("SELECT last_seq FROM incarnations WHERE id = ?", (self.stream,))
                 self._store.execute("UPDATE incarnations SET pid = pid WHERE id = ?", (self.stream,))
                 self._store.commit(Gathered(), wait=True)
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if monotonic() > until_s:
                     self._taken_for_dead = True
-                    raise
+                    raise StoreUnavailable(str(error)) from None  # not to be made again: it may be there
                 sleep(_ASK_AGAIN_S)
             else:
                 return row is not None and row["last_seq"] == self._seq
             finally:
                 self._store.roll_back()  # others may have written meanwhile: nothing is known any more
+
+    def _lost(self) -> tuple[str, int, str] | None:
+        """Where a stream of this process had come to, when the database has forgotten that it did."""
+        if self._kept is None:
+            return None
+        stream, seq, _ = self._kept
+        row = self.one("SELECT last_seq FROM incarnations WHERE id = ?", (stream,))
+        if row is not None and row["last_seq"] >= seq:
+            return None
+        _log.error(
+            "the audit database has lost what was committed, such as event %d of stream %s: an earlier state"
+            " was restored, or a standby took over that lacked the newest commits; turn safe mode on, and"
+            " compare with the sources",
+            seq,
+            stream,
+        )
+        return self._kept
 
     def _live_again(self) -> None:
         stream = self._store.new_life()

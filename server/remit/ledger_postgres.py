@@ -26,7 +26,7 @@ from typing import Any, cast
 from remit.database import Postgres, Row
 from remit.errors import Interrupted, StoreUnavailable, Unsure
 from remit.ids import Clock, uuid7
-from remit.postgres import LIMITS, Session
+from remit.postgres import LIMITS, SOON_S, Session
 from remit.redo import CHANGED, NOT_THERE, Change, Gathered, NotThere
 from remit.schema import must_be_known_still
 from remit.writer import OthersWrite, Overtaken
@@ -108,7 +108,7 @@ class PostgresStore:
             self.write(gathered)
         count = "UPDATE write_turn SET writes = writes + 1; " if self._wrote else ""
         try:
-            ended = self._connected().script(f"{count}COMMIT")
+            ended = self._connected().script(f"{count}COMMIT", within_s=SOON_S)
         except Interrupted as error:
             self._disconnect()
             raise Unsure(str(error)) from None
@@ -126,12 +126,17 @@ class PostgresStore:
         begun, self._begun = self._begun, False
         try:
             if begun and self._session is not None:
-                self._session.script("ROLLBACK")
+                if self._session.hung_up():
+                    self._disconnect()
+                else:
+                    self._session.script("ROLLBACK", within_s=SOON_S)
         except Exception:  # noqa: BLE001 - whatever it is, another connection begins afresh
             self._disconnect()
 
     def changed(self) -> bool:
-        row = self._connected().one("SELECT writes, version_num FROM write_turn, alembic_version")
+        row = self._connected().one(
+            "SELECT writes, version_num FROM write_turn, alembic_version", within_s=SOON_S
+        )
         if row is None:
             raise StoreUnavailable(CHANGED)  # the migration put it there
         must_be_known_still(row)
@@ -208,6 +213,7 @@ class PostgresStore:
                 f"UPDATE incarnations SET lease_until_us = {_NOW} + {self._lease_us}"  # noqa: S608 - a number of ours
                 " WHERE id = ? AND state = 'live'",
                 (self._stream,),
+                within_s=SOON_S,
             )
         )
 
@@ -223,7 +229,8 @@ class PostgresStore:
         lazily = "; SET LOCAL synchronous_commit = off" if self._lazily else ""
         # What it says about the last statement tells, in one round trip, how many rows that found.
         found = self._connected().script(
-            f"BEGIN{lazily}; SELECT FROM write_turn FOR UPDATE; SELECT FROM write_turn WHERE writes = {seen}"  # noqa: S608 - a number of ours
+            f"BEGIN{lazily}; SELECT FROM write_turn FOR UPDATE; SELECT FROM write_turn WHERE writes = {seen}",  # noqa: S608 - a number of ours
+            within_s=SOON_S,
         )
         if found == "SELECT 1":
             self._overtaken = 0
@@ -255,6 +262,7 @@ class PostgresStore:
             row = self._connected().one(
                 "SELECT remit_write(?, ?, ?) AS wrote",
                 (seen, _without_nul(gathered.as_json().decode()), self._lazily),
+                within_s=SOON_S,
             )
         except Exception as error:
             if getattr(error, "sqlstate", None) == NOT_THERE:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from remit.config_file import resolve
-from remit.errors import Interrupted, RemitError, StoreUnavailable
+from remit.errors import Interrupted, NoAnswer, RemitError, StoreUnavailable
 
 if TYPE_CHECKING:
     from remit.database import Postgres, Row
@@ -33,6 +33,10 @@ T = TypeVar("T")
 _CONNECT_S = 5
 #: Longer than every limit that the server is told, so that the server's own words arrive.
 _ANSWER_S = 45
+#: The same for what a call waits for, which is done at once but for a lock that others hold.
+SOON_S = 12
+#: The same for what takes as long as it takes: another schema, or rows in an order that is to be made first.
+PATIENT_S = 86_400
 _ROWS_AT_ONCE = 1000
 #: What a session may not outlast (milliseconds): a process that is stopped holds nobody up for ever. They are
 #: set in this order: until the first is, what is usual on that server may end the others.
@@ -42,9 +46,13 @@ LIMITS = {
     "idle_in_transaction_session_timeout": "5000",
 }
 #: A snapshot of everything is read for as long as it takes, whatever else is usual on that server.
-_UNLIMITED = dict.fromkeys(LIMITS, "0")
+UNLIMITED = dict.fromkeys(LIMITS, "0")
 #: Who waited for its turn must see what the one before it wrote.
 _ISOLATION = {"default_transaction_isolation": "read committed"}
+#: Off would mean that what was committed is not durable, whatever a database or a role is set to for others.
+_DURABLY = (
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+)
 #: Classes of errors that say nothing about the statement: connection, authorization, catalog, resources,
 #: object state, intervention, system (postgresql.org/docs/current/errcodes-appendix.html).
 _OF_THE_DATABASE = ("08", "28", "3D", "53", "55", "57", "58")
@@ -83,6 +91,8 @@ class Session:
 
     def __init__(self, at: Postgres, *, name: str, settings: Mapping[str, str] = LIMITS) -> None:
         self.at = at
+        #: It left a statement unanswered, and would leave the next one.
+        self._silent = False
         self._loop = uvloop.new_event_loop()
         try:
             self._db: Any = self._run(_connected(at, name, settings))
@@ -90,35 +100,36 @@ class Session:
             self._loop.close()
             raise
 
-    def one(self, sql: str, values: Sequence[Any] = (), /) -> Row | None:
-        return self._run(self._db.fetchrow(_numbered(sql), *values))
+    def one(self, sql: str, values: Sequence[Any] = (), /, *, within_s: float | None = None) -> Row | None:
+        return self._run(self._db.fetchrow(_numbered(sql), *values, timeout=within_s))
 
     def all(self, sql: str, values: Sequence[Any] = (), /) -> Sequence[Row]:
         return self._run(self._db.fetch(_numbered(sql), *values))
 
     def rows(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[Row]:
-        cursor = self._run(self._db.cursor(_numbered(sql), *values))
-        while some := self._run(cursor.fetch(_ROWS_AT_ONCE)):
+        cursor = self._run(self._db.cursor(_numbered(sql), *values, timeout=PATIENT_S))
+        while some := self._run(cursor.fetch(_ROWS_AT_ONCE, timeout=PATIENT_S)):
             yield from some
 
     def tuples(self, sql: str, values: Sequence[Any] = (), /) -> Iterator[tuple[Any, ...]]:
         return map(tuple, self.rows(sql, values))
 
-    def execute(self, sql: str, values: Sequence[Any] = (), /) -> int:
+    def execute(self, sql: str, values: Sequence[Any] = (), /, *, within_s: float | None = None) -> int:
         """How many rows it changed."""
-        told = self._run(self._db.execute(_numbered(sql), *values))
+        told = self._run(self._db.execute(_numbered(sql), *values, timeout=within_s))
         return int(told.rpartition(" ")[2])
 
     def many(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         self._run(self._db.executemany(_numbered(sql), rows))
 
-    def script(self, sql: str) -> str:
+    def script(self, sql: str, /, *, within_s: float | None = None) -> str:
         """Run statements without values, in one go; return what the server says about the last."""
-        return self._run(self._db.execute(sql))
+        return self._run(self._db.execute(sql, timeout=within_s))
 
     def hung_up(self) -> bool:
-        """Whether the server has said something unasked, as it does when it ends the connection."""
-        if self._db.is_closed():
+        """Whether the server has said something unasked, as it does when it ends the connection, or has not
+        answered."""
+        if self._silent or self._db.is_closed():
             return True
         # Not read: asyncpg does not expect to hear anything now.
         heard = select.poll()
@@ -174,6 +185,7 @@ class Session:
                 return aside.submit(self._loop.run_until_complete, work).result()
         except Exception as error:
             if failure := _failure(self.at, error):
+                self._silent = isinstance(failure, NoAnswer)
                 raise failure from None
             raise
 
@@ -194,14 +206,21 @@ async def _connected(at: Postgres, name: str, settings: Mapping[str, str]) -> An
             statement_cache_size=256,
             server_settings={"application_name": f"remit {name}"},
         )
+    except OSError:  # one about a certificate is a ValueError, too
+        raise
     except ValueError:  # which repeats a part of the URL, that may be one of the password
         raise StoreUnavailable(
             f"{at} is not the URL of a database: write postgresql://USER:PASSWORD@HOST/DATABASE, and in the"
             " password %2F for /, %3A for :, %40 for @, %3F for ?, %23 for # and %25 for %"
         ) from None
+    except asyncpg.UndefinedObjectError as error:  # what the URL says after "?" and asyncpg does not know
+        raise StoreUnavailable(
+            f"{at} sets what the server does not know: {error}; remove it from the URL"
+        ) from None
     try:
         # Not as it connects: poolers refuse whom they are asked for what they do not know.
-        await db.execute("; ".join(f"SET {what} = '{to}'" for what, to in {**settings, **_ISOLATION}.items()))
+        to_set = (f"SET {what} = '{to}'" for what, to in {**settings, **_ISOLATION}.items())
+        await db.execute("; ".join((*to_set, _DURABLY)))
     except BaseException:
         db.terminate()
         raise
@@ -211,7 +230,7 @@ async def _connected(at: Postgres, name: str, settings: Mapping[str, str]) -> An
 @contextmanager
 def reading(at: Postgres) -> Generator[Session]:
     """A snapshot, as of the first query."""
-    session = Session(at, name="reader", settings=_UNLIMITED)
+    session = Session(at, name="reader", settings=UNLIMITED)
     try:
         with session.transaction(snapshot=True):
             yield session
@@ -261,7 +280,9 @@ def _failure(at: Postgres, error: Exception) -> StoreUnavailable | None:
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return None  # a value that does not fit its column
     # asyncpg's own state does not fit any more when the server hangs up between two of its answers.
-    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        why = str(error) or "it did not answer in time"
+    if isinstance(error, TimeoutError) and not str(error):  # the system's own says what it was
+        return NoAnswer(f"the audit database {at} cannot be reached: it did not answer in time")
+    if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        why = str(error) or "the connection broke"
         return Interrupted(f"the audit database {at} cannot be reached: {why}")
     return None

@@ -21,6 +21,8 @@ from remit.errors import RemitError, StoreUnavailable
 if TYPE_CHECKING:
     from alembic.config import Config
 
+    from remit.postgres import Session
+
 MIGRATIONS = Path(__file__).with_name("migrations")
 #: The newest revision in there; a test keeps the two equal.
 HEAD = "0006"
@@ -136,9 +138,9 @@ def _migrate(path: Path) -> None:
 
 
 def _upgrade_postgres(at: Postgres) -> None:
-    from remit.postgres import Session
+    from remit.postgres import UNLIMITED, Session
 
-    session = Session(at, name="schema", settings={})
+    session = Session(at, name="schema", settings=UNLIMITED)
     try:
         version = session.version()
         _must_be_known(at, version)
@@ -150,12 +152,30 @@ def _upgrade_postgres(at: Postgres) -> None:
                 f"{at} has the encoding {encoding[0]}, in which not every text can be recorded: make it with"
                 " CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
             )
-        with session.transaction():
-            session.script(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
-            if (version := session.version()) != HEAD:
-                session.script(statements(version))
+        _migrate_postgres(session)
     finally:
         session.close()
+
+
+def _migrate_postgres(session: Session) -> None:
+    from remit.postgres import LIMITS, PATIENT_S
+
+    try:
+        with session.transaction():
+            session.script(f"SELECT pg_advisory_xact_lock({_MIGRATING})", within_s=PATIENT_S)
+            if (version := session.version()) != HEAD:
+                # Behind what waits for a table, everybody waits who wants it next.
+                session.script(f"SET LOCAL lock_timeout = {LIMITS['lock_timeout']}")
+                if version is not None:  # who serves with the old schema waits, and looks before it writes
+                    session.script("UPDATE write_turn SET writes = writes + 1")
+                session.script(statements(version), within_s=PATIENT_S)
+    except StoreUnavailable as error:
+        if not any(refusal in str(error) for refusal in ("permission denied", "must be owner")):
+            raise
+        raise StoreUnavailable(
+            f"{error}: it has to be brought to schema {HEAD} first; run `remit db upgrade` as the role that"
+            " owns the tables, and grant again what the others may"
+        ) from None
 
 
 def fresh(at: Location) -> dict[str, str]:

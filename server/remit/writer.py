@@ -29,14 +29,17 @@ from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
+import anyio.to_thread
 
-from remit.errors import Interrupted, StoreBusy, StoreUnavailable
+from remit.errors import Interrupted, NoAnswer, StoreBusy, StoreUnavailable
 
 T = TypeVar("T")
 _NOTHING: Any = object()
 #: A commit that held the event loop this long (seconds) sends what is alone to the thread for a while.
 _SLOW_S = 0.1
 _SLOW_FOR_S = 10.0
+#: Who waited through a failure that took this long (seconds) is not made to wait through another.
+_LONG_S = 1.0
 #: Most changes in one transaction: bounds the latency of the last of them.
 _BATCH_MAX = 256
 
@@ -171,11 +174,15 @@ class Writer:
             if ended_s - began_s > _SLOW_S:
                 self._slow_until_s = ended_s + _SLOW_FOR_S
 
-    async def stop(self, last: Callable[[], T]) -> T:
+    async def stop(self, last: Callable[[], None]) -> None:
         """Let everything queued be written, and `last` after it, then end the thread.
 
-        Nothing is written after `last`. Raises StoreUnavailable when that could not be written.
+        Nothing is written after `last`. Raises StoreUnavailable when that could not be written. Who stops it
+        again waits for its end alone.
         """
+        if self._stopped:
+            await anyio.to_thread.run_sync(self._thread.join)
+            return
         loop = asyncio.get_running_loop()
         self._stopped = True
         queued = _Queued(last, True, loop, loop.create_future())
@@ -184,7 +191,7 @@ class Writer:
         self._queue.put(stop)
         await stop.waiter
         self._thread.join()
-        return queued.result()
+        queued.result()
 
     def _run(self) -> None:
         # Whatever this thread meets, it goes on: without it, every caller would wait for ever.
@@ -211,7 +218,10 @@ class Writer:
                         break
             if batch:
                 with self._turn:
-                    self._commit(batch)
+                    began_s = monotonic()
+                    failure = self._commit(batch)
+                    if failure and monotonic() - began_s > _LONG_S:
+                        stop = stop or self._fail_all(failure)
                     with suppress(Exception):  # the next write will say what is wrong
                         self._ledger.after_many()
             if stop:
@@ -220,33 +230,55 @@ class Writer:
                 _wake(stop.loop, [stop])
                 return
 
-    def _commit(self, batch: Sequence[_Queued[Any]], *, again: int = 2) -> None:
+    def _fail_all(self, failure: StoreUnavailable) -> _Stop | None:
+        """Tell everybody who waits that the database takes no writes; whether it is time to stop."""
+        waiting: list[_Queued[Any]] = []
+        stop: _Stop | None = None
+        while stop is None:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(item, _Stop):
+                stop = item
+            else:
+                item.outcome = None, failure
+                waiting.append(item)
+        _answer(waiting)
+        return stop
+
+    def _commit(self, batch: Sequence[_Queued[Any]], *, again: int = 2) -> StoreUnavailable | None:
+        """Answer every caller; return what the database failed at."""
         try:
             with self._ledger.transaction(durable=any(item.durable for item in batch)):
                 results = [item.change() for item in batch]
         except Overtaken:
-            self._commit(batch, again=again)
-            return
+            return self._commit(batch, again=again)
         except Exception as error:  # noqa: BLE001 - a supervisor: every caller must get an answer
-            if isinstance(error, Interrupted) and again:
-                self._commit(batch, again=again - 1)
-                return
+            if isinstance(error, Interrupted) and again and not isinstance(error, NoAnswer):
+                return self._commit(batch, again=again - 1)
             failure = _of_the_store(error)
             if failure is None and len(batch) > 1:
                 for item in batch:
                     self._commit([item])
-                return
+                return None
             for item in batch:
                 item.outcome = None, failure or error
         else:
+            failure = None
             for item, result in zip(batch, results, strict=True):
                 item.outcome = result, None
-        # One wake-up for each event loop, not one for each caller.
-        waiting: dict[asyncio.AbstractEventLoop, list[_Queued[Any]]] = {}
-        for item in batch:
-            waiting.setdefault(item.loop, []).append(item)
-        for loop, items in waiting.items():
-            _wake(loop, items)
+        _answer(batch)
+        return failure
+
+
+def _answer(batch: Sequence[_Queued[Any]]) -> None:
+    """One wake-up for each event loop, not one for each caller."""
+    waiting: dict[asyncio.AbstractEventLoop, list[_Queued[Any]]] = {}
+    for item in batch:
+        waiting.setdefault(item.loop, []).append(item)
+    for loop, items in waiting.items():
+        _wake(loop, items)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, items: Sequence[_Queued[Any] | _Stop]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.server.builders import until
 
 from remit import writer as writing
-from remit.errors import StoreBusy, StoreUnavailable
+from remit.errors import NoAnswer, StoreBusy, StoreUnavailable
 from remit.writer import OthersWrite, Writer
 
 
@@ -316,3 +316,47 @@ async def test_a_store_that_fails_at_the_end_is_let_go_and_who_stops_is_told() -
     with anyio.fail_after(10), pytest.raises(StoreUnavailable):
         await writer.stop(lambda: None)
     assert store.closed
+
+
+async def test_who_stops_it_again_waits_for_its_end_alone() -> None:
+    store = Transactions()
+    writer = Writer(store, queue_max=10)
+    with anyio.fail_after(10):
+        await writer.stop(lambda: None)
+        await writer.stop(lambda: pytest.fail("it was stopped before"))
+    assert store.closed
+
+
+async def test_who_waited_through_a_long_failure_waits_through_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("remit.writer._LONG_S", -1)
+    store = Transactions()
+    writer = Writer(store, queue_max=10)
+    store.may_commit.clear()
+
+    def fails() -> None:
+        store.may_commit.wait(10)
+        raise StoreUnavailable("nobody answers")
+
+    first = asyncio.ensure_future(writer.write(fails))
+    await until(lambda: store.began > 0)
+    rest = [asyncio.ensure_future(writer.write(store.change(str(n)))) for n in range(3)]
+    await asyncio.sleep(0)
+    stopping = asyncio.ensure_future(writer.stop(lambda: None))
+    await asyncio.sleep(0)
+    store.may_commit.set()
+    with anyio.fail_after(10):
+        told = await asyncio.gather(first, *rest, stopping, return_exceptions=True)
+    assert [str(each) for each in told] == ["nobody answers"] * 5
+    assert store.began == 1
+    assert store.closed
+
+
+async def test_a_database_that_does_not_answer_is_asked_once() -> None:
+    store = Transactions()
+    async with a_writer(store) as writer:
+        store.failing = NoAnswer("it did not answer in time")
+        with pytest.raises(StoreUnavailable, match="in time"):
+            await writer.write(store.change("a"))
+        assert store.began == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,13 +21,14 @@ from tests.server import builders
 from tests.server.acme import Terminal, a_place
 from tests.server.builders import Gate, Remit, a_remit, at_once, tools, until
 
-from remit.audit import verify_calls
+from remit import schema
+from remit.audit import verify_calls, verify_events
 from remit.database import Postgres, exists, reading
 from remit.erasing import resume
-from remit.errors import RemitError, StoreUnavailable
+from remit.errors import Interrupted, RemitError, StoreUnavailable
 from remit.journal import Journal, open_journal
 from remit.ledger import Ledger
-from remit.model import Done, Failed, InDoubt, Pending
+from remit.model import Done, Failed, InDoubt, Pending, Refused
 from remit.postgres import Session
 from remit.records import open_records
 from remit.redo import NOT_THERE, Gathered
@@ -169,11 +173,11 @@ async def test_a_connection_that_ends_between_two_answers_is_one_that_broke(
         await remit.done("shop.send", {"text": "before"})
         ask, broken = asyncpg.Connection.fetchrow, [True]
 
-        async def breaks(connection: Any, *sql: Any) -> Any:
+        async def breaks(connection: Any, *sql: Any, **more: Any) -> Any:
             if broken:
                 broken.clear()
                 raise asyncpg.InternalClientError("cannot switch to state 12; another is in progress")
-            return await ask(connection, *sql)
+            return await ask(connection, *sql, **more)
 
         monkeypatch.setattr(asyncpg.Connection, "fetchrow", breaks)
         await remit.done("shop.send", {"text": "after"})
@@ -201,6 +205,33 @@ async def test_what_a_server_is_set_to_for_others_does_not_hold_here(tmp_path: P
         await remit.done("shop.send", {"text": "hi"})
 
 
+@pytest.mark.parametrize(("usual", "here"), [("off", "on"), ("remote_apply", "remote_apply")])
+def test_what_is_committed_is_durable_whatever_is_usual_there(tmp_path: Path, usual: str, here: str) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    with at_once(at) as db:
+        db.script(f"ALTER DATABASE {urlsplit(at.url).path[1:]} SET synchronous_commit = '{usual}'")
+    with at_once(at) as db:
+        assert [tuple(row) for row in db.all("SHOW synchronous_commit")] == [(here,)]
+
+
+def test_a_url_with_a_setting_that_nobody_knows_is_said_in_a_sentence(tmp_path: Path) -> None:
+    at = builders.a_database(tmp_path)
+    assert isinstance(at, Postgres)
+    more = "&" if "?" in at.url else "?"
+    with pytest.raises(StoreUnavailable, match=r'does not know: .*"channel_binding"; remove it from the URL'):
+        exists(Postgres(f"{at.url}{more}channel_binding=require", Path()))
+
+
+def test_a_certificate_that_is_not_believed_is_no_fault_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: Any, **__: Any) -> Any:
+        raise ssl.SSLCertVerificationError("self-signed certificate")
+
+    monkeypatch.setattr(asyncpg, "connect", refused)
+    with pytest.raises(StoreUnavailable, match=r"cannot be reached: .*self-signed certificate"):
+        exists(Postgres("postgresql://remit@localhost/remit", Path()))
+
+
 def test_a_database_that_does_not_answer_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remit.postgres._CONNECT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -217,6 +248,50 @@ def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postg
         admin.script(f"CREATE DATABASE {name} ENCODING latin1 LOCALE 'C' TEMPLATE template0")
     with pytest.raises(RemitError, match=r"has the encoding LATIN1, .* ENCODING 'UTF8'"):
         upgrade(Postgres(url, Path()))
+
+
+def test_an_upgrade_and_a_long_read_take_as_long_as_they_take(
+    postgres: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Postgres(postgres.empty(), Path())
+    with at_once(at) as db:
+        db.script(f"ALTER DATABASE {urlsplit(at.url).path[1:]} SET statement_timeout = 400")
+    made = schema.statements(None)
+    monkeypatch.setattr("remit.postgres._ANSWER_S", 0.5)
+    monkeypatch.setattr("remit.schema.statements", lambda _: f"SELECT pg_sleep(0.8); {made}")
+    upgrade(at)
+    with reading(at) as db:
+        assert len(list(db.rows("SELECT pg_sleep(0.8)"))) == 1
+
+
+async def test_who_serves_while_others_upgrade_writes_nothing_by_the_old_schema(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Postgres)
+        await remit.done("shop.send", {"text": "before"})
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '0003'")
+        upgrade(remit.path)
+        await remit.done("shop.send", {"text": "the same schema"})
+        # As an upgrade by a newer Remit would.
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '9999'")
+        builders.by_hand(remit.path, "UPDATE write_turn SET writes = writes + 1")
+        refused = await remit.refused("shop.send", {"text": "after"})
+        assert refused.verdict.code == "audit_unavailable"
+        with pytest.raises(StoreUnavailable, match=r"brought to schema 9999.* start it again"):
+            await remit.switch("kill", "all")
+        builders.by_hand(remit.path, "UPDATE alembic_version SET version_num = '0003'")
+        upgrade(remit.path)
+
+
+def test_an_upgrade_is_told_to_those_who_serve(postgres: Databases) -> None:
+    at = Postgres(postgres.fresh(), Path())
+    with at_once(at) as db:
+        before = db.one("SELECT writes FROM write_turn")
+        db.script("UPDATE alembic_version SET version_num = '0003'")
+        upgrade(at)
+        after = db.one("SELECT writes FROM write_turn")
+    assert before
+    assert after
+    assert after["writes"] == before["writes"] + 1
 
 
 async def test_a_function_that_is_gone_is_said_in_a_sentence(tmp_path: Path) -> None:
@@ -249,11 +324,15 @@ class Broken:
         #: The commit at which it broke.
         self.said: tuple[str, Sequence[Any]] = ("", ())
         script, one = Session.script, Session.one
-        monkeypatch.setattr(Session, "script", lambda at, sql: self._say(at, sql, lambda: script(at, sql)))
+        monkeypatch.setattr(
+            Session, "script", lambda at, sql, **more: self._say(at, sql, lambda: script(at, sql, **more))
+        )
         monkeypatch.setattr(
             Session,
             "one",
-            lambda at, sql, values=(): self._say(at, sql, lambda: one(at, sql, values), values),
+            lambda at, sql, values=(), **more: self._say(
+                at, sql, lambda: one(at, sql, values, **more), values
+            ),
         )
 
     def _say(self, session: Session, sql: str, say: Callable[[], Any], values: Sequence[Any] = ()) -> Any:
@@ -338,6 +417,51 @@ async def test_a_commit_that_nobody_can_be_asked_about_ends_in_doubt(
         await remit.on.journal.take_over()
         states = remit.rows("SELECT state FROM calls ORDER BY created_us")
         assert [row["state"] for row in states] == ["in_doubt", "succeeded"]
+
+
+async def test_what_may_be_committed_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remit.ledger._UNSURE_S", 0.0)
+    async with a_remit(tmp_path) as remit:
+        broken = Broken(monkeypatch)
+
+        def gone(say: Callable[[], Any], session: Session) -> Any:
+            monkeypatch.setattr("remit.ledger_postgres.Session", away)
+            return broken.unanswered(say, session)
+
+        def away(*args: Any, **more: Any) -> Session:
+            monkeypatch.setattr("remit.ledger_postgres.Session", Session)  # it is back when asked again
+            raise Interrupted("nobody listens there")
+
+        broken.next = gone
+        with pytest.raises(StoreUnavailable, match="nobody listens"):
+            await remit.switch("kill", "all")
+        assert remit.one("SELECT count(*) AS said FROM events WHERE kind LIKE 'switch%'") == {"said": 1}
+
+
+@pytest.mark.usefixtures("unlooking")
+@pytest.mark.parametrize("said", ["SELECT remit_write", "BEGIN"])
+async def test_a_connection_that_leaves_a_call_unanswered_is_given_up_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """As when the process of the server that it leads to is stopped."""
+    async with a_server(), a_remit(tmp_path) as remit:
+        await remit.done("shop.send", {"text": "before"})
+        store: Any = remit.on.journal._ledger._store
+        if said == "BEGIN":
+            store._overtaken = 2  # so that it takes its turn first
+        pid = store._session._db.get_server_pid()
+        monkeypatch.setattr("remit.ledger_postgres.SOON_S", 0.5)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            outcomes = [await remit.call("shop.send", {"text": text}) for text in ("one", "two")]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        # What came to nothing for certain is made again; what was not even begun is not.
+        assert isinstance(outcomes[0], Done if said != "BEGIN" else Refused)
+        assert isinstance(outcomes[1], Done)
+        assert store._session._db.get_server_pid() != pid
 
 
 async def test_who_slept_past_its_lease_lives_on_and_tells_what_it_knows(tmp_path: Path) -> None:
@@ -473,6 +597,32 @@ async def test_an_outcome_is_owed_while_the_server_is_away(tmp_path: Path) -> No
         assert remit.rows("SELECT state FROM calls") == [{"state": "succeeded"}]
 
 
+async def test_a_database_that_was_put_back_under_a_server_is_noticed_and_stays_so(
+    tmp_path: Path, postgres: Databases, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_remit(tmp_path) as remit:
+        assert isinstance(remit.path, Postgres)
+        await remit.done("shop.send", {"text": "before"})
+        with postgres.refused(remit.path.url):
+            earlier = postgres.copy(remit.path.url)
+        await remit.done("shop.send", {"text": "lost"})
+        stream, seq = remit.on.journal.incarnation, remit.on.journal._ledger.position[0] - 1  # it was let out
+        with postgres.refused(remit.path.url), postgres._administering() as admin:
+            now, then = (urlsplit(url).path[1:] for url in (remit.path.url, earlier))
+            admin.script(f"DROP DATABASE {now}")
+            admin.script(f"ALTER DATABASE {then} RENAME TO {now}")
+            admin.script(f"CREATE DATABASE {then}")
+        await remit.done("shop.send", {"text": "after"})
+        assert f"has lost what was committed, such as event {seq} of stream {stream}" in caplog.text
+        with open_records(remit.path) as records:
+            (found,) = verify_events(records)
+        assert (found.where, found.what) == (
+            f"stream {stream}, event {seq}",
+            "a later stream saw another event here, or one that is gone",
+        )
+        remit.died = True  # or the books would be held against what is gone
+
+
 @asynccontextmanager
 async def a_server() -> AsyncGenerator[Server]:
     """A server of its own, which a test may crash."""
@@ -532,6 +682,20 @@ def test_who_serves_can_check_the_database_or_is_told_what_that_needs(
             refused = remit("db", "check")
             assert refused.code == 1
             assert "GRANT TEMPORARY ON DATABASE" in refused.err
+        finally:
+            db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
+
+
+def test_who_serves_and_may_not_upgrade_is_told_who_has_to(tmp_path: Path, postgres: Databases) -> None:
+    at = Postgres(postgres.fresh(), tmp_path / "remit.db")
+    remit = Terminal(a_place(tmp_path, at.url.replace("//remit@", "//remit_server@")))
+    with at_once(at) as db:
+        db.script(GRANTS)
+        try:
+            db.script("UPDATE alembic_version SET version_num = '0003'")
+            refused = remit("switch", "on", "all", "--reason", "odd refunds")
+            assert refused.code != 0
+            assert "run `remit db upgrade` as the role that owns the tables" in refused.err
         finally:
             db.script("DROP OWNED BY remit_server; DROP ROLE remit_server")
 
