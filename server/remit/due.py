@@ -3,8 +3,9 @@
 A call that waits for a budget is sent as soon as that can take it: when the window turns, when the budget
 was raised, or when others gave back. Of those that wait for one account, the first is looked at first.
 
-A call whose tool is not there just now waits on. One that may not be made any more is called off, with the
-reason on its record. The application runs this for each server.
+A call whose tool is not there just now waits on, and so does for a while one of which something cannot be
+looked up. One that may not be made any more is called off, with the reason on its record. The application
+runs this for each server.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import anyio
 
 from remit import confirmations
 from remit.calls import recorded_call
+from remit.deferred import LOOK_AGAIN_US
 from remit.effects import as_called
 from remit.errors import StoreUnavailable
 from remit.model import Call, Confirmation, Recorded, Remedy, Tool, Verdict
@@ -66,6 +68,8 @@ async def _is_time(found: Recorded, tool: Tool, on: Services) -> bool:
         return True
     if found.arguments is None or now < found.received_us + tool.hold_back_s * 1_000_000:
         return False
+    if found.due_us - now <= LOOK_AGAIN_US:
+        return False  # what it lacks beside the budget is looked for then
     call = _again(found, tool, on)
     try:
         return await on.journal.can_take(on.accounts.of_call(call, estimates_of(call), now))

@@ -172,11 +172,23 @@ class Journal:
     # The life of a call.
 
     async def refuse(self, call: Call, verdict: Verdict, saw: Saw | None = None) -> None:
-        """Record a call that was not let out. It costs nothing. One that was held back is called off."""
+        """Record a call that was not let out. It costs nothing.
+
+        One that was held back is called off, or waits on where what it lacks may soon be there.
+        """
 
         def change() -> None:
             if call.scheduled_us is not None:
-                if deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
+                if deferred.may_pass(self._ledger, call, verdict.code):
+                    if waits := deferred.look_again(self._ledger, call):
+                        self._event(
+                            "call.postponed",
+                            call,
+                            due_us=waits.due_us,
+                            waits_for=waits.waits_for,
+                            lacks=verdict.code,
+                        )
+                elif deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
                     notices.leave_called_off(self._ledger, call.id)
                     told = self._digest("error_digest", call, verdict.reason)
                     self._event("call.cancelled", call, **told, **_decision(verdict))

@@ -361,6 +361,52 @@ async def test_its_facts_are_looked_up_again_when_it_is_sent(tmp_path: Path) -> 
             assert list(verify_calls(records)) == list(verify_balances(records)) == []
 
 
+STOCK = {"stock": {"call": "shop.look", "args": {"thing": "args.text"}}}
+ASKS_STOCK = tools(send={"effect": "deferred", "hold_back": "10m", "facts": STOCK, "price": {"usd": 1}})
+DOWN = AdapterError("the source cannot be reached", no_effect=True)
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_while_its_facts_cannot_be_looked_up_it_waits_on(tmp_path: Path) -> None:
+    async with deferring(tmp_path, rules=ASKS_STOCK) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["look"] = DOWN
+        # That nobody was there to send it for a day is not its fault.
+        for s in (86_400, 61, 3_300):
+            await later(remit, s=s)
+            await send_due(remit.on)
+            assert (remit.state(call_id), held(remit)) == ("scheduled", (1, 0))
+        assert remit.events(call_id) == ["call.scheduled", *["call.postponed"] * 3]
+        remit.source.on["look"] = {"left": 1}
+        await later(remit, s=61)
+        assert (remit.state(call_id), len(remit.source.effects("send"))) == ("succeeded", 1)
+        with open_records(remit.path) as records:
+            assert list(verify_calls(records)) == list(verify_balances(records)) == []
+
+
+async def test_it_does_not_wait_for_its_facts_for_ever(tmp_path: Path) -> None:
+    async with deferring(tmp_path, rules=ASKS_STOCK) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["look"] = DOWN
+        await later(remit)
+        await later(remit, s=3_601)
+        assert (remit.state(call_id), why(remit, call_id), held(remit)) == ("cancelled", "no_facts", (0, 0))
+        (told,) = await remit.on.journal.tell(("acme", "agent:bot", "user:ann", "run-1"))
+        assert told.call_id == call_id
+
+
+async def test_while_it_waits_on_for_its_facts_it_is_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path, rules=ASKS_STOCK) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["look"] = DOWN
+        await later(remit)
+        done = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(done, Done), done
+        remit.source.on["look"] = {"left": 1}
+        await later(remit)
+        assert (remit.state(call_id), remit.source.effects("send")) == ("cancelled", [])
+
+
 async def test_what_must_not_be_stored_cannot_be_held_back(tmp_path: Path) -> None:
     policy = MAY_UNDO + "p2, role:clerk, acme, shop.send, execute, 1 == 1, redact=args.text\n"
     async with deferring(tmp_path, policy=policy) as remit:

@@ -19,7 +19,8 @@ from tests.server.builders import Gate, Remit, a_config, a_principal, a_remit, a
 from tests.server.test_facts import PEN, ROLES, rule
 
 from remit import audit, audit_keeping, verifying
-from remit.model import Done, Refused
+from remit.due import send_due
+from remit.model import Done, Refused, Scheduled
 from remit.records import open_records
 from remit.vault import key_file
 
@@ -218,6 +219,29 @@ async def test_a_serial_call_does_not_wait_for_ever(tmp_path: Path) -> None:
             assert (await other.refused("shop.buy", PEN)).verdict.code == "too_many_at_once"
         gate.open()
         await first
+
+
+@everywhere
+async def test_a_serial_call_that_is_due_while_another_process_has_one_waits_on(tmp_path: Path) -> None:
+    rules = tools(
+        buy={"serial": True}, send={"serial": True, "effect": "deferred", "hold_back": "10m", "timeout": "1s"}
+    )
+    policy = ROLES + rule("1 == 1") + rule("1 == 1", tool="send")
+    async with two_processes(tmp_path, policy, **rules) as (one, other):
+        held_back = await other.call("shop.send", {"text": "hello"})
+        assert isinstance(held_back, Scheduled)
+        gate = one.source.on["buy"] = Gate({"order": "o-1"})
+        first = asyncio.create_task(one.call("shop.buy", PEN))
+        await one.source.reached()
+        other.clock.advance(s=86_400)
+        with anyio.fail_after(10):
+            await send_due(other.on)
+        assert other.state(held_back.call_id) == "scheduled"
+        gate.open()
+        await first
+        other.clock.advance(s=61)
+        await send_due(other.on)
+        assert other.state(held_back.call_id) == "succeeded"
 
 
 @everywhere
