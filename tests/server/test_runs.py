@@ -98,6 +98,14 @@ async def test_what_did_not_succeed_or_is_no_plain_value_establishes_nothing(
         assert remit.rows("SELECT * FROM run_facts") == []
 
 
+async def test_what_comes_to_a_number_that_none_carries_establishes_nothing(tmp_path: Path) -> None:
+    doubled = {**tools(), "shop.send": {"effect": "irreversible", "establishes": {"all": "result.left * 2"}}}
+    async with a_remit(tmp_path, policy=KNOWN + rule("1 == 1", tool="send"), tools=doubled) as remit:
+        remit.source.on["send"] = {"left": 2**63}
+        done = await remit.done("shop.send", {"text": "hello"})
+        assert (remit.state(done.call_id), remit.rows("SELECT * FROM run_facts")) == ("succeeded", [])
+
+
 async def test_it_is_known_after_a_restart_and_in_another_process(tmp_path: Path) -> None:
     async with a_remit(tmp_path, policy=KNOWN, tools=ESTABLISHING) as remit:
         await looked_at(remit, "pen")
