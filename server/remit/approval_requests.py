@@ -114,14 +114,14 @@ def asked_as(ledger: Ledger, call: Call) -> str | None:
     return row["call_id"] if row else None
 
 
-def open_of(ledger: Ledger, tenant: str, agent: str) -> list[dict[str, Any]]:
-    """The open requests of one agent."""
+def open_of(ledger: Ledger, tenant: str, agent: str, user: str) -> list[dict[str, Any]]:
+    """The open requests of one agent for one user."""
     rows = ledger.all(
         "SELECT approvals.id, calls.id AS call_id, calls.tool, approvals.state, approvals.expires_us"
         " FROM approvals JOIN calls ON calls.id = approvals.call_id WHERE approvals.tenant = ?"
-        " AND calls.agent = ? AND approvals.state IN ('pending', 'approved')"
+        " AND calls.agent = ? AND calls.user = ? AND approvals.state IN ('pending', 'approved')"
         " AND approvals.expires_us > ?",
-        (tenant, agent, ledger.now_us),
+        (tenant, agent, user, ledger.now_us),
     )
     return [dict(row) for row in rows]
 
@@ -226,13 +226,13 @@ def vote(
     return state
 
 
-def withdraw(ledger: Ledger, approval_id: str, *, tenant: str, agent: str) -> None:
-    """Close a request for the agent that made it. Raises UnknownRecord for anybody else's."""
+def withdraw(ledger: Ledger, approval_id: str, *, tenant: str, agent: str, user: str) -> None:
+    """Close a request for the agent that made it for this user. Raises UnknownRecord for anybody else's."""
     row = ledger.one(
         "SELECT approvals.call_id FROM approvals JOIN calls ON calls.id = approvals.call_id"
-        " WHERE approvals.id = ? AND calls.tenant = ? AND calls.agent = ?"
+        " WHERE approvals.id = ? AND calls.tenant = ? AND calls.agent = ? AND calls.user = ?"
         " AND approvals.state IN ('pending', 'approved')",
-        (approval_id, tenant, agent),
+        (approval_id, tenant, agent, user),
     )
     if row is None:
         raise UnknownRecord("there is no such open request of yours")

@@ -100,12 +100,12 @@ def look_again(ledger: Ledger, call: Call) -> Waits | None:
     return Waits(due_us=due_us, waits_for=rows[0]["waits_for"]) if rows else None
 
 
-def held_back_of(ledger: Ledger, tenant: str, agent: str) -> list[dict[str, Any]]:
-    """The calls of one agent that are held back, those that are due first at the beginning; at most 100."""
+def held_back_of(ledger: Ledger, tenant: str, agent: str, user: str) -> list[dict[str, Any]]:
+    """The calls of one agent for one user that are held back, those due first first; at most 100."""
     rows = ledger.all(
         "SELECT id AS call_id, tool, due_us, waits_for FROM calls WHERE state = 'scheduled'"
-        " AND tenant = ? AND agent = ? ORDER BY due_us LIMIT 100",
-        (tenant, agent),
+        ' AND tenant = ? AND agent = ? AND "user" = ? ORDER BY due_us LIMIT 100',
+        (tenant, agent, user),
     )
     return [dict(row) for row in rows]
 

@@ -674,10 +674,12 @@ class Journal:
             )
         )
 
-    async def withdraw(self, approval_id: str, *, tenant: str, agent: str) -> None:
+    async def withdraw(self, approval_id: str, *, tenant: str, agent: str, user: str) -> None:
         """The agent takes its own request back. Raises UnknownRecord for anybody else's."""
         await self._writer.write(
-            lambda: approval_requests.withdraw(self._ledger, approval_id, tenant=tenant, agent=agent)
+            lambda: approval_requests.withdraw(
+                self._ledger, approval_id, tenant=tenant, agent=agent, user=user
+            )
         )
 
     async def expire(self) -> int:
@@ -1077,13 +1079,15 @@ class Journal:
         """The call under which people are asked about an equal one, or have agreed to it; None otherwise."""
         return await self._write(lambda: approval_requests.asked_as(self._ledger, call), durable=False)
 
-    async def standing(self, tenant: str, agent: str, accounts: Sequence[Charge]) -> dict[str, Any]:
-        """How one agent stands: its open requests, the balances of `accounts`, the switches that are on."""
+    async def standing(
+        self, tenant: str, agent: str, user: str, accounts: Sequence[Charge]
+    ) -> dict[str, Any]:
+        """How an agent stands with a user: open requests, balances of `accounts`, switches that are on."""
 
         def change() -> dict[str, Any]:
             return {
-                "pending_approvals": approval_requests.open_of(self._ledger, tenant, agent),
-                "held_back": deferred.held_back_of(self._ledger, tenant, agent),
+                "pending_approvals": approval_requests.open_of(self._ledger, tenant, agent, user),
+                "held_back": deferred.held_back_of(self._ledger, tenant, agent, user),
                 "budgets": balances.standing(self._ledger, accounts),
                 "switches_on": sorted({kind for kind, *_ in self._ledger.switches}),
             }

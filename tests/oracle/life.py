@@ -207,9 +207,11 @@ class Life:
 
     async def _withdraw(self) -> None:
         if asked := self._one(
-            "SELECT a.*, agent FROM approvals AS a JOIN calls AS c ON c.id = call_id ORDER BY a.id"
+            "SELECT a.*, c.agent, c.user FROM approvals AS a JOIN calls AS c ON c.id = call_id ORDER BY a.id"
         ):
-            await self.remit.on.journal.withdraw(asked["id"], tenant=asked["tenant"], agent=asked["agent"])
+            await self.remit.on.journal.withdraw(
+                asked["id"], tenant=asked["tenant"], agent=asked["agent"], user=asked["user"]
+            )
 
     async def _take_back(self) -> None:
         call = self._one(

@@ -81,7 +81,7 @@ async def decide(folder: Path) -> Location:
         await remit.done("shop.buy", {"thing": "car", "price": 900})
         await remit.vote(await asked(remit, "boat"))
         await remit.vote(await asked(remit, "plane"), vote="reject")
-        await journal.withdraw(await asked(remit, "train"), tenant="acme", agent="agent:bot")
+        await journal.withdraw(await asked(remit, "train"), tenant="acme", agent="agent:bot", user="user:ann")
         await asked(remit, "bus")
         await remit.switch("safe", "all")
         await remit.switch("safe", "all", on=False)

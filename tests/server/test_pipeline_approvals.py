@@ -285,13 +285,14 @@ async def test_a_decided_request_takes_no_more_votes(tmp_path: Path) -> None:
 async def test_the_agent_can_take_its_own_request_back_and_no_other(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         pending = await asked(remit)
-        for tenant, agent in (("acme", "agent:other"), ("other", "agent:bot")):
+        mine = {"tenant": "acme", "agent": "agent:bot", "user": "user:ann"}
+        for another in ({"agent": "agent:other"}, {"tenant": "other"}, {"user": "user:dan"}):
             with pytest.raises(UnknownRecord):
-                await remit.on.journal.withdraw(pending.approval_id, tenant=tenant, agent=agent)
-        await remit.on.journal.withdraw(pending.approval_id, tenant="acme", agent="agent:bot")
+                await remit.on.journal.withdraw(pending.approval_id, **{**mine, **another})
+        await remit.on.journal.withdraw(pending.approval_id, **mine)
         assert remit.state(pending.call_id) == "withdrawn"
         with pytest.raises(UnknownRecord):
-            await remit.on.journal.withdraw(pending.approval_id, tenant="acme", agent="agent:bot")
+            await remit.on.journal.withdraw(pending.approval_id, **mine)
         assert (await asked(remit)).approval_id != pending.approval_id
 
 
@@ -299,7 +300,9 @@ async def test_an_approved_request_can_still_be_withdrawn(tmp_path: Path) -> Non
     async with a_remit(tmp_path) as remit:
         pending = await asked(remit)
         await remit.vote(pending.approval_id)
-        await remit.on.journal.withdraw(pending.approval_id, tenant="acme", agent="agent:bot")
+        await remit.on.journal.withdraw(
+            pending.approval_id, tenant="acme", agent="agent:bot", user="user:ann"
+        )
         assert isinstance(await remit.call("shop.buy", CAR), Pending)
         assert remit.source.sent == []
 
@@ -352,7 +355,9 @@ async def test_a_key_is_no_key_until_its_call_is_let_out(tmp_path: Path) -> None
 async def test_a_key_of_a_request_that_came_to_nothing_is_free(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         pending = await asked(remit, client_key="k")
-        await remit.on.journal.withdraw(pending.approval_id, tenant="acme", agent="agent:bot")
+        await remit.on.journal.withdraw(
+            pending.approval_id, tenant="acme", agent="agent:bot", user="user:ann"
+        )
         pending = await asked(remit, client_key="k")
         await remit.vote(pending.approval_id)
         await remit.done("shop.buy", CAR, client_key="k")

@@ -36,7 +36,7 @@ async def _status(
     arguments: Mapping[str, Any], principal: Principal, run: str, on: Services, views: Views
 ) -> dict[str, Any]:
     accounts = on.accounts.of_caller(principal, run, on.clock())
-    standing = await on.journal.standing(principal.tenant, principal.agent, accounts)
+    standing = await on.journal.standing(principal.tenant, principal.agent, principal.user, accounts)
     return _result({"agent": principal.agent, "user": principal.user, "run": run, **standing})
 
 
@@ -75,7 +75,9 @@ async def _undo(
 async def _withdraw(
     arguments: Mapping[str, Any], principal: Principal, run: str, on: Services, views: Views
 ) -> dict[str, Any]:
-    await on.journal.withdraw(arguments["approval_id"], tenant=principal.tenant, agent=principal.agent)
+    await on.journal.withdraw(
+        arguments["approval_id"], tenant=principal.tenant, agent=principal.agent, user=principal.user
+    )
     return _result({"withdrawn": arguments["approval_id"]})
 
 
