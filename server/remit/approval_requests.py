@@ -150,13 +150,14 @@ def use(
         )
     ledger.execute(
         "UPDATE calls SET state = ?, dispatched_us = ?, due_us = ?, waits_for = ?, deadline_us = ?,"
-        " incarnation = ?, client_key = ?, confirmation = ? WHERE id = ?",
+        " run = ?, incarnation = ?, client_key = ?, confirmation = ? WHERE id = ?",
         (
             "scheduled" if waits else "dispatched",
             None if waits else ledger.now_us,
             waits and waits.due_us,
             waits and waits.waits_for,
             deadline_us,
+            call.run,  # it may be another than the one in which people were asked
             ledger.stream,
             earlier_calls.key_of(call),
             call.confirmation.id if call.confirmation else None,

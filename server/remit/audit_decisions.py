@@ -35,6 +35,7 @@ _HOLD = (
     ("set_us", "at_us"),
 )
 _KEY = ("tenant", "agent", "user", "digest", "created_us", "expires_us")
+_WHOSE = ("tenant", "agent", "user", "run", "tool")
 
 
 def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
@@ -191,7 +192,10 @@ def verify_notices(records: Records) -> Iterator[Finding]:
         begun: dict[str, Any] = {}
         for kind in reversed(_OPENINGS):
             begun = happened.get(kind, begun)
-        if any(row[name] != begun.get(name) for name in ("tenant", "agent", "user", "run", "tool")):
+        # People may have been asked in one run, and the call was made in another.
+        let_in = happened.get("call.dispatched") or happened.get("call.scheduled") or begun
+        whose = [[it.get(name) for name in _WHOSE] for it in (begun, let_in)]
+        if [row[name] for name in _WHOSE] not in whose:
             yield Finding(where=where, what="whose call it is, or of which tool, is not what its event says")
         elif "call.cancelled" not in happened and not _was_undone(records, row["call_id"]):
             yield Finding(where=where, what="its call was neither taken back nor called off")

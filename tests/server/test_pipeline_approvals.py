@@ -11,8 +11,13 @@ import pytest
 from tests.server.builders import POLICY, Remit, a_principal, a_remit, tools
 
 from remit.approvals import NotAllowed
+from remit.audit import Followed, verify_calls
+from remit.audit_decisions import verify_notices
+from remit.audit_keeping import verify_runs
 from remit.errors import UnknownRecord, WrongState
 from remit.model import Done, InDoubt, Pending, Refused
+from remit.records import open_records
+from remit.undo import undo
 from remit_adapters.base import AdapterError, Caller, Reply, Request
 
 #: Each test runs on SQLite, and on PostgreSQL.
@@ -294,6 +299,27 @@ async def test_the_agent_can_take_its_own_request_back_and_no_other(tmp_path: Pa
         with pytest.raises(UnknownRecord):
             await remit.on.journal.withdraw(pending.approval_id, **mine)
         assert (await asked(remit)).approval_id != pending.approval_id
+
+
+async def test_an_approved_call_belongs_to_the_run_that_makes_it(tmp_path: Path) -> None:
+    once = POLICY + "p, role:clerk, acme, shop.buy, recommend, r.ctx.run.tool_calls > 0, deny\n"
+    establishing = tools(buy={"establishes": {"order": "result.order"}})
+    async with a_remit(tmp_path, policy=once, tools=establishing) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        pending = await asked(remit, run="run-1")
+        await remit.vote(pending.approval_id)
+        assert (await remit.done("shop.buy", CAR, run="run-2")).call_id == pending.call_id
+        assert remit.record(pending.call_id)["run"] == "run-2"
+        await undo(pending.call_id, a_principal(user="user:bea", auth="local"), "apart", remit.on)
+        (told,) = await remit.on.journal.tell(("acme", "agent:bot", "user:ann", "run-2"))
+        assert told.call_id == pending.call_id
+        with open_records(remit.path) as records:
+            followed = Followed()
+            assert list(verify_calls(records, followed=followed)) == []
+            assert list(verify_runs(records, followed)) == list(verify_notices(records)) == []
+    async with a_remit(tmp_path, policy=once, tools=establishing) as remit:
+        assert (await remit.refused("shop.buy", CAR, run="run-2")).verdict.code == "advise_only"
+        assert isinstance(await remit.call("shop.buy", CAR, run="run-1"), Pending)
 
 
 async def test_an_approved_request_can_still_be_withdrawn(tmp_path: Path) -> None:
