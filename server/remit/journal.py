@@ -189,7 +189,7 @@ class Journal:
                             lacks=verdict.code,
                         )
                 elif deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
-                    notices.leave_called_off(self._ledger, call.id)
+                    notices.leave_not_done(self._ledger, call.id)
                     told = self._digest("error_digest", call, verdict.reason)
                     self._event("call.cancelled", call, **told, **_decision(verdict))
                 return
@@ -547,6 +547,8 @@ class Journal:
                     kind = "restore" if call.tool.undo and call.tool.undo.restores else "undo"
                     self._sealer.keep(self._sealer.seal_of(call), call_id, kind, orjson.dumps(plan.arguments))
             refunded: list[Json] = []
+            if state == "failed" and call.scheduled_us is not None:
+                notices.leave_not_done(ledger, call_id)
             if undo_state and call.of_call:
                 refunded = ways_back.conclude(ledger, call.of_call, call_id, undo_state)
             self._event(
