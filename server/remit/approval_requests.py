@@ -191,6 +191,7 @@ def vote(
     Raises UnknownRecord, or WrongState when it is no longer open or the person has voted.
     """
     now = ledger.now_us
+    comment = comment.replace("\0", "\ufffd")  # PostgreSQL would, and the event is to say the same
     row = ledger.one("SELECT * FROM approvals WHERE id = ?", (approval_id,))
     if row is None:
         raise UnknownRecord(f"there is no approval {approval_id}")

@@ -12,7 +12,7 @@ from tests.server.builders import POLICY, Remit, a_principal, a_remit, tools
 
 from remit.approvals import NotAllowed
 from remit.audit import Followed, verify_calls
-from remit.audit_decisions import verify_notices
+from remit.audit_decisions import verify_approvals, verify_notices
 from remit.audit_keeping import verify_runs
 from remit.errors import UnknownRecord, WrongState
 from remit.model import Done, InDoubt, Pending, Refused
@@ -273,6 +273,15 @@ async def test_one_refusal_outweighs_every_vote(tmp_path: Path) -> None:
         await remit.vote(pending.approval_id, "user:bea")
         assert await remit.vote(pending.approval_id, "user:cyd", "reject") == "rejected"
         assert (await remit.refused("shop.buy", CAR)).verdict.code == "approval_rejected"
+
+
+async def test_what_a_comment_says_is_what_its_event_says(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        pending = await asked(remit)
+        said = {"user": "user:bea", "comment": "seen\0it", "use_within_s": 60}
+        await remit.on.journal.vote(pending.approval_id, vote="approve", **said)
+        with open_records(remit.path) as records:
+            assert list(verify_approvals(records)) == []
 
 
 async def test_a_decided_request_takes_no_more_votes(tmp_path: Path) -> None:
