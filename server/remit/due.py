@@ -11,9 +11,11 @@ runs this for each server.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio
+from anyio.abc import TaskGroup
 
 from remit import confirmations
 from remit.calls import recorded_call
@@ -30,7 +32,28 @@ _AT_ONCE = 8
 
 async def send_due(on: Services) -> int:
     """Send every call whose time has come; return how many were looked at. Raises StoreUnavailable."""
-    due = await on.journal.due(on.catalog.tools, limit=64)
+    async with anyio.create_task_group() as tasks:
+        return await begin_to_send(on, tasks, set())
+
+
+async def begin_to_send(on: Services, tasks: TaskGroup, busy: set[str]) -> int:
+    """Have `tasks` send every call whose time has come; return how many. Raises StoreUnavailable.
+
+    `busy` are the sources to which those before are still being sent: one that does not answer keeps no call
+    to another waiting.
+    """
+    there = on.catalog.tools
+    due = await on.journal.due([name for name, tool in there.items() if tool.source not in busy], limit=64)
+    to_send: dict[str, list[Recorded]] = {}
+    for found in due:
+        to_send.setdefault(there[found.tool].source, []).append(found)
+    for source, calls in to_send.items():
+        busy.add(source)
+        tasks.start_soon(_send_all, source, calls, on, busy)
+    return len(due)
+
+
+async def _send_all(source: str, calls: Sequence[Recorded], on: Services, busy: set[str]) -> None:
     turns = anyio.CapacityLimiter(_AT_ONCE)
 
     async def one(found: Recorded) -> None:
@@ -42,10 +65,12 @@ async def send_due(on: Services) -> int:
             except Exception:  # noqa: BLE001 - a supervisor: one call must not keep the others down
                 _log.exception("call %s is due, and cannot be sent", found.call_id)
 
-    async with anyio.create_task_group() as tasks:
-        for found in due:
-            tasks.start_soon(one, found)
-    return len(due)
+    try:
+        async with anyio.create_task_group() as tasks:
+            for found in calls:
+                tasks.start_soon(one, found)
+    finally:
+        busy.discard(source)
 
 
 async def _send(found: Recorded, on: Services) -> None:

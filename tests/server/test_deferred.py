@@ -9,20 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.server.builders import (
     POLICY,
     Clock,
+    Gate,
     Remit,
     ScriptedSource,
+    a_definition,
     a_principal,
     a_remit,
     tools,
+    until,
 )
 from tests.server.fronts import served
 
 from remit.audit import verify_balances, verify_calls
-from remit.due import send_due
+from remit.catalog import build
+from remit.due import begin_to_send, send_due
 from remit.errors import StoreUnavailable, WrongState
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
@@ -30,7 +35,7 @@ from remit.model import Done, InDoubt, Pending, Refused, Scheduled
 from remit.records import CallQuery, open_records
 from remit.rollback import plan, roll_back
 from remit.undo import undo
-from remit_adapters.base import AdapterError
+from remit_adapters.base import AdapterError, Offer
 
 RULES = tools(send={"effect": "deferred", "hold_back": "10m", "price": {"usd": "3"}})
 MAY_UNDO = POLICY + "p, role:clerk, acme, shop.send, undo, 1 == 1, allow\n"
@@ -316,6 +321,30 @@ async def test_however_many_wait_for_their_tool_others_are_sent_in_time(tmp_path
         await later(remit)
         assert remit.state(call_id) == "succeeded"
         assert len(remit.rows("SELECT id FROM calls WHERE state = 'scheduled'")) == 65
+
+
+async def test_a_source_that_does_not_answer_keeps_no_call_to_another_waiting(tmp_path: Path) -> None:
+    rules = {**RULES, "post.send": {"effect": "deferred", "hold_back": "9m"}}
+    policy = MAY_UNDO + "p, role:clerk, acme, post.send, execute, 1 == 1, allow\n"
+    sources = {name: {"kind": "mcp", "command": [name]} for name in ("shop", "post")}
+    post = ScriptedSource("post", Offer(tools=(a_definition("send", text="string"),)))
+    async with deferring(tmp_path, policy, rules, sources=sources) as remit:
+        remit.on.catalog = build(remit.on.config, {"shop": remit.source.offered, "post": post.offered})
+        remit.on.adapters = {"shop": remit.source, "post": post}
+        gate = post.on["send"] = Gate()
+        await remit.call("post.send", HELLO)
+        call_id = await scheduled(remit)
+        busy: set[str] = set()
+        async with anyio.create_task_group() as tasks:
+            remit.clock.advance(s=541)
+            assert await begin_to_send(remit.on, tasks, busy) == 1
+            await post.reached()
+            remit.clock.advance(s=60)
+            assert await begin_to_send(remit.on, tasks, busy) == 1
+            await until(lambda: remit.state(call_id) == "succeeded")
+            gate.open()
+        assert busy == set()
+        assert len(post.sent) == len(remit.source.sent) == 1
 
 
 ASKS = MAY_UNDO.replace("shop.send, execute", "shop.send, recommend") + (
