@@ -33,7 +33,8 @@ _AT_ONCE = 8
 async def send_due(on: Services) -> int:
     """Send every call whose time has come; return how many were looked at. Raises StoreUnavailable."""
     async with anyio.create_task_group() as tasks:
-        return await begin_to_send(on, tasks, set())
+        begun = await begin_to_send(on, tasks, set())
+    return begun
 
 
 async def begin_to_send(on: Services, tasks: TaskGroup, busy: set[str]) -> int:

@@ -85,4 +85,14 @@ def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
             failed=[row["call_id"] for row in rows if row["failed"]],
         )
     ledger.reload_untold()
-    return tuple(Notice(**{**dict(row), "failed": bool(row["failed"])}) for row in rows)
+    return tuple(
+        Notice(
+            call_id=row["call_id"],
+            tool=row["tool"],
+            by=row["by"],
+            at_us=row["at_us"],
+            why=row["why"],
+            failed=bool(row["failed"]),
+        )
+        for row in rows
+    )
