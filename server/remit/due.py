@@ -30,11 +30,10 @@ _log = logging.getLogger(__name__)
 _AT_ONCE = 8
 
 
-async def send_due(on: Services) -> int:
-    """Send every call whose time has come; return how many were looked at. Raises StoreUnavailable."""
+async def send_due(on: Services) -> None:
+    """Send every call whose time has come, and wait until that is done. Raises StoreUnavailable."""
     async with anyio.create_task_group() as tasks:
-        begun = await begin_to_send(on, tasks, set())
-    return begun
+        await begin_to_send(on, tasks, set())
 
 
 async def begin_to_send(on: Services, tasks: TaskGroup, busy: set[str]) -> int:
