@@ -26,7 +26,7 @@ from remit.config import Config, McpSource
 from remit.config_file import Loaded, resolve
 from remit.config_problems import ConfigError
 from remit.database import beside
-from remit.due import send_due
+from remit.due import begin_to_send
 from remit.erasing import resume
 from remit.errors import RemitError, StoreUnavailable
 from remit.identity import load_pepper, pepper_check
@@ -299,7 +299,7 @@ class App:
                     if self._role != "cli":
                         tasks.start_soon(self._probing, services)
                         tasks.start_soon(self._retaining, journal)
-                        tasks.start_soon(self._sending, services)
+                        tasks.start_soon(self._sending, services, tasks)
                         if self.config.playbooks:
                             tasks.start_soon(self._recovering, services, tasks)
                         tasks.start_soon(_again_and_again, "trying a policy", self._shadow.run, services)
@@ -329,10 +329,11 @@ class App:
                     _log.info("call %s, in doubt: %s (%s)", found.call_id, found.state, found.why)
             await anyio.sleep(_PROBE_S)
 
-    async def _sending(self, services: Services) -> None:
+    async def _sending(self, services: Services, tasks: TaskGroup) -> None:
+        busy: set[str] = set()
         while True:
             with _going_on("sending what is due"):
-                await send_due(services)
+                await begin_to_send(services, tasks, busy)
             await anyio.sleep(_DUE_S)
 
     async def _recovering(self, services: Services, tasks: TaskGroup) -> None:

@@ -151,13 +151,14 @@ def use(
         )
     ledger.execute(
         "UPDATE calls SET state = ?, dispatched_us = ?, due_us = ?, waits_for = ?, deadline_us = ?,"
-        " incarnation = ?, client_key = ?, confirmation = ? WHERE id = ?",
+        " run = ?, incarnation = ?, client_key = ?, confirmation = ? WHERE id = ?",
         (
             "scheduled" if waits else "dispatched",
             None if waits else ledger.now_us,
             waits and waits.due_us,
             waits and waits.waits_for,
             deadline_us,
+            call.run,  # it may be another than the one in which people were asked
             ledger.stream,
             earlier_calls.key_of(call),
             call.confirmation.id if call.confirmation else None,
@@ -191,6 +192,7 @@ def vote(
     Raises UnknownRecord, or WrongState when it is no longer open or the person has voted.
     """
     now = ledger.now_us
+    comment = comment.replace("\0", "\ufffd")  # PostgreSQL would, and the event is to say the same
     row = ledger.one("SELECT * FROM approvals WHERE id = ?", (approval_id,))
     if row is None:
         raise UnknownRecord(f"there is no approval {approval_id}")

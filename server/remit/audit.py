@@ -95,6 +95,7 @@ _SEALED = (
 )
 #: The last of them are not in events of schema 0001, nor is `calls_told.first`.
 _LATER = 2
+_RUN = _SEALED.index(("run", "run"))
 _sealed = itemgetter(*(name for _, name in _SEALED))
 #: What is read of each call, and of its way back.
 _COMPARED = (
@@ -573,6 +574,9 @@ def _disagreements(
     begun = happened[opening]
     says_more = "received_us" in begun
     stated = call[-len(_SEALED) :]
+    let_in = happened.get("call.dispatched") or happened.get("call.scheduled") or _NOTHING
+    if opening == "call.awaiting_approval" and stated[_RUN] == let_in.get("run"):
+        begun = {**begun, "run": let_in["run"]}  # people were asked in one run, and it was made in another
     if not _agree(stated, begun):
         sealed = _SEALED if says_more else _SEALED[:-_LATER]
         for (name, sealed_as), value in zip(sealed, stated, strict=False):

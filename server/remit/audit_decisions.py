@@ -35,6 +35,7 @@ _HOLD = (
     ("set_us", "at_us"),
 )
 _KEY = ("tenant", "agent", "user", "digest", "created_us", "expires_us")
+_WHOSE = ("tenant", "agent", "user", "run", "tool")
 
 
 def verify_approvals(records: Records, *, payloads: bool = True) -> Iterator[Finding]:
@@ -181,7 +182,7 @@ def verify_notices(records: Records) -> Iterator[Finding]:
     """Every notice that is not of its call, and of which its run was not told when events say so."""
     told: dict[str, Any] = {}
     for _, facts in beside_calls(records, "run.told"):
-        named = (facts.get("taken_back"), facts.get("called_off"))
+        named = (facts.get("taken_back"), facts.get("called_off"), facts.get("failed"))
         # Whoever made something else than a list of it made a flaw of the event.
         for call_id in (each for some in named if isinstance(some, list) for each in cast("list[Any]", some)):
             told[str(call_id)] = facts.get("at_us")
@@ -191,10 +192,17 @@ def verify_notices(records: Records) -> Iterator[Finding]:
         begun: dict[str, Any] = {}
         for kind in reversed(_OPENINGS):
             begun = happened.get(kind, begun)
-        if any(row[name] != begun.get(name) for name in ("tenant", "agent", "user", "run", "tool")):
+        # People may have been asked in one run, and the call was made in another.
+        let_in = happened.get("call.dispatched") or happened.get("call.scheduled") or begun
+        whose = [[it.get(name) for name in _WHOSE] for it in (begun, let_in)]
+        if [row[name] for name in _WHOSE] not in whose:
             yield Finding(where=where, what="whose call it is, or of which tool, is not what its event says")
-        elif "call.cancelled" not in happened and not _was_undone(records, row["call_id"]):
-            yield Finding(where=where, what="its call was neither taken back nor called off")
+        elif not (
+            "call.cancelled" in happened
+            or ("call.scheduled" in happened and "call.failed" in happened)
+            or _was_undone(records, row["call_id"])
+        ):
+            yield Finding(where=where, what="its call was neither taken back nor called off, nor did it fail")
         if row["told_us"] != told.pop(str(row["call_id"]), None):
             yield Finding(where=where, what="whether and when its run was told is not what the events say")
     for call_id in told:

@@ -18,6 +18,11 @@ from remit.model import Call, Charge, UndoPlan
 
 #: Most calls that wait for one account.
 _WAITING_MAX = 1000
+#: Why a call may not be sent that may be sent soon: nothing speaks against it, and something is not there.
+_PASSING = frozenset({"no_facts", "no_before_image", "no_way_back", "too_many_at_once"})
+#: After how long such a call is looked at again, and for how long at most.
+LOOK_AGAIN_US = 60_000_000
+_PASSES_WITHIN_US = 3_600_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,34 @@ def wait_on(ledger: Ledger, call: Call, charge: Charge) -> int | None:
         (until_us, charge.account, call.id),
     )
     return until_us if waits == 1 else None
+
+
+def may_pass(ledger: Ledger, call: Call, code: str) -> bool:
+    """Whether a call that is due waits on for what it lacks, rather than being called off for that.
+
+    It goes by when it first lacked something: that it was due long ago may only mean that no server ran.
+    """
+    if code not in _PASSING:
+        return False
+    ledger.write_out()
+    row = ledger.one(
+        "SELECT MIN(at_us) AS since_us FROM events WHERE call_id = ? AND kind = 'call.postponed'"
+        " AND body LIKE ?",
+        (call.id, '%"lacks":%'),
+    )
+    since_us = row["since_us"] if row else None
+    return since_us is None or ledger.now_us < since_us + _PASSES_WITHIN_US
+
+
+def look_again(ledger: Ledger, call: Call) -> Waits | None:
+    """Have a call that is due be looked at again soon; None when others have seen to it meanwhile."""
+    due_us = ledger.now_us + LOOK_AGAIN_US
+    rows = ledger.all(
+        "UPDATE calls SET due_us = ? WHERE id = ? AND state = 'scheduled'"
+        " AND (due_us <= ? OR waits_for IS NOT NULL) RETURNING waits_for",
+        (due_us, call.id, ledger.now_us),
+    )
+    return Waits(due_us=due_us, waits_for=rows[0]["waits_for"]) if rows else None
 
 
 def held_back_of(ledger: Ledger, who: Principal) -> list[dict[str, Any]]:

@@ -173,12 +173,24 @@ class Journal:
     # The life of a call.
 
     async def refuse(self, call: Call, verdict: Verdict, saw: Saw | None = None) -> None:
-        """Record a call that was not let out. It costs nothing. One that was held back is called off."""
+        """Record a call that was not let out. It costs nothing.
+
+        One that was held back is called off, or waits on where what it lacks may soon be there.
+        """
 
         def change() -> None:
             if call.scheduled_us is not None:
-                if deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
-                    notices.leave_called_off(self._ledger, call.id)
+                if deferred.may_pass(self._ledger, call, verdict.code):
+                    if waits := deferred.look_again(self._ledger, call):
+                        self._event(
+                            "call.postponed",
+                            call,
+                            due_us=waits.due_us,
+                            waits_for=waits.waits_for,
+                            lacks=verdict.code,
+                        )
+                elif deferred.call_off(self._ledger, call.id, (verdict.code, verdict.reason)):
+                    notices.leave_not_done(self._ledger, call.id)
                     told = self._digest("error_digest", call, verdict.reason)
                     self._event("call.cancelled", call, **told, **_decision(verdict))
                 return
@@ -544,6 +556,8 @@ class Journal:
                     body = orjson.dumps(way_back.arguments)
                     self._sealer.keep(self._sealer.seal_of(call), call_id, kind, body)
             refunded: list[Json] = []
+            if state == "failed" and call.scheduled_us is not None:
+                notices.leave_not_done(ledger, call_id)
             if undo_state and call.of_call:
                 refunded = ways_back.conclude(ledger, call.of_call, call_id, undo_state)
             self._event(

@@ -2,8 +2,9 @@
 
 Told once, and durable. An agent that goes on as if its work still stood would build on nothing. So whoever
 takes a call back leaves a notice for its run, in the transaction that records the undo, and the run's next
-answer carries it; so it is with a call that was held back and is called off when its time comes. What an
-agent takes back within the run itself it knows already. The front decides how it is said.
+answer carries it; so it is with a call that was held back and, when its time comes, is called off or fails:
+nobody waits for its answer. What an agent takes back within the run itself it knows already. The front
+decides how it is said.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ class Notice:
     call_id: str
     tool: str
     #: Who took it back: `operator`, or `agent` for the same agent in another run. `gateway`: it was held
-    #: back, and might not be made any more when its time came.
+    #: back, and when its time came it might not be made any more, or failed.
     by: str
     at_us: int
-    #: Why it was called off then.
+    #: Why it was called off then, or with what it failed.
     why: str
+    failed: bool
 
 
 def leave(ledger: Ledger, undo_call: str) -> None:
@@ -41,8 +43,8 @@ def leave(ledger: Ledger, undo_call: str) -> None:
     )
 
 
-def leave_called_off(ledger: Ledger, call_id: str) -> None:
-    """Note for its run that a call which was held back is not made after all."""
+def leave_not_done(ledger: Ledger, call_id: str) -> None:
+    """Note for its run that a call which was held back is not made after all, or failed."""
     _insert(
         ledger,
         'SELECT id, tenant, agent, "user", run, tool, ?, ?, NULL FROM calls WHERE id = ?',
@@ -59,10 +61,13 @@ def _insert(ledger: Ledger, selected: str, values: Values) -> None:
 def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
     """What the run has not been told yet; from now on it has."""
     where = 'tenant = ? AND agent = ? AND "user" = ? AND run = ? AND told_us IS NULL'
+    ledger.write_out()  # how the call ended may have been written in this very transaction
     rows = ledger.all(
         'SELECT call_id, tool, "by", at_us,'  # noqa: S608 - the columns are ours
         """ CASE "by" WHEN 'gateway' THEN (SELECT COALESCE(error, '') FROM calls WHERE id = call_id)"""
-        """ ELSE '' END AS why"""
+        """ ELSE '' END AS why,"""
+        """ "by" = 'gateway' AND EXISTS"""
+        """ (SELECT 1 FROM calls WHERE id = call_id AND state = 'failed') AS failed"""
         f" FROM notices WHERE {where}",
         key,
     )
@@ -76,7 +81,18 @@ def take(ledger: Ledger, key: RunKey) -> tuple[Notice, ...]:
             user=key[2],
             run=key[3],
             taken_back=[row["call_id"] for row in rows if row["by"] != "gateway"],
-            called_off=[row["call_id"] for row in rows if row["by"] == "gateway"],
+            called_off=[row["call_id"] for row in rows if row["by"] == "gateway" and not row["failed"]],
+            failed=[row["call_id"] for row in rows if row["failed"]],
         )
     ledger.reload_untold()
-    return tuple(Notice(**dict(row)) for row in rows)
+    return tuple(
+        Notice(
+            call_id=row["call_id"],
+            tool=row["tool"],
+            by=row["by"],
+            at_us=row["at_us"],
+            why=row["why"],
+            failed=bool(row["failed"]),
+        )
+        for row in rows
+    )

@@ -639,6 +639,7 @@ def _established(call: Call, roots: Mapping[str, Any]) -> Mapping[str, Scalar] |
     for name, expression in call.tool.establishes.items():
         with suppress(EvaluationError):
             if runs.is_scalar(value := expression(**roots)):
+                worked_out(value)
                 found[name] = value
     return found
 

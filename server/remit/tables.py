@@ -405,7 +405,7 @@ undos = Table(
     sqlite_with_rowid=False,
 )
 
-#: Calls that others took back, or that were held back and never made, and whether the run knows.
+#: Calls that others took back, or that were held back and not done, and whether the run knows.
 notices = Table(
     "notices",
     metadata,
@@ -415,7 +415,8 @@ notices = Table(
     Column("user", String(133), nullable=False),
     Column("run", String(128), nullable=False),
     Column("tool", String(128), nullable=False),
-    # The part that whoever took it back has here: `operator`, or `agent`. `gateway`: it was called off.
+    # The part that whoever took it back has here: `operator`, or `agent`. `gateway`: it was called off, or
+    # failed.
     Column("by", String(16), nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("told_us", BigInteger),

@@ -203,6 +203,7 @@ class Told:
             self._take(call, self.calls[call.of_call], it)
 
     def _let_in(self, call: Call, state: str, it: Facts) -> None:
+        call.run = it["run"]  # people may have been asked in another
         if it.get("approval_id") and call.request:
             call.request.state = "used"
         if state == "dispatched":

@@ -18,7 +18,7 @@ from remit_adapters.base import Reply
 @pytest.mark.parametrize(
     ("work", "pause"),
     [
-        ("remit.app.send_due", "_DUE_S"),
+        ("remit.app.begin_to_send", "_DUE_S"),
         ("remit.app.resume", "_RETAIN_S"),
         ("remit.app.Prober.round", "_PROBE_S"),
         ("remit.app.Journal.catch_up", "_UPKEEP_S"),

@@ -9,20 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.server.builders import (
     POLICY,
     Clock,
+    Gate,
     Remit,
     ScriptedSource,
+    a_definition,
     a_principal,
     a_remit,
     tools,
+    until,
 )
 from tests.server.fronts import served
 
 from remit.audit import verify_balances, verify_calls
-from remit.due import send_due
+from remit.catalog import build
+from remit.due import begin_to_send, send_due
 from remit.errors import StoreUnavailable, WrongState
 from remit.front.answers import RECEIPT, to_wire
 from remit.identity import Principal
@@ -31,7 +36,7 @@ from remit.model import Done, InDoubt, Pending, Refused, Scheduled
 from remit.records import CallQuery, open_records
 from remit.rollback import plan, roll_back
 from remit.undo import undo
-from remit_adapters.base import AdapterError
+from remit_adapters.base import AdapterError, Offer
 
 RULES = tools(send={"effect": "deferred", "hold_back": "10m", "price": {"usd": "3"}})
 MAY_UNDO = POLICY + "p, role:clerk, acme, shop.send, undo, 1 == 1, allow\n"
@@ -319,6 +324,30 @@ async def test_however_many_wait_for_their_tool_others_are_sent_in_time(tmp_path
         assert len(remit.rows("SELECT id FROM calls WHERE state = 'scheduled'")) == 65
 
 
+async def test_a_source_that_does_not_answer_keeps_no_call_to_another_waiting(tmp_path: Path) -> None:
+    rules = {**RULES, "post.send": {"effect": "deferred", "hold_back": "9m"}}
+    policy = MAY_UNDO + "p, role:clerk, acme, post.send, execute, 1 == 1, allow\n"
+    sources = {name: {"kind": "mcp", "command": [name]} for name in ("shop", "post")}
+    post = ScriptedSource("post", Offer(tools=(a_definition("send", text="string"),)))
+    async with deferring(tmp_path, policy, rules, sources=sources) as remit:
+        remit.on.catalog = build(remit.on.config, {"shop": remit.source.offered, "post": post.offered})
+        remit.on.adapters = {"shop": remit.source, "post": post}
+        gate = post.on["send"] = Gate()
+        await remit.call("post.send", HELLO)
+        call_id = await scheduled(remit)
+        busy: set[str] = set()
+        async with anyio.create_task_group() as tasks:
+            remit.clock.advance(s=541)
+            assert await begin_to_send(remit.on, tasks, busy) == 1
+            await post.reached()
+            remit.clock.advance(s=60)
+            assert await begin_to_send(remit.on, tasks, busy) == 1
+            await until(lambda: remit.state(call_id) == "succeeded")
+            gate.open()
+        assert busy == set()
+        assert len(post.sent) == len(remit.source.sent) == 1
+
+
 ASKS = MAY_UNDO.replace("shop.send, execute", "shop.send, recommend") + (
     "p, role:boss, acme, shop.send, approve, 1 == 1, allow\n"
 )
@@ -378,6 +407,52 @@ async def test_what_is_erased_while_it_is_about_to_be_sent_is_called_off(
         assert remit.source.sent == []
         found = remit.record(call_id)
         assert (found["state"], found["error_code"]) == ("cancelled", "cannot_defer")
+
+
+STOCK = {"stock": {"call": "shop.look", "args": {"thing": "args.text"}}}
+ASKS_STOCK = tools(send={"effect": "deferred", "hold_back": "10m", "facts": STOCK, "price": {"usd": 1}})
+DOWN = AdapterError("the source cannot be reached", no_effect=True)
+
+
+@pytest.mark.usefixtures("every_database")
+async def test_while_its_facts_cannot_be_looked_up_it_waits_on(tmp_path: Path) -> None:
+    async with deferring(tmp_path, rules=ASKS_STOCK) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["look"] = DOWN
+        # That nobody was there to send it for a day is not its fault.
+        for s in (86_400, 61, 3_300):
+            await later(remit, s=s)
+            await send_due(remit.on)
+            assert (remit.state(call_id), held(remit)) == ("scheduled", (1, 0))
+        assert remit.events(call_id) == ["call.scheduled", *["call.postponed"] * 3]
+        remit.source.on["look"] = {"left": 1}
+        await later(remit, s=61)
+        assert (remit.state(call_id), len(remit.source.effects("send"))) == ("succeeded", 1)
+        with open_records(remit.path) as records:
+            assert list(verify_calls(records)) == list(verify_balances(records)) == []
+
+
+async def test_it_does_not_wait_for_its_facts_for_ever(tmp_path: Path) -> None:
+    async with deferring(tmp_path, rules=ASKS_STOCK) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["look"] = DOWN
+        await later(remit)
+        await later(remit, s=3_601)
+        assert (remit.state(call_id), why(remit, call_id), held(remit)) == ("cancelled", "no_facts", (0, 0))
+        (told,) = await remit.on.journal.tell(("acme", "agent:bot", "user:ann", "run-1"))
+        assert told.call_id == call_id
+
+
+async def test_while_it_waits_on_for_its_facts_it_is_called_off(tmp_path: Path) -> None:
+    async with deferring(tmp_path, rules=ASKS_STOCK) as remit:
+        call_id = await scheduled(remit)
+        remit.source.on["look"] = DOWN
+        await later(remit)
+        done = await undo(call_id, a_principal(), "run-1", remit.on)
+        assert isinstance(done, Done), done
+        remit.source.on["look"] = {"left": 1}
+        await later(remit)
+        assert (remit.state(call_id), remit.source.effects("send")) == ("cancelled", [])
 
 
 async def test_what_must_not_be_stored_cannot_be_held_back(tmp_path: Path) -> None:

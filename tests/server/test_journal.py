@@ -244,8 +244,8 @@ async def test_an_agent_sees_its_own_standing_and_nobody_elses(tmp_path: Path) -
         await remit.done("shop.look", {"thing": "pen"}, principal=a_principal("agent:other"))
         await remit.call("shop.buy", {"thing": "car", "price": 500}, principal=a_principal("agent:other"))
 
-        async def standing(agent: str) -> dict[str, Any]:
-            who = a_principal(agent)
+        async def standing(agent: str, user: str = "user:ann") -> dict[str, Any]:
+            who = a_principal(agent, user)
             accounts = remit.on.accounts.of_caller(who, "run-1", clock.now_us)
             return await remit.on.journal.standing(who, "run-1", accounts)
 
@@ -254,6 +254,7 @@ async def test_an_agent_sees_its_own_standing_and_nobody_elses(tmp_path: Path) -
         left = {budget["budget"]: budget["left"] for budget in mine["budgets"]}
         assert left == {"calls of this agent per hour": 9, "total calls of this user": 8}
         assert len((await standing("agent:other"))["pending_approvals"]) == 1
+        assert (await standing("agent:other", "user:dan"))["pending_approvals"] == []
         # A window that is over says nothing about the one that has begun.
         clock.now_us += 3_600_000_000
         left = {budget["budget"]: budget["left"] for budget in (await standing("agent:bot"))["budgets"]}

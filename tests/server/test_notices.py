@@ -13,12 +13,15 @@ import pytest
 from tests.server.builders import POLICY, ScriptedSource, a_principal, a_remit, tools, until
 from tests.server.fronts import ERAS, Served, served, texts
 
+from remit.audit_decisions import verify_notices
 from remit.due import send_due
 from remit.identity import Principal
 from remit.journal import open_journal
 from remit.model import Done
 from remit.pipeline import Services
+from remit.records import open_records
 from remit.undo import undo
+from remit_adapters.base import AdapterError
 from remit_rbac import load_text
 
 BOSS = Principal(tenant="acme", agent="agent:remit-cli", user="user:bea", auth="local")
@@ -113,6 +116,29 @@ async def test_an_agent_is_told_that_what_was_held_back_is_not_made_after_all(
         assert "Note: what was held back for you was called off when its time came" in texts(answer)
         again = await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)
         assert "dev.remit/notice" not in again.meta
+
+
+async def test_an_agent_is_told_once_that_what_was_held_back_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_back, shop = tools(send={"effect": "deferred", "hold_back": "10m"}), a_shop()
+    async with (
+        served(tmp_path, monkeypatch, shop, policy=POLICY, tools=held_back) as remit,
+        remit.client() as client,
+    ):
+        receipt = (await client.call_tool("shop.send", {"text": "a"}, meta=RUN)).meta["dev.remit/receipt"]
+        shop.on["send"] = AdapterError("the post office is closed", no_effect=True)
+        remit.clock.advance(s=601)
+        await send_due(remit.on)
+        answer = await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)
+        (failed,) = answer.meta["dev.remit/notice"]["failed"]
+        assert (failed["call_id"], failed["why"]) == (receipt["call_id"], "the post office is closed")
+        assert "called_off" not in answer.meta["dev.remit/notice"]
+        assert "was sent when its time came, and failed: shop.send" in texts(answer)
+        again = await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)
+        assert "dev.remit/notice" not in again.meta
+        with open_records(remit.path) as records:
+            assert list(verify_notices(records)) == []
 
 
 async def test_a_refusal_tells_it_too_and_so_does_an_own_tool(

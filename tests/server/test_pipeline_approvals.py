@@ -11,8 +11,13 @@ import pytest
 from tests.server.builders import POLICY, Remit, a_principal, a_remit, tools
 
 from remit.approvals import NotAllowed
+from remit.audit import Followed, verify_calls
+from remit.audit_decisions import verify_approvals, verify_notices
+from remit.audit_keeping import verify_runs
 from remit.errors import UnknownRecord, WrongState
 from remit.model import Done, InDoubt, Pending, Refused
+from remit.records import open_records
+from remit.undo import undo
 from remit_adapters.base import AdapterError, Caller, Reply, Request
 
 #: Each test runs on SQLite, and on PostgreSQL.
@@ -270,6 +275,15 @@ async def test_one_refusal_outweighs_every_vote(tmp_path: Path) -> None:
         assert (await remit.refused("shop.buy", CAR)).verdict.code == "approval_rejected"
 
 
+async def test_what_a_comment_says_is_what_its_event_says(tmp_path: Path) -> None:
+    async with a_remit(tmp_path) as remit:
+        pending = await asked(remit)
+        said = {"user": "user:bea", "comment": "seen\0it", "use_within_s": 60}
+        await remit.on.journal.vote(pending.approval_id, vote="approve", **said)
+        with open_records(remit.path) as records:
+            assert list(verify_approvals(records)) == []
+
+
 async def test_a_decided_request_takes_no_more_votes(tmp_path: Path) -> None:
     async with a_remit(tmp_path) as remit:
         pending = await asked(remit)
@@ -297,6 +311,27 @@ async def test_the_agent_can_take_its_own_request_back_and_no_other(tmp_path: Pa
         with pytest.raises(UnknownRecord):
             await remit.on.journal.withdraw(pending.approval_id, a_principal())
         assert (await asked(remit)).approval_id != pending.approval_id
+
+
+async def test_an_approved_call_belongs_to_the_run_that_makes_it(tmp_path: Path) -> None:
+    once = POLICY + "p, role:clerk, acme, shop.buy, recommend, r.ctx.run.tool_calls > 0, deny\n"
+    establishing = tools(buy={"establishes": {"order": "result.order"}})
+    async with a_remit(tmp_path, policy=once, tools=establishing) as remit:
+        remit.source.on["buy"] = {"order": "o-1"}
+        pending = await asked(remit, run="run-1")
+        await remit.vote(pending.approval_id)
+        assert (await remit.done("shop.buy", CAR, run="run-2")).call_id == pending.call_id
+        assert remit.record(pending.call_id)["run"] == "run-2"
+        await undo(pending.call_id, a_principal(user="user:bea", auth="local"), "apart", remit.on)
+        (told,) = await remit.on.journal.tell(("acme", "agent:bot", "user:ann", "run-2"))
+        assert told.call_id == pending.call_id
+        with open_records(remit.path) as records:
+            followed = Followed()
+            assert list(verify_calls(records, followed=followed)) == []
+            assert list(verify_runs(records, followed)) == list(verify_notices(records)) == []
+    async with a_remit(tmp_path, policy=once, tools=establishing) as remit:
+        assert (await remit.refused("shop.buy", CAR, run="run-2")).verdict.code == "advise_only"
+        assert isinstance(await remit.call("shop.buy", CAR, run="run-1"), Pending)
 
 
 async def test_an_approved_request_can_still_be_withdrawn(tmp_path: Path) -> None:

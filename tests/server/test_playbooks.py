@@ -192,7 +192,7 @@ async def test_a_step_that_is_held_back_waits_until_it_was_sent(tmp_path: Path, 
         assert ended[-1].call_id in ended[-1].said
         assert states(await carried_out(remit, loaded))["tell"] == "waits"
         remit.clock.advance(s=3601)
-        assert await send_due(remit.on)
+        await send_due(remit.on)
         assert states(await carried_out(remit, loaded)) == {"look": "done", "buy": "done", "tell": "done"}
         assert [request.arguments["text"] for request in remit.source.effects("send")][-1:] == ["o-1"]
         assert remit.one("SELECT state FROM playbook_runs")["state"] == "done"

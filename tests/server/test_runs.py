@@ -19,7 +19,8 @@ from tests.server.builders import Gate, Remit, a_config, a_principal, a_remit, a
 from tests.server.test_facts import PEN, ROLES, rule
 
 from remit import audit, audit_keeping, verifying
-from remit.model import Done, Refused
+from remit.due import send_due
+from remit.model import Done, Refused, Scheduled
 from remit.records import open_records
 from remit.vault import key_file
 
@@ -95,6 +96,14 @@ async def test_what_did_not_succeed_or_is_no_plain_value_establishes_nothing(
         remit.source.on["look"] = answer
         await remit.done("shop.look", {"thing": "pen"})
         assert remit.rows("SELECT * FROM run_facts") == []
+
+
+async def test_what_comes_to_a_number_that_none_carries_establishes_nothing(tmp_path: Path) -> None:
+    doubled = {**tools(), "shop.send": {"effect": "irreversible", "establishes": {"all": "result.left * 2"}}}
+    async with a_remit(tmp_path, policy=KNOWN + rule("1 == 1", tool="send"), tools=doubled) as remit:
+        remit.source.on["send"] = {"left": 2**63}
+        done = await remit.done("shop.send", {"text": "hello"})
+        assert (remit.state(done.call_id), remit.rows("SELECT * FROM run_facts")) == ("succeeded", [])
 
 
 async def test_it_is_known_after_a_restart_and_in_another_process(tmp_path: Path) -> None:
@@ -218,6 +227,29 @@ async def test_a_serial_call_does_not_wait_for_ever(tmp_path: Path) -> None:
             assert (await other.refused("shop.buy", PEN)).verdict.code == "too_many_at_once"
         gate.open()
         await first
+
+
+@everywhere
+async def test_a_serial_call_that_is_due_while_another_process_has_one_waits_on(tmp_path: Path) -> None:
+    rules = tools(
+        buy={"serial": True}, send={"serial": True, "effect": "deferred", "hold_back": "10m", "timeout": "1s"}
+    )
+    policy = ROLES + rule("1 == 1") + rule("1 == 1", tool="send")
+    async with two_processes(tmp_path, policy, **rules) as (one, other):
+        held_back = await other.call("shop.send", {"text": "hello"})
+        assert isinstance(held_back, Scheduled)
+        gate = one.source.on["buy"] = Gate({"order": "o-1"})
+        first = asyncio.create_task(one.call("shop.buy", PEN))
+        await one.source.reached()
+        other.clock.advance(s=86_400)
+        with anyio.fail_after(10):
+            await send_due(other.on)
+        assert other.state(held_back.call_id) == "scheduled"
+        gate.open()
+        await first
+        other.clock.advance(s=61)
+        await send_due(other.on)
+        assert other.state(held_back.call_id) == "succeeded"
 
 
 @everywhere

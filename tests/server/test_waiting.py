@@ -24,6 +24,7 @@ from remit.front.answers import RECEIPT, to_wire
 from remit.model import Done, Pending, Refused, Remedy, Scheduled
 from remit.records import open_records
 from remit.undo import undo
+from remit_adapters.base import AdapterError
 
 #: Each test runs on SQLite, and on PostgreSQL.
 pytestmark = pytest.mark.usefixtures("every_database")
@@ -226,6 +227,23 @@ async def test_what_was_made_after_waiting_is_taken_back_by_its_own_way(tmp_path
         done = await undo(outcome.call_id, a_principal(), "run-1", remit.on)
         assert isinstance(done, Done)
         assert [request.arguments["value"] for request in remit.source.effects("set")] == [2, 1]
+
+
+async def test_what_lacks_facts_when_its_budget_can_take_it_waits_on_and_is_made_once(tmp_path: Path) -> None:
+    facts = {"stock": {"call": "shop.look", "args": {"thing": "args.text"}}}
+    async with waiting(tmp_path, tools=tools(send={"facts": facts})) as remit:
+        await remit.done("shop.send", {"text": "first"})
+        late = await waits(remit)
+        remit.source.on["look"] = AdapterError("the source cannot be reached", no_effect=True)
+        raised(remit, 2)
+        await later(remit, s=1)
+        await later(remit, s=1)
+        assert remit.events(late.call_id) == ["call.scheduled", "call.postponed"]
+        assert (remit.state(late.call_id), sent(remit)) == ("scheduled", ["first"])
+        remit.source.on["look"] = {"left": 1}
+        await later(remit, s=61)
+        assert (remit.state(late.call_id), sent(remit)) == ("succeeded", ["first", "late"])
+        verified(remit)
 
 
 async def test_what_reads_or_must_not_be_stored_does_not_wait(tmp_path: Path) -> None:

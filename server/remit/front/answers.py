@@ -123,7 +123,8 @@ def _not_ours(said: Any) -> Any:
 def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
     """The result of a tool, and what its run must know: a block more for the model, `_meta` for programs."""
     taken_back = [it for it in notices if it.by != "gateway"]
-    called_off = [it for it in notices if it.by == "gateway"]
+    called_off = [it for it in notices if it.by == "gateway" and not it.failed]
+    failed = [it for it in notices if it.failed]
     by = sorted({it.by for it in taken_back})
     said: list[str] = []
     if taken_back:
@@ -136,6 +137,8 @@ def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
             f"what was held back for you was called off when its time came, and was never done: "
             f"{_named(called_off)}."
         )
+    if failed:
+        said.append(f"what was held back for you was sent when its time came, and failed: {_named(failed)}.")
     text = (
         f"Note: {' Also, '.join(said)} Do not do it again unless you are asked to; read the current state "
         "before you go on."
@@ -145,11 +148,12 @@ def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
         "by": by,
         "remedy": Remedy.CHANGE.value,
     }
-    if called_off:
-        meta["called_off"] = [
-            {"call_id": it.call_id, "tool": it.tool, "at": moment(it.at_us), "why": it.why}
-            for it in called_off
-        ]
+    for name, not_done in (("called_off", called_off), ("failed", failed)):
+        if not_done:
+            meta[name] = [
+                {"call_id": it.call_id, "tool": it.tool, "at": moment(it.at_us), "why": it.why}
+                for it in not_done
+            ]
     return {
         **result,
         "content": [*result.get("content", ()), {"type": "text", "text": text}],
@@ -158,7 +162,7 @@ def noted(result: Json, notices: Sequence[Notice]) -> dict[str, Any]:
 
 
 def _named(notices: Sequence[Notice]) -> str:
-    """The first of the calls, and for those that were called off why."""
+    """The first of the calls, and for those that were not done why."""
     more = f" and {len(notices) - _NAMED_MAX} more" if len(notices) > _NAMED_MAX else ""
     named = [
         f"{it.tool} (call {it.call_id}{': ' + it.why.rstrip('.') if it.why else ''})"
