@@ -53,6 +53,7 @@ async def a_history(folder: Path) -> Remit:
         await remit.on.journal.begin_playbook(run="another", tenant="acme", anew=False, **about)
         remit.die()
         async with a_remit(folder, policy=ROLES, tools=ABOUT, clock=Clock(remit.clock() + 10**9)) as other:
+            await other.on.journal.begin_playbook(run="another", tenant="acme", anew=False, **about)
             await other.on.journal.end_playbook(run=run, tenant="acme", state="waits")
     return remit
 
