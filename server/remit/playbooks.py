@@ -292,7 +292,7 @@ async def _to_undo(run: Run, step: PlaybookStep) -> list[Step]:
     """The plan of a rollback: calls of others, from `since` before the run began."""
     since = run.started_us - step.since * 1_000_000 if step.since else None
     scope: dict[str, Any] = {str(step.rollback): _target(run, step)}
-    query = CallQuery(tenant=run.principal.tenant, since_us=since, **scope)
+    query = CallQuery(tenant=run.principal.tenant, since_us=since, acted=True, **scope)
     with open_records(run.loaded.config.store.location, run.loaded.master_key, run.on.clock) as found:
         calls = found.calls(query, limit=_CALLS_MAX + 1)
         if len(calls) > _CALLS_MAX:

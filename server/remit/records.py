@@ -27,7 +27,7 @@ from remit.ids import Clock, first_id, now_us
 from remit.keeping import Kind, LegalHold, count, covers_a_call, holds
 from remit.proven import Proof
 from remit.schema import HEAD
-from remit.states import way_back
+from remit.states import ACTED, STATES, way_back
 from remit.vault import Vault, master_key
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class CallQuery:
     verdict: str | None = None
     state: str | None = None
     run: str | None = None
+    #: Those that a rollback is concerned with: they are no reads, were let out, and did not fail.
+    acted: bool = False
     since_us: int | None = None
     until_us: int | None = None
     #: One of these tools.
@@ -353,6 +355,13 @@ class Records:
             if (value := getattr(query, column)) is not None:
                 conditions.append(f'"{column}" = ?')
                 values.append(value)
+        if query.acted:
+            # What did nothing is left out, rather than the others found: no index is to be taken for it.
+            idle = [state for state in STATES if state not in ACTED]
+            conditions.append(
+                f"kind = 'call' AND effect <> 'read' AND state NOT IN ({', '.join('?' * len(idle))})"
+            )
+            values += idle
         if query.since_us is not None:
             conditions.append("id >= ? AND created_us >= ?")
             values += [first_id(query.since_us), query.since_us // 1000 * 1000]

@@ -31,6 +31,7 @@ from remit.model import (
 )
 from remit.pipeline import Services, changed, decide, obstacle
 from remit.records import CallRecord, Records, UndoRecord
+from remit.states import ACTED
 from remit.undo import overwritten, undo, undo_call
 from remit.ways_back import Undoable
 from remit_rbac import Rung
@@ -107,7 +108,7 @@ async def plan(
     steps: dict[str, Step] = {}
     entries: dict[str, Undoable] = {}
     for call in sorted(calls, key=_moment, reverse=True):
-        if has_acted(call):
+        if call.kind == "call" and call.effect != "read" and call.state in ACTED:
             step = _recorded(call, records.undo(call.id), on.catalog.tools)
             if step.part == "undo" and step.resource is not None:
                 step = _in_order(step, records.later_touches(call, step.resource), steps, force=force)
@@ -157,12 +158,6 @@ async def _taken(call_id: str, outcome: Outcome, on: Services) -> tuple[Part, st
     return _TAKEN.get(entry.state) if entry else None
 
 
-def has_acted(call: CallRecord) -> bool:
-    """Whether a rollback is concerned with the call: it was let out, did not fail, and is no read."""
-    return call.kind == "call" and call.effect != "read" and call.state in _ACTED
-
-
-_ACTED = ("scheduled", "cancelled", "dispatched", "in_doubt", "succeeded")
 #: By the state of a way back that was taken.
 _TAKEN: Mapping[str, tuple[Part, str]] = {
     "done": ("done", "It has been taken back."),

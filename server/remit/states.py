@@ -19,6 +19,8 @@ STATES = (
 )
 #: The states of a call that was let out.
 SENT = ("dispatched", "succeeded", "failed", "in_doubt")
+#: Those in which it has done something, or may have, or would have.
+ACTED = ("scheduled", "cancelled", "dispatched", "in_doubt", "succeeded")
 
 #: `registered`: the call is under way, or in doubt. `running`: an undo is under way. `failed`: the source
 #: refused it, or the proof failed. `indeterminate`: nobody knows whether it is undone. `conflict`: the same

@@ -479,6 +479,19 @@ def test_what_is_rolled_back_can_be_said_in_many_ways(remit: Terminal) -> None:
     assert issued(remit) == 0
 
 
+def test_only_what_did_something_counts_among_the_calls_that_fit(
+    remit: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refunds(remit, 300)
+    whole = ("rollback", "--agent", "agent:support-bot", "--plan", "--json")
+    acted = len(remit(*whole).json["steps"])
+    assert len(remit.json("calls", "list", "--agent", "agent:support-bot")) > acted
+    monkeypatch.setattr("remit.cli.rollback._CALLS_MAX", acted)
+    assert len(remit(*whole).json["steps"]) == acted
+    monkeypatch.setattr("remit.cli.rollback._CALLS_MAX", acted - 1)
+    assert f"more than {acted - 1} calls fit" in remit(*whole).err
+
+
 def test_what_does_not_fit_is_left_alone(remit: Terminal) -> None:
     refunds(remit, 300)
     ran = remit("rollback", "--agent", "agent:support-bot", "--since", "0s", "--yes")

@@ -79,7 +79,7 @@ def rollback(
     ask = not only_plan and asks(as_json=as_json, yes=yes, instead="--plan, or ")
     loaded = load(config_path)
     who = person(loaded, as_user)
-    query = CallQuery(tenant=who.tenant, agent=agent, tool=tool, run=run, since_us=since_us)
+    query = CallQuery(tenant=who.tenant, agent=agent, tool=tool, run=run, since_us=since_us, acted=True)
     steps, meanwhile = anyio.run(_work, loaded, who, query, call_ids, force, only_plan, ask)
     if as_json:
         print_json({"steps": steps, "cost": price(steps), "meanwhile": meanwhile})
@@ -107,7 +107,7 @@ async def _work(
     from remit.cli.output import progress
     from remit.cli.undo import sources_of
     from remit.records import open_records
-    from remit.rollback import has_acted, plan, roll_back
+    from remit.rollback import plan, roll_back
 
     with open_records(loaded.config.store.location, loaded.master_key) as found:
         calls = _calls(found, query, call_ids)
@@ -130,7 +130,7 @@ async def _work(
     known = {call.id for call in calls}
     with open_records(loaded.config.store.location, loaded.master_key) as found:
         now = [] if call_ids else found.calls(query, limit=_CALLS_MAX)
-        return steps, [call.id for call in now if call.id not in known and has_acted(call)]
+        return steps, [call.id for call in now if call.id not in known]
 
 
 def _calls(found: Records, query: CallQuery, call_ids: Sequence[str]) -> list[CallRecord]:
