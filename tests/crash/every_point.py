@@ -74,7 +74,8 @@ async def _dies(
         elif await story(clients, life.url):
             life.signal(signal.SIGTERM)  # closing is work too, and may be cut
     ended = await life.wait()
-    assert ended != "failed", f"{death}: {(place.folder / 'remit.stderr').read_text()[-4000:]}"
+    if ended == "failed":
+        flaws = [*flaws, f"a server failed, {death}: {(place.folder / 'remit.stderr').read_text()[-4000:]}"]
     return ended == "killed" and not flaws, flaws
 
 

@@ -64,8 +64,10 @@ class Zygote:
         try:
             async with asyncio.timeout(_START_S):
                 told = (await reader.readline()).decode().strip()
-        except TimeoutError:
-            os.kill(pid, signal.SIGUSR1)  # it says where it hangs
+        except BaseException as error:
+            # Who hangs says where; whom nobody waits for any more, since another could not start, goes.
+            os.kill(pid, signal.SIGUSR1 if isinstance(error, TimeoutError) else signal.SIGKILL)
+            writer.close()
             raise
         url = told if told.startswith("http") else ""
         ended = asyncio.create_task(_last_word("" if url else told, reader, writer))
