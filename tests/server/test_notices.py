@@ -76,7 +76,7 @@ async def test_the_next_answer_of_the_run_says_once_what_was_taken_back(
         answer, note = told.content
         assert answer.text == "ok"
         assert note.text.startswith("Note: an operator took back what you did here before: shop.buy (call ")
-        assert "bea" not in str(told)
+        assert "user:bea" not in str(told)
         again = await client.call_tool("shop.look", {"thing": "pen"}, meta=RUN)
         assert "dev.remit/notice" not in again.meta
         assert texts(again) == "ok"

@@ -25,7 +25,7 @@ MUTANTS = [
     Mutant("images.py", "(now.body, now.etag) != (", "(now.body, left['etag']) != ("),
     Mutant("images.py", 'and it.left["replaced"] == pile[-1][1]', "and True"),
     Mutant("rollback.py", "sorted(calls, key=_moment, reverse=True)", "sorted(calls, key=_moment)"),
-    Mutant("rollback.py", '_ACTED = ("scheduled", "cancelled", ', "_ACTED = ("),
+    Mutant("states.py", 'ACTED = ("scheduled", "cancelled", ', "ACTED = ("),
     Mutant(
         "pipeline.py", "if before and before.etag is not None and", "if before and call.kind == 'call' and"
     ),
